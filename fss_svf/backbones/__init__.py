@@ -1,0 +1,1 @@
+"""Backbones on torchvision's modules, dilated, with named stages."""

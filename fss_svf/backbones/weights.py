@@ -1,0 +1,140 @@
+"""Pretrained weights for a backbone: a torchvision name, a file, or none; and a report of what was loaded."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from fss_svf.errors import WeightsError, listing
+
+# A run's checkpoint stores its model's backbone under this name.
+_BACKBONE = "backbone."
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What went into a backbone.
+
+    source   the file or torchvision name, "random" for none
+    loaded   number of tensors
+    ignored  names in the file that a backbone does not have (a classifier, an auxiliary head)
+    trained_on  for a checkpoint of this project: dataset, fold and base classes it was trained on, else None
+    """
+
+    source: str
+    loaded: int = 0
+    ignored: tuple[str, ...] = ()
+    trained_on: Mapping[str, Any] | None = None
+
+    def __str__(self) -> str:
+        if self.source == "random":
+            return "backbone: random weights"
+        ignored = f"; not used: {listing(self.ignored, 4)}" if self.ignored else ""
+        return f"backbone: {self.loaded} tensors from {self.source}{ignored}"
+
+
+def load_weights(net: nn.Module, source: str | None, name: str) -> LoadReport:
+    """Load into the torchvision-shaped `net`, whose classifier alone may stay as it is. Raises WeightsError."""
+    if source is None:
+        return LoadReport("random")
+    trained_on = None
+    if Path(source).expanduser().is_file():
+        content = read_checkpoint(Path(source).expanduser())
+        trained_on = content.get("trained_on")
+        state = normalise_keys(content)
+    else:
+        state = _from_torchvision(source, name)
+    if any(key.endswith(".S") for key in state):
+        raise WeightsError(
+            f"{source}: an SVF-tuned backbone, whose weights alone are the pretrained ones; evaluate it with checkpoint=, "
+            "or give the weights it was tuned from"
+        )
+    own = net.state_dict()
+    required = {k for k in own if not _is_head(k) and not k.endswith("num_batches_tracked")}
+    _check_fits(own, state, required, source, name)
+    used = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
+    net.load_state_dict(used, strict=False)
+    ignored = tuple(k for k in state if k not in used)
+    return LoadReport(str(source), len(used), ignored, trained_on)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A file of torch.save with weights_only=True. Raises WeightsError naming the file."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise WeightsError(f"{path.absolute()}: no such checkpoint") from None
+    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(f"{path}: not a readable checkpoint ({reason}); half a download? get it anew") from None
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path}: holds a {type(content).__name__}, expected a dict of tensors")
+    return content
+
+
+def normalise_keys(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Torchvision's names, from a plain state dict, one nested under 'state_dict' or 'model', semseg's, or a run's.
+
+    Dropped: the prefixes 'module.' (DataParallel), 'encoder.' and 'backbone.', and 'layer0.' of the stem.
+    """
+    for nest in ("state_dict", "model"):
+        if isinstance(content.get(nest), Mapping):
+            content = content[nest]
+    state = {re.sub(r"^module\.", "", key): value for key, value in content.items() if isinstance(value, Tensor)}
+    if any(key.startswith(_BACKBONE) for key in state):
+        # A run's checkpoint: the backbone alone is taken, not its head.
+        state = {key: value for key, value in state.items() if key.startswith(_BACKBONE)}
+    return {_torchvision_name(key): value for key, value in state.items()}
+
+
+def _torchvision_name(key: str) -> str:
+    key = re.sub(r"^(encoder\.|backbone\.)?(layer0\.(?=conv|bn))?", "", key)
+    # VGG's stages are slices of `features` that keep its numbers.
+    return re.sub(r"^layer\d\.(\d+)\.(\w+)$", r"features.\1.\2", key)
+
+
+def _from_torchvision(source: str, name: str) -> dict[str, Tensor]:
+    try:
+        weights = torchvision.models.get_model_weights(name)[source]
+    except (KeyError, ValueError):
+        raise WeightsError(
+            f"backbone.weights={source}: neither a file ({Path(source).absolute()}) nor torchvision weights of {name}"
+        ) from None
+    try:
+        return dict(weights.get_state_dict(progress=True, check_hash=True))
+    except Exception as error:  # whatever the download raises: no network, a proxy, a broken file
+        raise WeightsError(
+            f"backbone.weights={source}: the download failed ({error}); fetch {weights.url} by other means and set "
+            "backbone.weights to the file"
+        ) from None
+
+
+def _is_head(key: str) -> bool:
+    return key.startswith(("fc.", "classifier."))
+
+
+def _check_fits(
+    own: Mapping[str, Tensor], state: Mapping[str, Tensor], required: set[str], source: str, name: str
+) -> None:
+    missing = sorted(required - set(state))
+    shapes = [
+        f"{key} {tuple(state[key].shape)} for {tuple(own[key].shape)}"
+        for key in sorted(required & set(state))
+        if own[key].shape != state[key].shape
+    ]
+    if not missing and not shapes:
+        return
+    hint = "choose the backbone the file was made for"
+    deep = "conv3.weight" in state
+    if name.startswith("resnet") and deep != ("conv3.weight" in own):
+        hint = f"the file has a {'deep' if deep else 'standard'} stem, set backbone.stem={'deep' if deep else 'standard'}"
+    wrong = f"missing {listing(missing, 3)}" if missing else f"shapes differ: {listing(shapes, 2)}"
+    raise WeightsError(f"{source}: does not fit backbone={name} ({wrong}); {hint}")

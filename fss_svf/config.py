@@ -1,0 +1,331 @@
+"""The one door between YAML and code: plain mappings go in, checked dataclasses come out.
+
+Beyond this module nobody sees a DictConfig. A key that no dataclass declares, a missing key and a value of the wrong
+type are errors that name the key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union
+
+from fss_svf.errors import ConfigError, did_you_mean
+from fss_svf.registry import BACKBONES, DATASETS, METHODS, TUNINGS, Choice, Registry
+
+T = TypeVar("T")
+FOLDS = 4
+
+
+def from_mapping(cls: type[T], values: object, where: str = "") -> T:
+    """Build the dataclass `cls` from a plain mapping, checking keys and types all the way down.
+
+    `where` is the key under which `values` stands, for messages. Raises ConfigError.
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where or 'config'}: expected a mapping of keys, got {values!r}")
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(cls)
+    for key in values:
+        if key not in fields:
+            raise ConfigError(f"{_join(where, str(key))}: no such key{did_you_mean(str(key), fields)}")
+    arguments = {}
+    for name, f in fields.items():
+        key = _join(where, name)
+        if name in values:
+            arguments[name] = _convert(hints[name], values[name], key, f.metadata.get("registry"))
+        elif f.default is MISSING and f.default_factory is MISSING:
+            raise ConfigError(f"{key}: missing; it has no default")
+    try:
+        return cls(**arguments)
+    except ConfigError as error:
+        raise ConfigError(f"{where}.{error}" if where else str(error)) from None
+
+
+def to_mapping(config: Any) -> Any:
+    """The inverse of from_mapping: nested plain dicts, lists and scalars, ready for YAML, JSON or a checkpoint."""
+    if isinstance(config, Choice):
+        return {"name": config.name, **to_mapping(config.options)}
+    if dataclasses.is_dataclass(config):
+        return {f.name: to_mapping(getattr(config, f.name)) for f in dataclasses.fields(config) if f.init}
+    if isinstance(config, Mapping):
+        return {str(key): to_mapping(value) for key, value in config.items()}
+    if isinstance(config, (tuple, list)):
+        return [to_mapping(value) for value in config]
+    return str(config) if isinstance(config, Path) else config
+
+
+def _join(where: str, key: str) -> str:
+    return f"{where}.{key}" if where else key
+
+
+def _convert(kind: Any, value: Any, key: str, registry: Registry | None = None) -> Any:
+    """`value` as the annotated type `kind`, or ConfigError."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        return _convert_union(arguments, value, key, registry)
+    if origin is Literal:
+        if value not in arguments:
+            raise ConfigError(f"{key}: expected one of {' | '.join(map(str, arguments))}, got {value!r}")
+        return value
+    if kind is Choice:
+        return _choice(value, key, registry)
+    if dataclasses.is_dataclass(kind):
+        return from_mapping(kind, value, key)  # type: ignore[arg-type]
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ConfigError(f"{key}: expected a list, got {value!r}")
+        if arguments[-1] is not Ellipsis and len(value) != len(arguments):
+            raise ConfigError(f"{key}: expected {len(arguments)} values, got {value!r}")
+        element = arguments if arguments[-1] is not Ellipsis else arguments[:1] * len(value)
+        return tuple(_convert(e, v, f"{key}[{i}]") for i, (e, v) in enumerate(zip(element, value)))
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{key}: expected a mapping of keys, got {value!r}")
+        return {str(k): _convert(arguments[1], v, _join(key, str(k))) for k, v in value.items()}
+    return _scalar(kind, value, key)
+
+
+def _convert_union(kinds: tuple[Any, ...], value: Any, key: str, registry: Registry | None) -> Any:
+    if value is None and type(None) in kinds:
+        return None
+    errors = []
+    for kind in (k for k in kinds if k is not type(None)):
+        try:
+            return _convert(kind, value, key, registry)
+        except ConfigError as error:
+            errors.append(error)
+    raise errors[0]
+
+
+def _choice(value: Any, key: str, registry: Registry | None) -> Choice:
+    assert registry is not None, f"{key}: a Choice field names its registry in its metadata"
+    if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+        raise ConfigError(f"{key}: nothing chosen; say {registry.kind}=NAME with one of {', '.join(registry.names())}")
+    entry = registry.entry(value["name"])
+    return Choice(value["name"], from_mapping(entry.options, {k: v for k, v in value.items() if k != "name"}, key))
+
+
+def _scalar(kind: type, value: Any, key: str) -> Any:
+    if kind is Path and isinstance(value, (str, Path)):
+        return Path(value).expanduser()
+    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+        return value
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", Path: "a path"}
+    raise ConfigError(f"{key}: expected {names.get(kind, kind.__name__)}, got {value!r}")
+
+
+def require(holds: bool, key: str, expected: str, got: object) -> None:
+    """Raise ConfigError 'key: expected ..., got ...' unless `holds`."""
+    if not holds:
+        raise ConfigError(f"{key}: expected {expected}, got {got!r}")
+
+
+def _group(registry: Registry) -> Any:
+    return field(metadata={"registry": registry})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The pieces that several verbs share
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Training augmentation: one random warp, blur and flip an image. Units: degrees, probabilities, fractions."""
+
+    scale: tuple[float, float]
+    rotate: float
+    blur: float
+    flip: float
+    keep_foreground: float
+
+    def __post_init__(self) -> None:
+        require(0 < self.scale[0] <= self.scale[1], "scale", "two positive numbers, the smaller first", self.scale)
+        for key in ("blur", "flip", "keep_foreground"):
+            require(0 <= getattr(self, key) <= 1, key, "a fraction from 0 to 1", getattr(self, key))
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """SGD. `lr` is the rate of the head, `backbone_lr` of whatever moves in the backbone; both as really used."""
+
+    lr: float
+    backbone_lr: float
+    momentum: float
+    weight_decay: float
+
+    def __post_init__(self) -> None:
+        for key in ("lr", "backbone_lr", "momentum", "weight_decay"):
+            require(getattr(self, key) >= 0, key, "a number >= 0", getattr(self, key))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How the rates move from step to step: constant, poly ((1 - t)^power) or cosine, t from 0 to 1."""
+
+    name: Literal["constant", "poly", "cosine"]
+    power: float = 0.9
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A training recipe at `size` x `size` pixels. An epoch shows every training image once as a query; `max_steps` ends it earlier."""
+
+    name: str
+    size: int
+    batch_size: int
+    epochs: int
+    max_steps: int | None
+    optimizer: Optimizer
+    schedule: Schedule
+    augment: Augment
+
+    def __post_init__(self) -> None:
+        _check_size(self.size)
+        require(self.batch_size >= 1, "batch_size", "a whole number >= 1", self.batch_size)
+        require(self.epochs >= 1, "epochs", "a whole number >= 1", self.epochs)
+        require(self.max_steps is None or self.max_steps >= 1, "max_steps", "null or >= 1", self.max_steps)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a number is measured. Two results compare only where the hash of their protocols is the same."""
+
+    name: str
+    episodes: int
+    runs: int
+    seed: int
+    queries: Literal["in_order", "random"]
+    resize: Literal["pad", "squash"]
+    label: Literal["original", "resized"]
+
+    def __post_init__(self) -> None:
+        require(self.episodes >= 1, "episodes", "a whole number >= 1", self.episodes)
+        require(self.runs >= 1, "runs", "a whole number >= 1", self.runs)
+
+    def hash(self, **also: object) -> str:
+        """Eight hex digits over every field and what else is part of the measurement (input size, data choices)."""
+        text = json.dumps([to_mapping(self), to_mapping(also)], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Evaluation while training: every so many steps, on so many episodes of the protocol."""
+
+    every: int
+    episodes: int
+
+    def __post_init__(self) -> None:
+        require(self.every >= 1, "every", "a whole number of steps >= 1", self.every)
+        require(self.episodes >= 1, "episodes", "a whole number >= 1", self.episodes)
+
+
+def _check_fold(fold: int | None) -> None:
+    require(fold is None or 0 <= fold < FOLDS, "fold", f"0..{FOLDS - 1}", fold)
+
+
+def _check_size(size: int) -> None:
+    # The networks read at 1/8 and write at the input's size with aligned corners: both grids must share their corners.
+    lower = (size - 1) // 8 * 8 + 1
+    require(size >= 33 and size == lower, "size", f"n with (n - 1) % 8 == 0, such as {lower} or {lower + 8}", size)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One dataclass a verb
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    dataset: Choice = _group(DATASETS)
+    workers: int = 2
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    name: str
+    fold: int
+    seed: int
+    device: str
+    workers: int
+    log_every: int
+    resume: Path | None
+    recipe: Recipe
+    dataset: Choice = _group(DATASETS)
+    backbone: Choice = _group(BACKBONES)
+
+    def __post_init__(self) -> None:
+        _check_fold(self.fold)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    name: str
+    fold: int
+    shot: int
+    seed: int
+    device: str
+    workers: int
+    log_every: int
+    resume: Path | None
+    recipe: Recipe
+    protocol: Protocol
+    validate: Validation
+    dataset: Choice = _group(DATASETS)
+    backbone: Choice = _group(BACKBONES)
+    method: Choice = _group(METHODS)
+    tuning: Choice = _group(TUNINGS)
+
+    def __post_init__(self) -> None:
+        _check_fold(self.fold)
+        require(self.shot >= 1, "shot", "a whole number >= 1", self.shot)
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What is null comes from the checkpoint; without a checkpoint nothing may be null but `checkpoint`."""
+
+    name: str
+    checkpoint: Path | None
+    fold: int | None
+    shot: tuple[int, ...] | int
+    seed: int
+    seeds: int
+    size: int | None
+    device: str
+    workers: int
+    batch_size: int
+    pictures: int
+    protocol: Protocol
+    dataset: dict[str, Any]
+    backbone: dict[str, Any]
+    method: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        _check_fold(self.fold)
+        if self.size is not None:
+            _check_size(self.size)
+        require(bool(self.shots) and all(s >= 1 for s in self.shots), "shot", "1 or a list such as [1,5]", self.shot)
+        require(self.batch_size >= 1, "batch_size", "a whole number >= 1", self.batch_size)
+        require(self.pictures >= 0, "pictures", "a whole number >= 0", self.pictures)
+
+    @property
+    def shots(self) -> tuple[int, ...]:
+        return (self.shot,) if isinstance(self.shot, int) else self.shot
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    name: str
+    runs: tuple[Path, ...] | Path
+    out: Path | None

@@ -1,0 +1,112 @@
+"""What a dataset is: options, a preparation, and two splits that read images and labels."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from fss_svf.config import require
+from fss_svf.data.folds import Partition
+from fss_svf.data.images import read_image, read_label
+from fss_svf.data.index import Index
+from fss_svf.errors import DataError
+
+SplitName = Literal["train", "val"]
+
+
+@dataclass(frozen=True)
+class DatasetOptions:
+    """Options that every dataset has. What each one does to the numbers stands in conf/dataset/*.yaml."""
+
+    root: Path
+    prepared: Path
+    class_partition: Partition
+    min_area: int
+    filter_novel: bool
+    too_few_images: Literal["error", "skip"]
+
+    def __post_init__(self) -> None:
+        require(self.min_area >= 1, "min_area", "a number of pixels >= 1", self.min_area)
+
+
+@dataclass(frozen=True)
+class Split:
+    """The images of one split: its index, and where image and label of a name lie."""
+
+    index: Index
+    images: Path
+    image_ending: str
+    labels: Path
+
+    def image(self, number: int) -> np.ndarray:
+        """(H, W, 3) uint8 RGB of image `number`. Raises DataError."""
+        return read_image(self.images / f"{self.index.names[number]}{self.image_ending}")
+
+    def label(self, number: int) -> np.ndarray:
+        """(H, W) uint8 class numbers and 255 of image `number`. Raises DataError."""
+        return read_label(self.labels / f"{self.index.names[number]}.png")
+
+    def pair(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Image and label; raises DataError when their sizes differ."""
+        image, label = self.image(number), self.label(number)
+        if image.shape[:2] != label.shape:
+            name = self.index.names[number]
+            raise DataError(
+                f"{self.labels / name}.png: label of {label.shape[1]} x {label.shape[0]} for an image of "
+                f"{image.shape[1]} x {image.shape[0]}; make it anew, or delete it and prepare the dataset again"
+            )
+        return image, label
+
+
+class Dataset(ABC):
+    """A dataset by its options. Nothing is read before `prepare` or `split`."""
+
+    name: str
+
+    def __init__(self, options: DatasetOptions) -> None:
+        self.options = options
+
+    @abstractmethod
+    def prepare(self, workers: int) -> dict[SplitName, Index]:
+        """Check the download and write what runs read later, once. Raises DataError."""
+
+    @abstractmethod
+    def split(self, name: SplitName) -> Split:
+        """Open a prepared split. Raises DataError when it was not prepared."""
+
+    def _open_index(self, path: Path) -> Index:
+        try:
+            return Index.load(path)
+        except FileNotFoundError:
+            raise DataError(
+                f"dataset={self.name}: not prepared, there is no {path}; run 'fss-svf prepare dataset={self.name} "
+                f"dataset.root={self.options.root}' (and the dataset options of this run) first"
+            ) from None
+
+
+def require_folder(path: Path, key: str, name: str) -> None:
+    """Raise DataError when the folder is missing; `key` is the config key that names it."""
+    if not path.is_dir():
+        raise DataError(
+            f"dataset={name}: no folder {path.absolute()}; set {key} to where it is (data/README.md shows the tree)"
+        )
+
+
+def require_images(folder: Path, names: list[str], ending: str, allow_missing: bool) -> list[str]:
+    """The names whose image is in `folder`. Missing ones raise DataError unless they are allowed."""
+    present = {entry.name for entry in folder.iterdir()}
+    missing = [name for name in names if name + ending not in present]
+    if missing and not allow_missing:
+        raise DataError(
+            f"{folder}: {len(missing)} of {len(names)} images are missing, first {missing[0]}{ending}; finish the "
+            "download, or set dataset.allow_missing=true to go on with those that are there"
+        )
+    gone = set(missing)
+    kept = [name for name in names if name not in gone]
+    if not kept:
+        raise DataError(f"{folder}: none of the {len(names)} images is there, first {missing[0]}{ending}")
+    return kept

@@ -1,0 +1,145 @@
+"""Which images make up episode number n: a pure function of (index, split, seed, n)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+
+from fss_svf.data.dataset import DatasetOptions, SplitName
+from fss_svf.data.folds import base_classes, novel_classes
+from fss_svf.data.index import Index
+from fss_svf.errors import DataError, listing
+
+Order = Literal["in_order", "random", "shuffled_epochs"]
+
+# Independent random streams of one seed.
+_EPISODE, _EPOCH, AUGMENTATION = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class EpisodeSpec:
+    """One episode by image numbers of the split's index."""
+
+    number: int
+    class_id: int
+    query: int
+    supports: tuple[int, ...]
+
+
+class EpisodeSampler:
+    """Draws episodes: `sampler[n]` is the same for any process, worker, batch size or history.
+
+    queries   every image of the list that holds a class of this sampler
+    supports  of a class: its images with at least min_area pixels of it (2,048 in all papers, at original size)
+
+    order: "in_order" walks the list again and again, "random" draws queries independently, "shuffled_epochs" shows
+    every query once an epoch in an order of that epoch. The class is drawn from all classes of this sampler in the
+    query, also those under min_area; then the supports without replacement, never the query. A 1-shot support is the
+    first of the 5-shot supports of the same episode.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        classes: Sequence[int],
+        keep: np.ndarray,
+        shot: int,
+        seed: int,
+        order: Order,
+        min_area: int,
+        too_few_images: Literal["error", "skip"] = "error",
+        what: str = "this split",
+    ) -> None:
+        """`keep`: (N,) bool, the images that may be used at all. Raises DataError for a class with too few images."""
+        large = (index.areas >= min_area) & keep[:, None]
+        self._supports = {c: np.flatnonzero(large[:, c]) for c in classes}
+        # A query is itself among its class's images, so K supports take K + 1.
+        few = [c for c in classes if len(self._supports[c]) <= shot]
+        if few and too_few_images == "error":
+            found = listing([f"{index.class_name(c)} has {len(self._supports[c])}" for c in few])
+            raise DataError(
+                f"{what}: {shot}-shot episodes need {shot + 1} images a class of at least {min_area} px each, {found}; "
+                "add images, lower dataset.min_area, or leave such classes out with dataset.too_few_images=skip"
+            )
+        self.skipped = tuple(few)
+        self.classes = tuple(c for c in classes if c not in set(few))
+        self.index, self.shot, self.seed, self.order = index, shot, seed, order
+        # As in the papers' lists: an image is listed when one class is large enough in it.
+        self.queries = np.flatnonzero(large[:, list(self.classes)].any(axis=1)) if self.classes else np.array([], int)
+        if not len(self.queries):
+            raise DataError(f"{what}: no class has the {shot + 1} images that {shot}-shot episodes need; nothing to draw")
+
+    def __len__(self) -> int:
+        """The number of queries: one epoch."""
+        return len(self.queries)
+
+    def __getitem__(self, number: int) -> EpisodeSpec:
+        if number < 0:
+            raise IndexError(f"episode numbers start at 0, got {number}")
+        random = np.random.default_rng([self.seed, number, _EPISODE])
+        query = int(self.queries[self._position(number, random)])
+        present = [c for c in self.classes if self.index.areas[query, c] > 0]
+        class_id = int(random.choice(present))
+        others = self._supports[class_id]
+        others = others[others != query]
+        # A whole permutation's head, not choice(size=shot): the first support must not depend on the shot.
+        supports = others[_first_of_permutation(random, len(others), self.shot)]
+        return EpisodeSpec(number, class_id, query, tuple(int(s) for s in supports))
+
+    def _position(self, number: int, random: np.random.Generator) -> int:
+        if self.order == "in_order":
+            return number % len(self.queries)
+        if self.order == "random":
+            return int(random.integers(len(self.queries)))
+        epoch, position = divmod(number, len(self.queries))
+        return int(_epoch_order(self.seed, epoch, len(self.queries))[position])
+
+
+def _first_of_permutation(random: np.random.Generator, n: int, k: int) -> list[int]:
+    """The first k entries of a random permutation of range(n), drawn one by one: a prefix of those for k + 1."""
+    chosen: list[int] = []
+    while len(chosen) < k:
+        i = int(random.integers(n))
+        if i not in chosen:
+            chosen.append(i)
+    return chosen
+
+
+@lru_cache(maxsize=4)
+def _epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch, _EPOCH]).permutation(n)
+
+
+def split_classes(index: Index, options: DatasetOptions, fold: int, split: SplitName) -> tuple[int, ...]:
+    """The classes whose episodes this split shows: the base classes in train, the novel ones in val."""
+    chosen = base_classes if split == "train" else novel_classes
+    return chosen(len(index.class_names), fold, options.class_partition)
+
+
+def usable_images(index: Index, options: DatasetOptions, fold: int, split: SplitName) -> np.ndarray:
+    """(N,) bool. With filter_novel (BAM's and SVF's dagger) training leaves out every image with a novel pixel."""
+    keep = np.ones(len(index), bool)
+    if split == "train" and options.filter_novel:
+        keep &= ~index.having(split_classes(index, options, fold, "val"))
+    return keep
+
+
+def make_sampler(
+    index: Index, options: DatasetOptions, fold: int, split: SplitName, shot: int, seed: int, order: Order
+) -> EpisodeSampler:
+    """The sampler of a fold's split by the dataset's options."""
+    return EpisodeSampler(
+        index,
+        split_classes(index, options, fold, split),
+        usable_images(index, options, fold, split),
+        shot,
+        seed,
+        order,
+        options.min_area,
+        options.too_few_images,
+        what=f"fold {fold}, {split}",
+    )

@@ -1,0 +1,109 @@
+"""The columnar index of one split: which class covers how many pixels of which image.
+
+Folds, the area rule and the filter of novel classes are queries on it, so a run starts without opening an image.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+
+from fss_svf.errors import DataError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class ImageRow:
+    """One image as the preparation found it: its size, and the pixel area of every class in its label."""
+
+    name: str
+    height: int
+    width: int
+    areas: dict[int, int]
+
+
+@dataclass(frozen=True)
+class Index:
+    """N images by C classes.
+
+    names        (N,) str, the image's file name without its ending, in list order
+    sizes        (N, 2) int32, height and width
+    areas        (N, C + 1) int32, pixels of class 1..C in the label at its original size; column 0 is unused
+    class_names  C names, class 1 first
+    fingerprint  what the index was made from; a preparation with another fingerprint makes it anew
+    """
+
+    names: np.ndarray
+    sizes: np.ndarray
+    areas: np.ndarray
+    class_names: tuple[str, ...]
+    fingerprint: str
+
+    @classmethod
+    def from_rows(cls, rows: Iterable[ImageRow], class_names: Iterable[str], fingerprint: str) -> Index:
+        rows, class_names = list(rows), tuple(class_names)
+        areas = np.zeros((len(rows), len(class_names) + 1), np.int32)
+        for i, row in enumerate(rows):
+            for c, area in row.areas.items():
+                if not 1 <= c <= len(class_names):
+                    raise DataError(f"{row.name}: its label holds class {c}, the dataset has 1..{len(class_names)}")
+                areas[i, c] = area
+        sizes = np.array([(row.height, row.width) for row in rows], np.int32).reshape(-1, 2)
+        return cls(np.array([row.name for row in rows], dtype=np.str_), sizes, areas, class_names, fingerprint)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def class_name(self, number: int) -> str:
+        return self.class_names[number - 1]
+
+    @cached_property
+    def hash(self) -> str:
+        """16 hex digits over names, sizes, areas and classes: equal where every query has equal answers."""
+        digest = hashlib.sha256("\0".join([*self.names.tolist(), *self.class_names]).encode())
+        digest.update(self.sizes.tobytes())
+        digest.update(self.areas.tobytes())
+        return digest.hexdigest()[:16]
+
+    def having(self, classes: Iterable[int], min_area: int = 1) -> np.ndarray:
+        """(N,) bool: images in which some class of `classes` covers at least `min_area` pixels."""
+        return (self.areas[:, list(classes)] >= min_area).any(axis=1)
+
+    def save(self, path: Path) -> None:
+        """Write to `path` (.npz), whole or not at all. Areas are stored as (image, class, area) rows."""
+        image, number = np.nonzero(self.areas)
+        partial = path.with_suffix(".partial.npz")
+        np.savez(
+            partial,
+            names=self.names,
+            sizes=self.sizes,
+            image=image.astype(np.int32),
+            number=number.astype(np.int16),
+            area=self.areas[image, number],
+            meta=np.array(
+                json.dumps({"format": FORMAT, "classes": self.class_names, "fingerprint": self.fingerprint})
+            ),
+        )
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Index:
+        """Raises DataError when the file is damaged or of another format; FileNotFoundError when there is none."""
+        try:
+            with np.load(path, allow_pickle=False) as z:
+                meta = json.loads(str(z["meta"]))
+                if meta["format"] != FORMAT:
+                    raise DataError(f"{path}: index of format {meta['format']}, expected {FORMAT}; delete and prepare")
+                areas = np.zeros((len(z["names"]), len(meta["classes"]) + 1), np.int32)
+                areas[z["image"], z["number"]] = z["area"]
+                return cls(z["names"], z["sizes"], areas, tuple(meta["classes"]), meta["fingerprint"])
+        except (BadZipFile, ValueError, KeyError, EOFError) as error:
+            raise DataError(f"{path}: the index is damaged ({error}); delete it and run 'fss-svf prepare'") from None

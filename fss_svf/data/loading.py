@@ -1,0 +1,184 @@
+"""From episode numbers to batches of tensors. What a batch holds does not depend on the number of workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from fss_svf.config import Augment
+from fss_svf.data.augment import EvalTransform, TrainTransform, binary_mask
+from fss_svf.data.dataset import Split
+from fss_svf.data.episodes import AUGMENTATION, EpisodeSampler
+from fss_svf.episode import IGNORE, Episode
+from fss_svf.errors import FssError
+
+
+@dataclass(frozen=True)
+class EvalBatch:
+    """Episodes to evaluate, and the query's mask at its original size ((H_i, W_i) uint8 in {0, 1, 255}) of each."""
+
+    episode: Episode
+    original_masks: list[Tensor]
+
+
+@dataclass(frozen=True)
+class LabelBatch:
+    """Images (B, 3, H, W) uint8 and labels (B, H, W) uint8, base classes renumbered 1..n, 255 ignored."""
+
+    images: Tensor
+    labels: Tensor
+
+
+class _Numbered(Dataset):
+    """A dataset whose item n is made by `make(n)`. An expected failure travels to the main process as an item."""
+
+    def __init__(self, make: Callable[[int], Any]) -> None:
+        self.make = make
+
+    def __getitem__(self, number: int) -> Any:
+        try:
+            return self.make(number)
+        except FssError as error:
+            # Raised in a worker, DataLoader would wrap it into a page of traceback.
+            return error
+
+
+class _Collate:
+    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
+        self.collate = collate
+
+    def __call__(self, items: list[Any]) -> Any:
+        return next((item for item in items if isinstance(item, FssError)), None) or self.collate(items)
+
+
+def batches(
+    make: Callable[[int], Any],
+    collate: Callable[[list[Any]], Any],
+    numbers: Sequence[int],
+    batch_size: int,
+    workers: int,
+    pin_memory: bool = False,
+) -> Iterator[Any]:
+    """Yield collate([make(n), ...]) over `numbers` in order, made in `workers` processes (0: in this one)."""
+    loader = DataLoader(
+        _Numbered(make),
+        batch_size=batch_size,
+        sampler=numbers,
+        num_workers=workers,
+        collate_fn=_Collate(collate),
+        pin_memory=pin_memory,
+        worker_init_fn=_start_worker,
+        # The order of episodes is fixed by their numbers; this generator only keeps DataLoader off the global one.
+        generator=torch.Generator(),
+    )
+    for batch in loader:
+        if isinstance(batch, FssError):
+            raise batch
+        yield batch
+
+
+def _start_worker(_: int) -> None:
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+
+
+class TrainEpisodes:
+    """Makes augmented training episodes by number."""
+
+    def __init__(self, split: Split, sampler: EpisodeSampler, size: int, augment: Augment) -> None:
+        self.split, self.sampler = split, sampler
+        self.transform = TrainTransform(size, augment)
+
+    def __call__(self, number: int) -> Episode:
+        spec = self.sampler[number]
+        random = np.random.default_rng([self.sampler.seed, number, AUGMENTATION])
+        pairs = []
+        for image_number in (spec.query, *spec.supports):
+            image, label = self.split.pair(image_number)
+            pairs.append(self.transform(image, binary_mask(label, spec.class_id), random))
+        return _episode(pairs, spec.class_id, number)
+
+
+class EvalEpisodes:
+    """Makes evaluation episodes by number, with the query's mask at its original size."""
+
+    def __init__(self, split: Split, sampler: EpisodeSampler, transform: EvalTransform) -> None:
+        self.split, self.sampler, self.transform = split, sampler, transform
+
+    def __call__(self, number: int) -> EvalBatch:
+        spec = self.sampler[number]
+        pairs = []
+        for image_number in (spec.query, *spec.supports):
+            image, label = self.split.pair(image_number)
+            mask = binary_mask(label, spec.class_id)
+            if not pairs:
+                original = torch.from_numpy(mask)
+            pairs.append(self.transform(image, mask))
+        return EvalBatch(_episode(pairs, spec.class_id, number), [original])
+
+
+class BaseLabels:
+    """Makes augmented images with base labels by number, every image once an epoch (BAM's stage 1)."""
+
+    def __init__(self, split: Split, sampler: EpisodeSampler, size: int, augment: Augment) -> None:
+        self.split, self.sampler = split, sampler
+        self.transform = TrainTransform(size, augment)
+        self.lookup = base_label_lookup(sampler.classes)
+
+    def __call__(self, number: int) -> LabelBatch:
+        random = np.random.default_rng([self.sampler.seed, number, AUGMENTATION])
+        image, label = self.split.pair(self.sampler[number].query)
+        image, label = self.transform(image, self.lookup[label], random)
+        return LabelBatch(_image_tensor(image)[None], torch.from_numpy(label)[None])
+
+
+def base_label_lookup(base: Sequence[int]) -> np.ndarray:
+    """(256,) uint8: base classes to 1..n in ascending order, all others to background, 255 to itself."""
+    lookup = np.zeros(256, np.uint8)
+    lookup[sorted(base)] = np.arange(1, len(base) + 1)
+    lookup[IGNORE] = IGNORE
+    return lookup
+
+
+def collate_episodes(items: list[Episode]) -> Episode:
+    """Join episodes along the batch dimension."""
+    joined = {}
+    for name in ("query_image", "support_images", "support_masks", "query_mask", "class_id", "number"):
+        joined[name] = torch.cat([getattr(item, name) for item in items])
+    return Episode(**joined)
+
+
+def collate_eval(items: list[EvalBatch]) -> EvalBatch:
+    """Join evaluation episodes; the original masks keep their sizes."""
+    masks = [mask for item in items for mask in item.original_masks]
+    return EvalBatch(collate_episodes([item.episode for item in items]), masks)
+
+
+def collate_labels(items: list[LabelBatch]) -> LabelBatch:
+    """Join labelled images along the batch dimension."""
+    return LabelBatch(torch.cat([item.images for item in items]), torch.cat([item.labels for item in items]))
+
+
+def _image_tensor(image: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+
+def _episode(pairs: list[tuple[np.ndarray, np.ndarray]], class_id: int, number: int) -> Episode:
+    """One episode (B = 1) of query first, then supports."""
+    images = torch.stack([_image_tensor(image) for image, _ in pairs])
+    masks = torch.stack([torch.from_numpy(mask) for _, mask in pairs])
+    return Episode(
+        query_image=images[:1],
+        support_images=images[None, 1:],
+        support_masks=masks[None, 1:],
+        query_mask=masks[:1],
+        class_id=torch.tensor([class_id]),
+        number=torch.tensor([number]),
+    )

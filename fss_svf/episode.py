@@ -1,0 +1,87 @@
+"""What passes between data, methods, training and evaluation: an episode of tensors, and a prediction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+
+import torch
+from torch import Tensor
+
+# A method's encoding of images: a plain dict of tensors, first dimension = the image.
+Code = dict[str, Tensor]
+
+IGNORE = 255
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Episode:
+    """A batch of B episodes with K supports each.
+
+    Loaders yield images as uint8 RGB, which is a quarter of the bytes on the way to the device;
+    `normalized()` makes the float images that methods read.
+
+    query_image     (B, 3, H, W)     uint8 RGB, or float normalised with ImageNet's mean and deviation
+    support_images  (B, K, 3, H, W)  same
+    support_masks   (B, K, H, W)     uint8 in {0, 1, 255}: background, the episode's class, ignored
+    query_mask      (B, H, W)        uint8 in {0, 1, 255}; None where it is not known (prediction)
+    class_id        (B,)             int64, the class of each episode, 1..C
+    number          (B,)             int64, the episode's number, from which it was drawn
+    """
+
+    query_image: Tensor
+    support_images: Tensor
+    support_masks: Tensor
+    query_mask: Tensor | None = None
+    class_id: Tensor | None = None
+    number: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        q, s, m = self.query_image.shape, self.support_images.shape, self.support_masks.shape
+        if len(q) != 4 or len(s) != 5 or q[1] != 3 or s[2] != 3 or q[0] != s[0] or m != (*s[:2], *s[3:]):
+            raise ValueError(
+                "Episode: expected query_image (B,3,H,W), support_images (B,K,3,H,W), support_masks (B,K,H,W), got "
+                f"{tuple(q)}, {tuple(s)}, {tuple(m)}"
+            )
+
+    @property
+    def shot(self) -> int:
+        return self.support_images.shape[1]
+
+    def to(self, device: torch.device | str) -> Episode:
+        """The same episode on another device."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Episode(**{name: t if t is None else t.to(device, non_blocking=True) for name, t in moved.items()})
+
+    def pin_memory(self) -> Episode:
+        """Called by DataLoader(pin_memory=True)."""
+        pinned = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Episode(**{name: t if t is None else t.pin_memory() for name, t in pinned.items()})
+
+    def normalized(self) -> Episode:
+        """Images as float32, (value / 255 - mean) / deviation of ImageNet. Float images are left as they are."""
+        return replace(
+            self, query_image=normalize(self.query_image), support_images=normalize(self.support_images)
+        )
+
+
+def normalize(images: Tensor) -> Tensor:
+    """(..., 3, H, W) uint8 RGB to float32 in ImageNet's normalisation; float input is returned as it is."""
+    if images.dtype != torch.uint8:
+        return images
+    mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(3, 1, 1) * 255
+    std = torch.tensor(IMAGENET_STD, device=images.device).view(3, 1, 1) * 255
+    return (images.float() - mean) / std
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a method says of a batch of queries.
+
+    logits  (B, 2, H, W) float: background and foreground, at the query's size
+    aux     further outputs by name, for losses or for looking at
+    """
+
+    logits: Tensor
+    aux: dict[str, Tensor] = field(default_factory=dict)

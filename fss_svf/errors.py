@@ -1,0 +1,39 @@
+"""The failures a user can cause and mend. Each message is one line: what was asked, what was found, what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class FssError(Exception):
+    """Base of every expected failure; the command line prints its message without a traceback."""
+
+
+class ConfigError(FssError):
+    """A key or value of the configuration is wrong."""
+
+
+class DataError(FssError):
+    """A dataset is missing, incomplete or damaged, or too small for the episodes asked of it."""
+
+
+class WeightsError(FssError):
+    """A checkpoint, adapter or weights file does not fit what it is loaded into."""
+
+
+class TrainingError(FssError):
+    """Training cannot go on: a loss that is not finite, a trainable tensor without a gradient."""
+
+
+def listing(items: Iterable[object], limit: int = 5) -> str:
+    """The first `limit` items joined by commas, and how many more there are."""
+    items = [str(item) for item in items]
+    more = f" and {len(items) - limit} more" if len(items) > limit else ""
+    return ", ".join(items[:limit]) + more
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """' (did you mean X?)' for the known word closest to `word`, or an empty string."""
+    close = get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f" (did you mean {close[0]!r}?)" if close else ""

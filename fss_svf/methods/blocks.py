@@ -1,0 +1,89 @@
+"""Blocks that several methods share. Bilinear resizes align corners unless a docstring says otherwise.
+
+Rebuilt from the behaviour of PFENet and of SVF's baseline; no line is theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+MAP_EPS = 5e-4
+COSINE_EPS = 1e-7
+
+
+def resize(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Bilinear resize of (..., C, h, w) with aligned corners; the input itself where it has the size already."""
+    if tuple(x.shape[-2:]) == tuple(size):
+        return x
+    return F.interpolate(x, size=list(size), mode="bilinear", align_corners=True)
+
+
+def foreground(masks: Tensor) -> Tensor:
+    """(M, H, W) in {0, 1, 255} to (M, 1, H, W) float: 1 on the class, 0 elsewhere and on ignored pixels."""
+    return (masks == 1).float().unsqueeze(1)
+
+
+def masked_average_pooling(features: Tensor, mask: Tensor) -> Tensor:
+    """(M, C, h, w) and (M, 1, h, w) to prototypes (M, C): sum(f * m) / (sum(m) + 5e-4). An empty mask gives zeros."""
+    return (features * mask).sum((2, 3)) / (mask.sum((2, 3)) + MAP_EPS)
+
+
+def prior_mask(query: Tensor, support: Tensor) -> Tensor:
+    """PFENet's prior (section 3.2 of its paper): (B, C, h, w) and (B, K, C, h, w) to (B, K, 1, h, w) in [0, 1].
+
+    Cosine similarity of every query position with every support position, maximum over support positions, min-max
+    normalised per query and shot. `support` is zero outside the object, where the similarity is 0.
+    """
+    # Not under autocast: similarities of deep features differ in the third digit.
+    with torch.autocast(query.device.type, enabled=False):
+        q = query.float().flatten(2)  # (B, C, n)
+        s = support.float().flatten(3)  # (B, K, C, m)
+        norms = s.norm(dim=2).unsqueeze(-1) * q.norm(dim=1)[:, None, None, :]  # (B, K, m, n)
+        similarity = torch.einsum("bkcm,bcn->bkmn", s, q) / (norms + COSINE_EPS)
+        best = similarity.amax(2)  # (B, K, n)
+        low = best.amin(-1, keepdim=True)
+        prior = (best - low) / (best.amax(-1, keepdim=True) - low + COSINE_EPS)
+        return prior.unflatten(-1, query.shape[-2:]).unsqueeze(2)
+
+
+def conv_relu(inputs: int, outputs: int, kernel: int = 1, dilation: int = 1, bias: bool = False) -> nn.Sequential:
+    """A convolution that keeps the size, and ReLU."""
+    padding = dilation * (kernel // 2)
+    conv = nn.Conv2d(inputs, outputs, kernel, padding=padding, dilation=dilation, bias=bias)
+    return nn.Sequential(conv, nn.ReLU(inplace=True))
+
+
+class ASPP(nn.Module):
+    """Five branches with bias and ReLU, concatenated to 5 * width: image pooling, 1x1, and 3x3 at three dilations."""
+
+    def __init__(self, width: int, dilations: Sequence[int] = (6, 12, 18)) -> None:
+        super().__init__()
+        self.pooled = conv_relu(width, width, bias=True)
+        self.pointwise = conv_relu(width, width, bias=True)
+        self.dilated = nn.ModuleList(conv_relu(width, width, 3, d, bias=True) for d in dilations)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, width, h, w) to (B, 5 * width, h, w)."""
+        pooled = self.pooled(x.mean((2, 3), keepdim=True)).expand_as(x)
+        return torch.cat([pooled, self.pointwise(x), *(branch(x) for branch in self.dilated)], dim=1)
+
+
+class ResidualPair(nn.Module):
+    """x + two 3x3 convolutions with ReLU after each."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*conv_relu(width, width, 3), *conv_relu(width, width, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        # The last ReLU of the body may not write over x, which the sum reads again.
+        return self.body(x) + x
+
+
+def classifier(width: int, classes: int = 2) -> nn.Sequential:
+    """3x3 + ReLU + Dropout2d 0.1 + 1x1 with bias."""
+    return nn.Sequential(*conv_relu(width, width, 3), nn.Dropout2d(0.1), nn.Conv2d(width, classes, 1))

@@ -1,0 +1,72 @@
+"""The seam between a method and everything else."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from fss_svf.backbones.backbone import Backbone
+from fss_svf.episode import IGNORE, Code, Episode, Prediction
+
+
+class FewShotMethod(nn.Module, ABC):
+    """A method encodes queries and supports apart, then segments. All images are normalised floats.
+
+    BatchNorm stays in eval mode also while training (fix_bn of the official recipes).
+    """
+
+    # Whether the method has anything to train; the controls have not.
+    trainable = True
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    @abstractmethod
+    def encode_query(self, images: Tensor) -> Code:
+        """(B, 3, H, W) to a code with B rows."""
+
+    @abstractmethod
+    def encode_support(self, images: Tensor, masks: Tensor) -> Code:
+        """(M, 3, H, W) and (M, H, W) in {0, 1, 255} to a code with M rows, one a support image."""
+
+    @abstractmethod
+    def segment(self, query: Code, support: Code, size: tuple[int, int]) -> Prediction:
+        """Segment B queries; support rows are regrouped to (B, K, ...). Logits come at `size` (H, W)."""
+
+    def losses(self, prediction: Prediction, episode: Episode) -> dict[str, Tensor]:
+        """Loss terms by name; their plain sum is minimised. Default: cross-entropy of the logits, 255 ignored."""
+        return {"main": cross_entropy(prediction.logits, episode.query_mask)}
+
+    def forward(self, episode: Episode) -> Prediction:
+        """Encode and segment a batch of episodes. Methods override this to share one backbone pass."""
+        support = self.encode_support(*flat_supports(episode))
+        query = self.encode_query(episode.query_image)
+        return self.segment(query, regroup(support, episode.shot), tuple(episode.query_image.shape[-2:]))
+
+    def train(self, mode: bool = True) -> FewShotMethod:
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
+
+
+def flat_supports(episode: Episode) -> tuple[Tensor, Tensor]:
+    """Support images (B * K, 3, H, W) and masks (B * K, H, W), episode by episode."""
+    return episode.support_images.flatten(0, 1), episode.support_masks.flatten(0, 1)
+
+
+def regroup(code: Code, shot: int) -> Code:
+    """(B * K, ...) rows to (B, K, ...)."""
+    return {name: value.unflatten(0, (-1, shot)) for name, value in code.items()}
+
+
+def cross_entropy(logits: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean cross-entropy over the pixels of (B, H, W) `mask` that are not 255; 0 where there is none."""
+    assert mask is not None, "an episode without query_mask has no loss"
+    if not (mask != IGNORE).any():
+        return logits.sum() * 0  # the mean over no pixel would be NaN
+    return torch.nn.functional.cross_entropy(logits, mask.long(), ignore_index=IGNORE)

@@ -1,0 +1,140 @@
+"""Turning the layers of a model into SVF layers, and merging, unmerging and disabling them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from fss_svf.svf.layers import CONVERTED, SVFLayer, factorise
+
+
+def decompose(
+    module: nn.Module,
+    include: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+    rank: int | None = None,
+    rank_multiple: int = 1,
+    progress: bool = False,
+) -> nn.Module:
+    """Convert every nn.Conv2d and nn.Linear of `module` into an SVF layer, in place; returns `module`.
+
+    include, exclude  regular expressions, searched (re.search) in the qualified layer name such as
+                      "layer2.0.conv1"; no include means every layer. A bare layer's name is "".
+    rank              keep the largest `rank` singular values; None keeps all, which changes no output
+    rank_multiple     floor the rank to a multiple of it (the official code uses 4)
+    progress          show a progress bar: the SVD of a ResNet-50 takes most of a minute on two cores
+
+    The converted layers' S requires grad and their weight does not; biases and other modules stay as they are, as do
+    device, dtype, training mode, hooks, and ties (a layer used twice, or two layers that share one weight).
+    Raises ValueError for a pattern that matches no layer, a rank above a matrix's, or a weight that is not finite.
+    """
+    chosen = _choose(module, list(include), list(exclude))
+    shared: dict[tuple[int, int], tuple[tuple[Tensor, Tensor, Tensor], SVFLayer]] = {}
+    for name, layer in tqdm(chosen, desc="SVD", unit="layer", disable=not progress):
+        groups = getattr(layer, "groups", 1)
+        tie = (id(layer.weight), groups)
+        try:
+            if not torch.isfinite(layer.weight).all():
+                raise ValueError("its weight holds NaN or infinity")
+            factors = shared[tie][0] if tie in shared else factorise(layer.weight, groups, rank, rank_multiple)
+        except ValueError as error:
+            raise ValueError(f"svf.decompose: layer {name!r}: {error}") from None
+        full = min(layer.weight.shape[0] // groups, layer.weight[0].numel())
+        # Changing the class keeps the object: references, hooks, bias and mode stay, and a layer used twice is one.
+        layer.__class__ = CONVERTED[type(layer)]
+        layer._become_svf(factors, exact=factors[1].shape[1] == full)
+        if tie in shared:
+            first = shared[tie][1]
+            layer.S, layer.U, layer.Vh = first.S, first.U, first.Vh
+        else:
+            shared[tie] = (factors, layer)
+    return module
+
+
+def _choose(module: nn.Module, include: list[str], exclude: list[str]) -> list[tuple[str, nn.Module]]:
+    # named_modules visits a module used twice once.
+    found = [(name, m) for name, m in module.named_modules() if type(m) in CONVERTED]
+    for pattern in include + exclude:
+        if not any(re.search(pattern, name) for name, _ in found):
+            names = ", ".join(repr(name) for name, _ in found[:3])
+            raise ValueError(
+                f"svf.decompose: pattern {pattern!r} matches none of the {len(found)} Conv2d and Linear layers ({names}...)"
+            )
+    chosen = [
+        (name, m)
+        for name, m in found
+        if (not include or any(re.search(p, name) for p in include))
+        and not any(re.search(p, name) for p in exclude)
+    ]
+    if not chosen:
+        raise ValueError("svf.decompose: there is no Conv2d or Linear layer left to decompose")
+    return chosen
+
+
+def layers(module: nn.Module) -> Iterator[tuple[str, SVFLayer]]:
+    """The SVF layers of a model with their names."""
+    return ((name, m) for name, m in module.named_modules() if isinstance(m, SVFLayer))
+
+
+def singular_values(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The trainable S of every SVF layer with its parameter name; tied ones once."""
+    return ((name, p) for name, p in module.named_parameters() if name.split(".")[-1] == "S")
+
+
+def merge(module: nn.Module) -> nn.Module:
+    """Store every layer's effective weight, so that a forward is that of the plain layer. Returns `module`.
+
+    Training goes on after unmerge; S changed while merged takes effect at the next merge or unmerge.
+    """
+    with torch.no_grad():
+        for _, layer in layers(module):
+            layer._merged = layer.effective_weight().clone()
+    return module
+
+
+def unmerge(module: nn.Module) -> nn.Module:
+    """Undo merge, bit for bit: S, U and Vh were never changed by it. Returns `module`."""
+    for _, layer in layers(module):
+        layer._merged = None
+    return module
+
+
+@contextmanager
+def disabled(module: nn.Module) -> Iterator[nn.Module]:
+    """Within the context the model applies its pretrained weights, bit for bit (BAM's base branch)."""
+    before = [(layer, layer._disabled) for _, layer in layers(module)]
+    try:
+        for layer, _ in before:
+            layer._disabled = True
+        yield module
+    finally:
+        for layer, was in before:
+            layer._disabled = was
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One line of report(): rank and trainable values of a layer, and how much of its weight the cut rank lost."""
+
+    name: str
+    shape: tuple[int, ...]
+    rank: int
+    trainable: int
+    error: float  # relative Frobenius norm of weight - U diag(S0) Vh
+
+
+def report(module: nn.Module) -> list[LayerReport]:
+    """A line for every SVF layer."""
+    lines = []
+    with torch.no_grad():
+        for name, layer in layers(module):
+            kept = ((layer.U * layer.S0.unsqueeze(1)) @ layer.Vh).reshape(layer.weight.shape)
+            error = float((layer.weight - kept).norm() / layer.weight.norm().clamp_min(1e-30))
+            lines.append(LayerReport(name, tuple(layer.weight.shape), layer.rank, layer.S.numel(), error))
+    return lines

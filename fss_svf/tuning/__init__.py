@@ -1,0 +1,1 @@
+"""What moves in a backbone while the method's head trains."""
