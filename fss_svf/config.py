@@ -116,7 +116,8 @@ def _choice(value: Any, key: str, registry: Registry | None) -> Choice:
 
 def _scalar(kind: type, value: Any, key: str) -> Any:
     if kind is Path and isinstance(value, (str, Path)):
-        return Path(value).expanduser()
+        # Absolute, so that a run's config means the same from another folder.
+        return Path(value).expanduser().absolute()
     if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
     if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
@@ -235,6 +236,10 @@ def _check_fold(fold: int | None) -> None:
     require(fold is None or 0 <= fold < FOLDS, "fold", f"0..{FOLDS - 1}", fold)
 
 
+def _check_workers(workers: int) -> None:
+    require(workers >= 0, "workers", "a whole number >= 0", workers)
+
+
 def _check_size(size: int) -> None:
     # The networks read at 1/8 and write at the input's size with aligned corners: both grids must share their corners.
     lower = (size - 1) // 8 * 8 + 1
@@ -247,8 +252,12 @@ def _check_size(size: int) -> None:
 
 @dataclass(frozen=True)
 class PrepareConfig:
+    name: str
+    workers: int
     dataset: Choice = _group(DATASETS)
-    workers: int = 2
+
+    def __post_init__(self) -> None:
+        _check_workers(self.workers)
 
 
 @dataclass(frozen=True)
@@ -259,6 +268,7 @@ class PretrainConfig:
     device: str
     workers: int
     log_every: int
+    validate_every: int
     resume: Path | None
     recipe: Recipe
     dataset: Choice = _group(DATASETS)
@@ -266,6 +276,7 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         _check_fold(self.fold)
+        _check_workers(self.workers)
 
 
 @dataclass(frozen=True)
@@ -288,7 +299,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _check_fold(self.fold)
+        _check_workers(self.workers)
         require(self.shot >= 1, "shot", "a whole number >= 1", self.shot)
+        require(self.log_every >= 1, "log_every", "a whole number of steps >= 1", self.log_every)
 
 
 @dataclass(frozen=True)
@@ -313,6 +326,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         _check_fold(self.fold)
+        _check_workers(self.workers)
         if self.size is not None:
             _check_size(self.size)
         require(bool(self.shots) and all(s >= 1 for s in self.shots), "shot", "1 or a list such as [1,5]", self.shot)

@@ -34,6 +34,13 @@ class LoadReport:
     ignored: tuple[str, ...] = ()
     trained_on: Mapping[str, Any] | None = None
 
+    @property
+    def label(self) -> str:
+        """A short name for tables: random, a torchvision name, a file's name, or whose base learner it is."""
+        if self.trained_on:
+            return f"base learner, {self.trained_on['dataset']} fold {self.trained_on['fold']}"
+        return Path(self.source).name
+
     def __str__(self) -> str:
         if self.source == "random":
             return "backbone: random weights"

@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
+from fss_svf.console import progress
 
 from fss_svf.data.index import ImageRow, Index
 from fss_svf.errors import DataError
@@ -44,7 +44,7 @@ def build_index(
     shards.mkdir(parents=True, exist_ok=True)
     chunks = [(shards / f"{start:08d}.json", items[start : start + CHUNK]) for start in range(0, len(items), CHUNK)]
     todo = [(shard, chunk) for shard, chunk in chunks if not shard.exists()]
-    with tqdm(total=len(items), desc=title, unit="image", smoothing=0.05) as bar:
+    with progress(len(items), title, "image") as bar:
         bar.update(len(items) - sum(len(chunk) for _, chunk in todo))
         if workers == 0:
             for shard, chunk in todo:

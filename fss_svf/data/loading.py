@@ -139,6 +139,19 @@ class BaseLabels:
         return LabelBatch(_image_tensor(image)[None], torch.from_numpy(label)[None])
 
 
+class LabelledImages:
+    """Makes the images of `numbers` with base labels by position, resized for evaluation."""
+
+    def __init__(self, split: Split, numbers: np.ndarray, base: Sequence[int], transform: EvalTransform) -> None:
+        self.split, self.numbers, self.transform = split, numbers, transform
+        self.lookup = base_label_lookup(base)
+
+    def __call__(self, position: int) -> LabelBatch:
+        image, label = self.split.pair(int(self.numbers[position]))
+        image, label = self.transform(image, self.lookup[label])
+        return LabelBatch(_image_tensor(image)[None], torch.from_numpy(label)[None])
+
+
 def base_label_lookup(base: Sequence[int]) -> np.ndarray:
     """(256,) uint8: base classes to 1..n in ascending order, all others to background, 255 to itself."""
     lookup = np.zeros(256, np.uint8)

@@ -1,0 +1,1 @@
+"""Measuring a method: protocols, integer counts, results."""

@@ -1,0 +1,1 @@
+"""Pretraining of a base learner and meta-training of a method, on one loop."""

@@ -1,0 +1,57 @@
+"""mIoU and FB-IoU from integer counts.
+
+mIoU: per class the sum of intersections over the sum of unions of all its episodes, then the mean over classes.
+FB-IoU: foreground and background of all episodes pooled, then the mean of the two IoUs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fss_svf.episode import IGNORE
+
+
+class Counts:
+    """Pixel counts by class, in int64: no order of episodes, batches or processes changes a digit.
+
+    intersection, union  (C + 1,) foreground pixels by class number
+    background           (2,) intersection and union of the background over all episodes
+    episodes             (C + 1,) episodes by class number
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        self.intersection = torch.zeros(num_classes + 1, dtype=torch.int64)
+        self.union = torch.zeros(num_classes + 1, dtype=torch.int64)
+        self.background = torch.zeros(2, dtype=torch.int64)
+        self.episodes = torch.zeros(num_classes + 1, dtype=torch.int64)
+
+    def update(self, class_id: int, prediction: Tensor, mask: Tensor) -> tuple[int, int]:
+        """Count one episode: (H, W) bool prediction against (H, W) mask in {0, 1, 255}, where 255 does not count.
+
+        Returns the episode's own intersection and union of the foreground.
+        """
+        valid = mask != IGNORE
+        said, true = prediction & valid, mask == 1
+        both, either, counted = (int(x.sum()) for x in (said & true, said | true, valid))
+        self.intersection[class_id] += both
+        self.union[class_id] += either
+        self.background += torch.tensor([counted - either, counted - both])
+        self.episodes[class_id] += 1
+        return both, either
+
+    def per_class(self) -> dict[int, float]:
+        """IoU, a fraction, of every class that was drawn and has a union; others are left out, not counted as 0."""
+        found = ((self.episodes > 0) & (self.union > 0)).nonzero().flatten().tolist()
+        return {c: int(self.intersection[c]) / int(self.union[c]) for c in found}
+
+    def miou(self) -> float:
+        """Mean of per_class(), a fraction; 0 when nothing was counted."""
+        values = list(self.per_class().values())
+        return sum(values) / len(values) if values else 0.0
+
+    def fb_iou(self) -> float:
+        """Mean of the pooled foreground and background IoU, a fraction; a part without a union is left out."""
+        pairs = [(int(self.intersection.sum()), int(self.union.sum())), tuple(self.background.tolist())]
+        values = [intersection / union for intersection, union in pairs if union]
+        return sum(values) / len(values) if values else 0.0

@@ -1,0 +1,103 @@
+"""Running the episodes of a protocol through a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fss_svf import svf
+from fss_svf.config import Protocol
+from fss_svf.console import progress
+from fss_svf.data.loading import EvalBatch, EvalEpisodes, batches, collate_eval
+from fss_svf.evaluation.counts import Counts
+from fss_svf.methods.method import FewShotMethod
+from fss_svf.reporting.pictures import EpisodePicture
+
+
+@dataclass(frozen=True)
+class Run:
+    """The outcome of one run of a protocol: its counts, and the first few episodes to look at."""
+
+    counts: Counts
+    pictures: list[EpisodePicture]
+
+
+@torch.inference_mode()
+def evaluate_run(
+    model: FewShotMethod,
+    make: EvalEpisodes,
+    protocol: Protocol,
+    device: torch.device,
+    batch_size: int,
+    workers: int,
+    pictures: int = 0,
+) -> Run:
+    """Evaluate episodes 0..protocol.episodes - 1 with SVF merged. The model is left in eval mode, unmerged."""
+    model.eval()
+    counts = Counts(len(make.sampler.index.class_names))
+    drawn: list[EpisodePicture] = []
+    svf.merge(model)
+    try:
+        with progress(protocol.episodes, f"{make.sampler.shot}-shot, seed {make.sampler.seed}", "episode") as bar:
+            for batch in batches(make, collate_eval, range(protocol.episodes), batch_size, workers):
+                for i, mask in enumerate(predicted_masks(model, batch, protocol, device)):
+                    truth, class_id = _truth(batch, i, protocol), int(batch.episode.class_id[i])
+                    both, either = counts.update(class_id, mask, truth)
+                    if len(drawn) < pictures:
+                        drawn.append(_picture(make, batch.episode, i, class_id, mask, truth, both, either))
+                bar.set_postfix_str(f"mIoU {100 * counts.miou():.1f}", refresh=False)
+                bar.update(len(batch.original_masks))
+    finally:
+        svf.unmerge(model)
+    return Run(counts, drawn)
+
+
+def predicted_masks(
+    model: FewShotMethod, batch: EvalBatch, protocol: Protocol, device: torch.device
+) -> list[Tensor]:
+    """A bool mask on the CPU for each episode, in the size and place of the protocol's label."""
+    logits = model(batch.episode.to(device).normalized()).logits.float()
+    if protocol.label == "resized":
+        return list((logits[:, 1] > logits[:, 0]).cpu())
+    return [_stretch(logits[i], mask.shape, protocol.resize) for i, mask in enumerate(batch.original_masks)]
+
+
+def _stretch(logits: Tensor, size: torch.Size, resize: str) -> Tensor:
+    """(2, h, w) logits as the official code stretches them to the label: see conf/protocol/svf.yaml."""
+    # With pad, the label stands in a square of its longer side, and the whole padded input is stretched to it.
+    target = [max(size)] * 2 if resize == "pad" else list(size)
+    stretched = F.interpolate(logits[None], size=target, mode="bilinear", align_corners=True)[0]
+    return (stretched[1] > stretched[0])[: size[0], : size[1]].cpu()
+
+
+def _truth(batch: EvalBatch, i: int, protocol: Protocol) -> Tensor:
+    if protocol.label == "original":
+        return batch.original_masks[i]
+    assert batch.episode.query_mask is not None
+    return batch.episode.query_mask[i]
+
+
+def _picture(
+    make: EvalEpisodes,
+    episode: object,
+    i: int,
+    class_id: int,
+    mask: Tensor,
+    truth: Tensor,
+    both: int,
+    either: int,
+) -> EpisodePicture:
+    spec = make.sampler[int(episode.number[i])]  # type: ignore[attr-defined]
+    support = make.split.pair(spec.supports[0])
+    return EpisodePicture(
+        title=f"{make.sampler.index.class_name(class_id)}  IoU {100 * both / max(either, 1):.0f}",
+        support_image=support[0],
+        support_mask=(support[1] == class_id),
+        query_image=make.split.image(spec.query),
+        truth=(truth == 1).numpy(),
+        ignored=(truth == 255).numpy(),
+        prediction=mask.numpy(),
+    )

@@ -1,0 +1,217 @@
+"""fss-svf evaluate: a protocol's mIoU and FB-IoU of a checkpoint, or of a method that needs no training."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fss_svf.config import EvaluateConfig, Protocol, TrainConfig, from_mapping, to_mapping
+from fss_svf.data.augment import EvalTransform
+from fss_svf.data.dataset import Dataset
+from fss_svf.data.episodes import make_sampler, split_classes
+from fss_svf.data.loading import EvalEpisodes
+from fss_svf.errors import ConfigError
+from fss_svf.evaluation.engine import Run, evaluate_run
+from fss_svf.methods.method import FewShotMethod
+from fss_svf.model import build_model, choose_device, refuse_leak, restore_model, trainable_values
+from fss_svf.provenance import write_json, write_run_folder
+from fss_svf.registry import BACKBONES, DATASETS, METHODS, TUNINGS, Choice, Registry
+from fss_svf.reporting.pictures import draw_episodes, save_picture
+from fss_svf.reporting.table import markdown_table
+from fss_svf.checkpoint import load_checkpoint
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated: a model, and where it comes from."""
+
+    model: FewShotMethod
+    dataset: Choice
+    fold: int
+    size: int
+    method: str
+    backbone: str
+    tuning: str
+    weights: str  # what the backbone started from
+    checkpoint: dict[str, Any] | None  # for result.json
+    trained_on: Mapping[str, Any] | None
+
+
+def evaluate(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:
+    """Evaluate `config` in the folder `out`, one result a shot.
+
+    Writes result.json and episodes.png: into `out` for one shot, into out/1shot, out/5shot, ... for several.
+    """
+    subject = _from_checkpoint(config) if config.checkpoint else _from_config(config)
+    protocol = replace(config.protocol, seed=config.seed, runs=config.seeds)
+    dataset: Dataset = DATASETS.build(subject.dataset)
+    split = dataset.split("val")
+    classes = split_classes(split.index, dataset.options, subject.fold, "val")
+    refuse_leak(subject.trained_on, map(split.index.class_name, classes), f"checkpoint={config.checkpoint}")
+    device = choose_device(config.device)
+    subject.model.to(device)
+    write_run_folder(out, config)
+    results = []
+    for shot in config.shots:
+        folder = out if len(config.shots) == 1 else out / f"{shot}shot"
+        runs, samplers = [], []
+        for i in range(protocol.runs):
+            sampler = make_sampler(
+                split.index, dataset.options, subject.fold, "val", shot, protocol.seed + i, protocol.queries
+            )
+            make = EvalEpisodes(split, sampler, EvalTransform(subject.size, protocol.resize))
+            pictures = config.pictures if i == 0 else 0
+            runs.append(
+                evaluate_run(subject.model, make, protocol, device, config.batch_size, config.workers, pictures)
+            )
+            samplers.append(sampler)
+        names = {c: split.index.class_name(c) for c in classes}
+        result = _result(subject, protocol, shot, runs, names, split.index.hash)
+        result["data"]["classes_left_out"] = [names[c] for c in samplers[0].skipped]
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "result.json", result)
+        if runs[0].pictures:
+            save_picture(folder / "episodes.png", draw_episodes(runs[0].pictures))
+        _warn_of_absent(result)
+        results.append(result)
+    print(markdown_table(results))
+    log.info("results in %s", out)
+    return results
+
+
+def _from_checkpoint(config: EvaluateConfig) -> Subject:
+    assert config.checkpoint is not None
+    content = load_checkpoint(config.checkpoint, "train")
+    trained = from_mapping(TrainConfig, content["config"])
+    for key in ("method", "backbone"):
+        asked = getattr(config, key).get("name")
+        if asked not in (None, getattr(trained, key).name):
+            raise ConfigError(
+                f"{key}={asked}: checkpoint={config.checkpoint} was trained with {key}={getattr(trained, key).name}; "
+                f"leave {key} out, the checkpoint knows it"
+            )
+    if config.fold not in (None, trained.fold):
+        raise ConfigError(
+            f"fold={config.fold}: checkpoint={config.checkpoint} was trained on fold {trained.fold} and has seen the "
+            f"novel classes of fold {config.fold}; leave fold out, or give a checkpoint of fold {config.fold}"
+        )
+    what = f"checkpoint={config.checkpoint}"
+    model = restore_model(trained.method, trained.backbone, trained.tuning, content["model"], what)
+    return Subject(
+        model=model,
+        dataset=_dataset(config.dataset, trained.dataset),
+        fold=trained.fold,
+        size=config.size or trained.recipe.size,
+        method=trained.method.name,
+        backbone=trained.backbone.name,
+        tuning=trained.tuning.name,
+        weights=content["trained_on"]["backbone_weights"],
+        checkpoint={
+            "path": str(config.checkpoint),
+            "step": content["step"],
+            "shot": trained.shot,
+            "recipe": trained.recipe.name,
+            "seed": trained.seed,
+            # best.pt is the best on the test fold itself, as in the papers: optimistic
+            "selection": "best mIoU on the novel classes" if config.checkpoint.name == "best.pt" else "last step",
+        },
+        trained_on=content["trained_on"],
+    )
+
+
+def _from_config(config: EvaluateConfig) -> Subject:
+    """A method without a trained parameter, on a backbone as it is."""
+    for key in ("dataset", "method", "backbone"):
+        if "name" not in getattr(config, key):
+            raise ConfigError(f"evaluate: give checkpoint=PATH, or {key}=NAME (with dataset, method, backbone, size)")
+    if config.size is None:
+        raise ConfigError("size: without a checkpoint evaluate needs the input size in pixels, such as size=473")
+    method, backbone = _choose(METHODS, config.method), _choose(BACKBONES, config.backbone)
+    if METHODS.entry(method.name).build.trainable:  # type: ignore[attr-defined]
+        raise ConfigError(f"method={method.name}: has parameters to train; give checkpoint=PATH of a trained one")
+    frozen = Choice("frozen", TUNINGS.entry("frozen").options())
+    model, report = build_model(method, backbone, frozen)
+    log.info("%s", report)
+    return Subject(
+        model=model,
+        dataset=_choose(DATASETS, config.dataset),
+        fold=config.fold or 0,
+        size=config.size,
+        method=method.name,
+        backbone=backbone.name,
+        tuning="frozen",
+        weights=report.label,
+        checkpoint=None,
+        trained_on=report.trained_on,
+    )
+
+
+def _choose(registry: Registry, values: Mapping[str, Any]) -> Choice:
+    options = {key: value for key, value in values.items() if key != "name"}
+    name = str(values["name"])
+    return Choice(name, from_mapping(registry.entry(name).options, options, registry.kind))
+
+
+def _dataset(asked: Mapping[str, Any], trained: Choice) -> Choice:
+    """The dataset asked for; or the checkpoint's, with the options that are not null replaced."""
+    if "name" in asked:
+        return _choose(DATASETS, asked)
+    changed = {key: value for key, value in asked.items() if value is not None}
+    if "root" in changed and "prepared" not in changed:
+        changed["prepared"] = f"{changed['root']}/prepared"
+    return _choose(DATASETS, {**to_mapping(trained), **changed})
+
+
+def _result(
+    subject: Subject, protocol: Protocol, shot: int, runs: list[Run], names: Mapping[int, str], index_hash: str
+) -> dict[str, Any]:
+    """result.json: every number a fraction; means over runs, whose own numbers stand in `runs`."""
+    each = [run.counts.per_class() for run in runs]
+    per_class: dict[str, float | None] = {}
+    for c, name in names.items():
+        values = [iou[c] for iou in each if c in iou]
+        per_class[name] = sum(values) / len(values) if values else None
+    options = subject.dataset.options
+    data = {"index": index_hash, "class_partition": options.class_partition, "min_area": options.min_area}
+    if hasattr(options, "mask_mode"):
+        data["mask_mode"] = options.mask_mode
+    backbone = subject.model.backbone
+    return {
+        "miou": sum(run.counts.miou() for run in runs) / len(runs),
+        "fb_iou": sum(run.counts.fb_iou() for run in runs) / len(runs),
+        "per_class": per_class,
+        "fold": subject.fold,
+        "shot": shot,
+        "method": subject.method,
+        "backbone": subject.backbone,
+        "tuning": subject.tuning,
+        "dataset": subject.dataset.name,
+        "protocol": to_mapping(protocol),
+        "protocol_hash": protocol.hash(size=subject.size, data=data),
+        "size": subject.size,
+        "num_episodes": protocol.episodes * protocol.runs,
+        "seeds": [protocol.seed + i for i in range(protocol.runs)],
+        "episodes_per_class": {name: sum(int(r.counts.episodes[c]) for r in runs) for c, name in names.items()},
+        "runs": [{"miou": run.counts.miou(), "fb_iou": run.counts.fb_iou()} for run in runs],
+        "backbone_weights": subject.weights,
+        "trainable_backbone_values": trainable_values(backbone),
+        "checkpoint": subject.checkpoint,
+        "data": data,
+    }
+
+
+def _warn_of_absent(result: Mapping[str, Any]) -> None:
+    absent = [name for name, value in result["per_class"].items() if value is None]
+    if absent:
+        log.warning(
+            "%d-shot: %d of %d classes were not measured and are not in the mean: %s",
+            result["shot"],
+            len(absent),
+            len(result["per_class"]),
+            ", ".join(absent),
+        )

@@ -1,0 +1,72 @@
+"""How a run came about: versions, the state of the code, the command."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fss_svf.config import to_mapping
+
+_PACKAGES = ("fss-svf", "torch", "torchvision", "numpy", "opencv-python-headless", "pycocotools", "hydra-core")
+
+
+def write_run_folder(folder: Path, config: Any) -> None:
+    """config.yaml with every value resolved, and provenance.json with an entry a start (a resumed run has several)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(to_mapping(config), sort_keys=False))
+    path = folder / "provenance.json"
+    earlier = json.loads(path.read_text())["starts"] if path.exists() else []
+    write_json(path, {"starts": [*earlier, provenance()]})
+
+
+def provenance() -> dict[str, Any]:
+    """Command, time, versions and git state of the code, ready for JSON."""
+    return {
+        "command": sys.argv,
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "git": _git_state(),
+    }
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON, whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(partial, path)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Commit and whether files differ from it; None for an installed package."""
+
+    def git(*arguments: str) -> str:
+        source = Path(__file__).parent
+        return subprocess.run(
+            ["git", "-C", str(source), *arguments], check=True, capture_output=True, text=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        if not git("ls-files", Path(__file__).name):
+            return None
+        return {"commit": git("rev-parse", "HEAD"), "modified": bool(git("status", "--porcelain", "--untracked=no"))}
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,64 @@
+"""fss-svf report: gathers results into tables."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from fss_svf.config import ReportConfig
+from fss_svf.errors import DataError
+from fss_svf.reporting.table import markdown_table
+
+log = logging.getLogger(__name__)
+_KEYS = {"miou", "fb_iou", "fold", "shot", "method", "tuning", "backbone", "dataset", "protocol", "protocol_hash"}
+_KEYS |= {"backbone_weights", "trainable_backbone_values", "checkpoint"}
+
+
+def report(config: ReportConfig, out: Path) -> str:
+    """Print the tables of every result.json under config.runs and write them to config.out, or to `out`/report.md."""
+    runs = (config.runs,) if isinstance(config.runs, Path) else config.runs
+    results = newest([read_result(path) for run in runs for path in find_results(run)])
+    text = markdown_table(results)
+    path = config.out or out / "report.md"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text + "\n")
+    print(text)
+    log.info("table of %d results in %s", len(results), path)
+    return text
+
+
+def find_results(run: Path) -> list[Path]:
+    """Every result.json at or under `run`, oldest first. Raises DataError when there is none."""
+    found = [run] if run.is_file() else sorted(run.rglob("result.json"), key=lambda p: (p.stat().st_mtime_ns, str(p)))
+    if not found:
+        there = "there is no result.json under it" if run.exists() else "there is no such folder"
+        raise DataError(f"runs={run}: {there}; run 'fss-svf evaluate' first, or give the folder of its runs")
+    return found
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """One result. Raises DataError naming the file."""
+    try:
+        result = json.loads(path.read_text())
+        missing = _KEYS - set(result)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{path}: not readable as a result ({error}); delete it and evaluate again") from None
+    if missing:
+        raise DataError(f"{path}: not a result of 'fss-svf evaluate', it has no {', '.join(sorted(missing))}")
+    return {**result, "path": str(path)}
+
+
+def newest(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One result a table cell: of two that measured the same thing the newer one, with a line that says so."""
+    kept: dict[str, dict[str, Any]] = {}
+    for r in results:
+        trained = {k: v for k, v in (r.get("checkpoint") or {}).items() if k not in ("path", "step")}
+        names = ("dataset", "backbone", "backbone_weights", "method", "tuning", "fold", "shot", "protocol_hash")
+        key = json.dumps([[r[name] for name in names], trained], sort_keys=True)
+        if key in kept:
+            log.warning("two results for one cell, the newer is shown: %s over %s", r["path"], kept[key]["path"])
+        kept.pop(key, None)
+        kept[key] = r
+    return list(kept.values())

@@ -1,0 +1,79 @@
+"""Results as a Markdown table: a row a method and tuning, columns by shot and fold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Result = Mapping[str, Any]
+
+
+def markdown_table(results: Sequence[Result]) -> str:
+    """Tables of mIoU and FB-IoU in percent, one for each protocol hash, for only numbers of one protocol compare.
+
+    Folds stand side by side with their mean where there is more than one; a missing cell is shown as a dash.
+    """
+    groups: dict[tuple[Any, ...], list[Result]] = {}
+    for r in results:
+        groups.setdefault((r["dataset"], r["backbone"], r["protocol"]["name"], r["protocol_hash"]), []).append(r)
+    return "\n\n".join(_one_table(key, group) for key, group in groups.items())
+
+
+def _one_table(key: tuple[Any, ...], results: Sequence[Result]) -> str:
+    dataset, backbone, protocol, protocol_hash = key
+    shots = sorted({r["shot"] for r in results})
+    folds = sorted({r["fold"] for r in results})
+    cells = {(_row(r), r["shot"], r["fold"]): r for r in results}
+    header = ["method", "tuning", "backbone weights", "trained at", "trainable backbone values"]
+    for shot in shots:
+        header += [f"{shot}-shot fold {fold}" for fold in folds]
+        header += [f"{shot}-shot mean"] if len(folds) > 1 else []
+        header += [f"{shot}-shot FB-IoU"]
+    lines = [header]
+    for row in dict.fromkeys(_row(r) for r in results):
+        found = [cells.get((row, shot, fold)) for shot in shots for fold in folds]
+        values = next(r["trainable_backbone_values"] for r in found if r)
+        line = [*row, f"{values:,}"]
+        for shot in shots:
+            of_shot = [cells.get((row, shot, fold)) for fold in folds]
+            line += [_percent(r and r["miou"]) for r in of_shot]
+            line += [_mean(of_shot, "miou")] if len(folds) > 1 else []
+            line += [_mean(of_shot, "fb_iou")]
+        lines.append(line)
+    first = results[0]
+    runs, episodes = first["protocol"]["runs"], first["protocol"]["episodes"]
+    caption = (
+        f"{dataset}, {backbone}: mIoU and FB-IoU in %. Protocol {protocol} ({protocol_hash}): {runs} x {episodes} episodes "
+        f"at {first['size']} px, seed {first['seeds'][0]}."
+    )
+    return caption + "\n\n" + _markdown(lines)
+
+
+def _row(result: Result) -> tuple[str, str, str, str]:
+    """What makes a row, as its first cells: method, tuning, what the backbone started from, the shot trained at."""
+    trained = result["checkpoint"]
+    trained_at = f"{trained['shot']}-shot" if trained else "untrained"
+    # Folds stand side by side in a row, so the fold of a base learner is not part of it.
+    weights = result["backbone_weights"].split(", ")[0]
+    return result["method"], result["tuning"], weights, trained_at
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f}"
+
+
+def _mean(results: Sequence[Result | None], key: str) -> str:
+    """The mean over folds; a dash unless every fold is there."""
+    present = [r[key] for r in results if r is not None]
+    return _percent(sum(present) / len(present)) if present and len(present) == len(results) else "-"
+
+
+def _markdown(lines: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    # Words to the left, numbers to the right.
+    rows = [
+        "| " + " | ".join(c.ljust(w) if i < 4 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths))) + " |"
+        for line in lines
+    ]
+    rule = "|" + "|".join("-" * (w + 2) if i < 4 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
+    return "\n".join([rows[0], rule, *rows[1:]])

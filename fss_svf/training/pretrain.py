@@ -1,0 +1,102 @@
+"""fss-svf pretrain: the base learner of a fold, BAM's stage 1; its backbone also serves other methods."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from fss_svf.config import PretrainConfig, from_mapping
+from fss_svf.data.augment import EvalTransform
+from fss_svf.data.dataset import Dataset
+from fss_svf.data.episodes import make_sampler, split_classes
+from fss_svf.data.loading import BaseLabels, LabelBatch, LabelledImages, batches, collate_labels
+from fss_svf.episode import IGNORE, normalize
+from fss_svf.methods.base_learner import BaseLearner
+from fss_svf.methods.method import cross_entropy
+from fss_svf.model import build_backbone, choose_device, refuse_leak
+from fss_svf.registry import DATASETS
+from fss_svf.checkpoint import load_checkpoint
+from fss_svf.training.loop import Task, fit
+from fss_svf.training.train import continued
+
+log = logging.getLogger(__name__)
+
+
+def pretrain(config: PretrainConfig, out: Path) -> float:
+    """Run `config` in the folder `out` and return the best mIoU of the base classes, a fraction."""
+    resumed = None
+    if config.resume is not None:
+        resumed = load_checkpoint(config.resume, "pretrain")
+        config = continued(config, from_mapping(PretrainConfig, resumed["config"]))
+    device = choose_device(config.device)
+    torch.manual_seed(config.seed)
+
+    dataset: Dataset = DATASETS.build(config.dataset)
+    train, val = dataset.split("train"), dataset.split("val")
+    # Episodes of 0 shots: their queries are the images of the fold's training list, once an epoch.
+    sampler = make_sampler(train.index, dataset.options, config.fold, "train", 0, config.seed, "shuffled_epochs")
+    names = [train.index.class_name(c) for c in sampler.classes]
+    novel = [train.index.class_name(c) for c in split_classes(train.index, dataset.options, config.fold, "val")]
+    backbone, loaded = build_backbone(config.backbone)
+    refuse_leak(loaded.trained_on, novel, f"backbone.weights={loaded.source}")
+    log.info("%s", loaded)
+    log.info("fold %d: %s training images of %d base classes", config.fold, f"{len(sampler):,}", len(names))
+    model = BaseLearner(backbone, len(names))
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    recipe = config.recipe
+    holding = val.index.having(sampler.classes, dataset.options.min_area).nonzero()[0]
+    test = LabelledImages(val, holding, sampler.classes, EvalTransform(recipe.size, "pad"))
+
+    def loss(batch: LabelBatch) -> dict[str, Tensor]:
+        logits = model(normalize(batch.images.to(device)))
+        return {"main": cross_entropy(logits, batch.labels.to(device))}
+
+    def validate(step: int, writer: SummaryWriter) -> dict[str, float]:
+        model.eval()
+        confusion = torch.zeros(len(names) + 1, len(names) + 1, dtype=torch.int64)
+        for batch in batches(test, collate_labels, range(len(holding)), recipe.batch_size, config.workers):
+            with torch.no_grad():
+                predicted = model(normalize(batch.images.to(device))).argmax(1).cpu()
+            confusion += confusion_matrix(predicted, batch.labels.long(), len(names) + 1)
+        iou = class_iou(confusion)[1:]
+        miou = float(iou.nanmean())
+        log.info("step %d: mIoU of the base classes %.2f", step, 100 * miou)
+        return {"score": miou, "base_miou": miou, **{f"iou/{n}": float(v) for n, v in zip(names, iou)}}
+
+    task = Task(
+        verb="pretrain",
+        model=model,
+        backbone=backbone,
+        make=BaseLabels(train, sampler, recipe.size, recipe.augment),
+        collate=collate_labels,
+        epoch=len(sampler),
+        loss=loss,
+        validate=validate,
+        every=config.validate_every,
+        trained_on={
+            "dataset": config.dataset.name,
+            "fold": config.fold,
+            "classes": names,
+            "index": train.index.hash,
+            "backbone_weights": loaded.label,
+        },
+    )
+    return fit(task, config, device, out, resumed)
+
+
+def confusion_matrix(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """(classes, classes) int64 pixels by label and prediction; label 255 does not count."""
+    valid = labels != IGNORE
+    cells = labels[valid] * classes + predicted[valid]
+    return torch.bincount(cells, minlength=classes * classes).view(classes, classes)
+
+
+def class_iou(confusion: Tensor) -> Tensor:
+    """(classes,) float64 intersection over union; NaN for a class neither labelled nor predicted."""
+    intersection = confusion.diagonal().double()
+    return intersection / (confusion.sum(0) + confusion.sum(1) - confusion.diagonal())

@@ -1,0 +1,108 @@
+"""fss-svf train: meta-training of a method with a tuning."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from fss_svf.config import TrainConfig, from_mapping
+from fss_svf.data.augment import EvalTransform
+from fss_svf.data.dataset import Dataset
+from fss_svf.data.episodes import make_sampler, split_classes
+from fss_svf.data.loading import EvalEpisodes, TrainEpisodes, collate_episodes
+from fss_svf.episode import Episode
+from fss_svf.evaluation.engine import evaluate_run
+from fss_svf.model import build_model, choose_device, refuse_leak, trainable_values
+from fss_svf.registry import DATASETS
+from fss_svf.reporting.pictures import draw_episodes
+from fss_svf.checkpoint import load_checkpoint
+from fss_svf.training.loop import Task, fit
+
+log = logging.getLogger(__name__)
+
+
+def train(config: TrainConfig, out: Path) -> float:
+    """Run `config` in the folder `out` and return the best validation mIoU, a fraction."""
+    resumed = None
+    if config.resume is not None:
+        resumed = load_checkpoint(config.resume, "train")
+        config = continued(config, from_mapping(TrainConfig, resumed["config"]))
+    device = choose_device(config.device)
+    torch.manual_seed(config.seed)
+
+    dataset: Dataset = DATASETS.build(config.dataset)
+    splits = {name: dataset.split(name) for name in ("train", "val")}  # type: ignore[arg-type]
+    index, options = splits["train"].index, dataset.options
+    training = make_sampler(index, options, config.fold, "train", config.shot, config.seed, "shuffled_epochs")
+    protocol = replace(config.protocol, episodes=config.validate.episodes, runs=1)
+    testing = make_sampler(
+        splits["val"].index, options, config.fold, "val", config.shot, protocol.seed, protocol.queries
+    )
+    novel = [index.class_name(c) for c in split_classes(index, options, config.fold, "val")]
+    _announce(config, training, testing, novel)
+
+    model, loaded = build_model(config.method, config.backbone, config.tuning)
+    refuse_leak(loaded.trained_on, novel, f"backbone.weights={loaded.source}")
+    log.info("%s", loaded)
+    log.info(
+        "tuning %s: %s trainable values in the backbone, %s in all",
+        config.tuning.name,
+        f"{trainable_values(model.backbone):,}",
+        f"{trainable_values(model):,}",
+    )
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    make_test = EvalEpisodes(splits["val"], testing, EvalTransform(config.recipe.size, protocol.resize))
+
+    def loss(batch: Episode) -> dict[str, Tensor]:
+        episode = batch.to(device).normalized()
+        return model.losses(model(episode), episode)
+
+    def validate(step: int, writer: SummaryWriter) -> dict[str, float]:
+        run = evaluate_run(model, make_test, protocol, device, config.recipe.batch_size, config.workers, pictures=4)
+        if run.pictures:
+            writer.add_image("episodes", draw_episodes(run.pictures), step, dataformats="HWC")
+        log.info("step %d: mIoU %.2f, FB-IoU %.2f", step, 100 * run.counts.miou(), 100 * run.counts.fb_iou())
+        classes = {f"iou/{index.class_name(c)}": iou for c, iou in run.counts.per_class().items()}
+        return {"score": run.counts.miou(), "miou": run.counts.miou(), "fb_iou": run.counts.fb_iou(), **classes}
+
+    task = Task(
+        verb="train",
+        model=model,
+        backbone=model.backbone,
+        make=TrainEpisodes(splits["train"], training, config.recipe.size, config.recipe.augment),
+        collate=collate_episodes,
+        epoch=len(training),
+        loss=loss,
+        validate=validate,
+        every=config.validate.every,
+        trained_on={
+            "dataset": config.dataset.name,
+            "fold": config.fold,
+            "classes": [index.class_name(c) for c in training.classes]
+            + sorted((loaded.trained_on or {}).get("classes", ())),
+            "index": index.hash,
+            "backbone_weights": loaded.label,
+        },
+    )
+    return fit(task, config, device, out, resumed)
+
+
+def continued(now: Any, then: Any) -> Any:
+    """The config of a resumed run: its own, on the device and with the workers asked for now."""
+    return replace(then, resume=now.resume, device=now.device, workers=now.workers)
+
+
+def _announce(config: TrainConfig, training: Any, testing: Any, novel: list[str]) -> None:
+    log.info("fold %d: novel classes %s", config.fold, ", ".join(novel))
+    log.info("%s training images, %s test images", f"{len(training):,}", f"{len(testing):,}")
+    for what, sampler in (("training", training), ("test", testing)):
+        if sampler.skipped:
+            names = ", ".join(sampler.index.class_name(c) for c in sampler.skipped)
+            log.warning("%s leaves out %d classes with too few images: %s", what, len(sampler.skipped), names)
