@@ -158,8 +158,12 @@ class Augment:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """SGD. `lr` is the rate of the head, `backbone_lr` of whatever moves in the backbone; both as really used."""
+    """`lr` is the rate of the head, `backbone_lr` of whatever moves in the backbone; both as really used.
 
+    sgd has momentum, and weight decay in the gradient; adamw has beta1 = momentum, and decoupled weight decay.
+    """
+
+    name: Literal["sgd", "adamw"]
     lr: float
     backbone_lr: float
     momentum: float
@@ -172,15 +176,22 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How the rates move from step to step: constant, poly ((1 - t)^power) or cosine, t from 0 to 1."""
+    """How the rates move from step to step: constant, poly ((1 - t)^power) or cosine, t from 0 to 1.
+
+    warmup: steps over which the rates first rise linearly.
+    """
 
     name: Literal["constant", "poly", "cosine"]
-    power: float = 0.9
+    power: float
+    warmup: int
+
+    def __post_init__(self) -> None:
+        require(self.warmup >= 0, "warmup", "a number of steps >= 0", self.warmup)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A training recipe at `size` x `size` pixels. An epoch shows every training image once as a query; `max_steps` ends it earlier."""
+    """How to train, at `size` x `size` pixels. An epoch shows every training image once; `max_steps` ends it earlier."""
 
     name: str
     size: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 
 import torch
@@ -49,21 +50,26 @@ class Episode:
     def shot(self) -> int:
         return self.support_images.shape[1]
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the query."""
+        return self.query_image.shape[-2], self.query_image.shape[-1]
+
     def to(self, device: torch.device | str) -> Episode:
         """The same episode on another device."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Episode(**{name: t if t is None else t.to(device, non_blocking=True) for name, t in moved.items()})
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Episode:
         """Called by DataLoader(pin_memory=True)."""
-        pinned = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Episode(**{name: t if t is None else t.pin_memory() for name, t in pinned.items()})
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Episode:
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: change(t) for name, t in tensors.items() if t is not None})
 
     def normalized(self) -> Episode:
         """Images as float32, (value / 255 - mean) / deviation of ImageNet. Float images are left as they are."""
-        return replace(
-            self, query_image=normalize(self.query_image), support_images=normalize(self.support_images)
-        )
+        return replace(self, query_image=normalize(self.query_image), support_images=normalize(self.support_images))
 
 
 def normalize(images: Tensor) -> Tensor:

@@ -28,9 +28,9 @@ class TrainingError(FssError):
 
 def listing(items: Iterable[object], limit: int = 5) -> str:
     """The first `limit` items joined by commas, and how many more there are."""
-    items = [str(item) for item in items]
-    more = f" and {len(items) - limit} more" if len(items) > limit else ""
-    return ", ".join(items[:limit]) + more
+    words = [str(item) for item in items]
+    more = f" and {len(words) - limit} more" if len(words) > limit else ""
+    return ", ".join(words[:limit]) + more
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

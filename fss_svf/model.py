@@ -30,7 +30,9 @@ def build_model(method: Choice, backbone: Choice, tuning: Choice) -> tuple[FewSh
     return model, report
 
 
-def restore_model(method: Choice, backbone: Choice, tuning: Choice, state: Mapping[str, Any], what: str) -> FewShotMethod:
+def restore_model(
+    method: Choice, backbone: Choice, tuning: Choice, state: Mapping[str, Any], what: str
+) -> FewShotMethod:
     """The model of a checkpoint. Raises WeightsError naming the tensors that do not fit; `what` is the file."""
     # On the meta device nothing is initialised or decomposed only to be overwritten.
     with torch.device("meta"):

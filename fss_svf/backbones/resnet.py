@@ -78,8 +78,9 @@ def split_stages(net: nn.Module) -> Backbone:
 
 
 def _out_channels(stage: nn.Module) -> int:
-    last = list(stage.children())[-1]
-    return last.conv3.out_channels if isinstance(last, Bottleneck) else last.conv2.out_channels  # type: ignore[union-attr]
+    block = list(stage.children())[-1]
+    last: nn.Conv2d = block.conv3 if isinstance(block, Bottleneck) else block.conv2  # type: ignore[assignment]
+    return last.out_channels
 
 
 def dilate_stage(stage: nn.Module, dilation: int, first: int) -> None:
@@ -113,7 +114,7 @@ def _deepen_stem(net: ResNet) -> None:
     first = net.layer1[0]
     for owner, name in ((first, "conv1"), (first.downsample, "0")):
         old = getattr(owner, name)
-        new = nn.Conv2d(128, old.out_channels, old.kernel_size, old.stride, old.padding, bias=False)  # type: ignore[arg-type]
+        new = nn.Conv2d(128, old.out_channels, old.kernel_size, old.stride, old.padding, bias=False)
         setattr(owner, name, new)
 
 
@@ -147,7 +148,7 @@ def tiny(options: TinyOptions) -> tuple[Backbone, LoadReport]:
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    dilate_stage(net.layer3, 2, first=1)
-    dilate_stage(net.layer4, 4, first=2)
+    dilate_stage(net.get_submodule("layer3"), 2, first=1)
+    dilate_stage(net.get_submodule("layer4"), 4, first=2)
     report = load_weights(net, options.weights, "tiny")
     return split_stages(net), report

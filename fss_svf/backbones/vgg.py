@@ -34,4 +34,4 @@ def vgg16(options: VGGOptions) -> tuple[Backbone, LoadReport]:
             layer.ceil_mode = True
     stages = {f"layer{i}": nn.Sequential(OrderedDict(layers[a:b])) for i, (a, b) in enumerate(_CUTS)}
     channels = dict(zip(stages, (64, 128, 256, 512, 512)))
-    return Backbone(stages, channels, stride=16)
+    return Backbone(stages, channels, stride=16), report

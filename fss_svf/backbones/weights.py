@@ -142,6 +142,8 @@ def _check_fits(
     hint = "choose the backbone the file was made for"
     deep = "conv3.weight" in state
     if name.startswith("resnet") and deep != ("conv3.weight" in own):
-        hint = f"the file has a {'deep' if deep else 'standard'} stem, set backbone.stem={'deep' if deep else 'standard'}"
+        hint = (
+            f"the file has a {'deep' if deep else 'standard'} stem, set backbone.stem={'deep' if deep else 'standard'}"
+        )
     wrong = f"missing {listing(missing, 3)}" if missing else f"shapes differ: {listing(shapes, 2)}"
     raise WeightsError(f"{source}: does not fit backbone={name} ({wrong}); {hint}")

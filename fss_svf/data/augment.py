@@ -70,8 +70,7 @@ class TrainTransform:
             inside = ((foreground >= offset) & (foreground < offset + self.size)).all(axis=1)
             if not len(foreground) or inside.mean() >= self.augment.keep_foreground:
                 break
-        warp[:, 2] -= np.round(offset)
-        return warp
+        return np.column_stack([warp[:, :2], warp[:, 2] - np.round(offset)])
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from fss_svf.console import progress
-
 from fss_svf.data.index import ImageRow, Index
 from fss_svf.errors import DataError
 

@@ -126,12 +126,12 @@ class Annotations:
             raise DataError(f"{path}: {len(self.class_names)} categories; label PNGs hold 1 to 254 classes")
         if not found:
             raise DataError(f"{path}: no annotations; a file of images alone cannot be used")
-        self.instances = {stem: found[stem] for stem in (Path(i["file_name"]).stem for i in images.values()) if stem in found}
+        self.instances = {
+            stem: found[stem] for stem in (Path(i["file_name"]).stem for i in images.values()) if stem in found
+        }
 
 
-def draw_image(
-    images: Path, labels: Path, mask_mode: MaskMode, item: tuple[str, list[dict[str, Any]]]
-) -> ImageRow:
+def draw_image(images: Path, labels: Path, mask_mode: MaskMode, item: tuple[str, list[dict[str, Any]]]) -> ImageRow:
     """Draw one image's label PNG and return its row of the index. Raises DataError naming the image."""
     stem, instances = item
     height, width = instances[0]["size"]

@@ -71,7 +71,9 @@ class EpisodeSampler:
         # As in the papers' lists: an image is listed when one class is large enough in it.
         self.queries = np.flatnonzero(large[:, list(self.classes)].any(axis=1)) if self.classes else np.array([], int)
         if not len(self.queries):
-            raise DataError(f"{what}: no class has the {shot + 1} images that {shot}-shot episodes need; nothing to draw")
+            raise DataError(
+                f"{what}: no class has the {shot + 1} images that {shot}-shot episodes need; nothing to draw"
+            )
 
     def __len__(self) -> int:
         """The number of queries: one epoch."""

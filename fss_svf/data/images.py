@@ -25,7 +25,9 @@ def _decode(path: Path, mode: str | None) -> Image.Image:
     try:
         with Image.open(path) as image:
             if mode is None and image.mode not in ("P", "L"):
-                raise DataError(f"{path}: a label must be a palette or grey PNG of class numbers, got mode {image.mode}")
+                raise DataError(
+                    f"{path}: a label must be a palette or grey PNG of class numbers, got mode {image.mode}"
+                )
             image.load()
             return image if mode is None else image.convert(mode)
     except FileNotFoundError:

@@ -75,7 +75,8 @@ class Index:
 
     def having(self, classes: Iterable[int], min_area: int = 1) -> np.ndarray:
         """(N,) bool: images in which some class of `classes` covers at least `min_area` pixels."""
-        return (self.areas[:, list(classes)] >= min_area).any(axis=1)
+        found: np.ndarray = np.any(self.areas[:, list(classes)] >= min_area, axis=1)
+        return found
 
     def save(self, path: Path) -> None:
         """Write to `path` (.npz), whole or not at all. Areas are stored as (image, class, area) rows."""
@@ -88,9 +89,7 @@ class Index:
             image=image.astype(np.int32),
             number=number.astype(np.int16),
             area=self.areas[image, number],
-            meta=np.array(
-                json.dumps({"format": FORMAT, "classes": self.class_names, "fingerprint": self.fingerprint})
-            ),
+            meta=np.array(json.dumps({"format": FORMAT, "classes": self.class_names, "fingerprint": self.fingerprint})),
         )
         partial.replace(path)
 

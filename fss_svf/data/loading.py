@@ -114,7 +114,7 @@ class EvalEpisodes:
 
     def __call__(self, number: int) -> EvalBatch:
         spec = self.sampler[number]
-        pairs = []
+        pairs: list[tuple[np.ndarray, np.ndarray]] = []
         for image_number in (spec.query, *spec.supports):
             image, label = self.split.pair(image_number)
             mask = binary_mask(label, spec.class_id)

@@ -74,4 +74,4 @@ def render_files(images: Path, labels: Path, seed: int, number: int) -> ImageRow
     Image.fromarray(image).save(partial_image, format="JPEG", quality=95)
     partial_image.replace(images / f"{name}.jpg")
     write_label(labels / f"{name}.png", label)
-    return ImageRow(name, *label.shape, class_areas(label))
+    return ImageRow(name, label.shape[0], label.shape[1], class_areas(label))

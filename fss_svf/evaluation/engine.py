@@ -55,9 +55,7 @@ def evaluate_run(
     return Run(counts, drawn)
 
 
-def predicted_masks(
-    model: FewShotMethod, batch: EvalBatch, protocol: Protocol, device: torch.device
-) -> list[Tensor]:
+def predicted_masks(model: FewShotMethod, batch: EvalBatch, protocol: Protocol, device: torch.device) -> list[Tensor]:
     """A bool mask on the CPU for each episode, in the size and place of the protocol's label."""
     logits = model(batch.episode.to(device).normalized()).logits.float()
     if protocol.label == "resized":

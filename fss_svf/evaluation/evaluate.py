@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fss_svf.checkpoint import load_checkpoint
 from fss_svf.config import EvaluateConfig, Protocol, TrainConfig, from_mapping, to_mapping
 from fss_svf.data.augment import EvalTransform
 from fss_svf.data.dataset import Dataset
@@ -21,7 +22,6 @@ from fss_svf.provenance import write_json, write_run_folder
 from fss_svf.registry import BACKBONES, DATASETS, METHODS, TUNINGS, Choice, Registry
 from fss_svf.reporting.pictures import draw_episodes, save_picture
 from fss_svf.reporting.table import markdown_table
-from fss_svf.checkpoint import load_checkpoint
 
 log = logging.getLogger(__name__)
 

@@ -77,7 +77,7 @@ class Baseline(FewShotMethod):
         deep = self.backbone.layer4(torch.cat([high[:b], masked]))
         query = self._query_code(middle[:b], high[:b], deep[:b])
         support = self._support_code(middle[b:], high[b:], deep[b:], mask)
-        return self.segment(query, regroup(support, episode.shot), tuple(episode.query_image.shape[-2:]))
+        return self.segment(query, regroup(support, episode.shot), episode.size)
 
     def _query_code(self, middle: Tensor, high: Tensor, deep: Tensor) -> Code:
         return {"feature": self.down_query(_concatenate(high, middle)), "deep": deep}

@@ -44,7 +44,7 @@ class FewShotMethod(nn.Module, ABC):
         """Encode and segment a batch of episodes. Methods override this to share one backbone pass."""
         support = self.encode_support(*flat_supports(episode))
         query = self.encode_query(episode.query_image)
-        return self.segment(query, regroup(support, episode.shot), tuple(episode.query_image.shape[-2:]))
+        return self.segment(query, regroup(support, episode.shot), episode.size)
 
     def train(self, mode: bool = True) -> FewShotMethod:
         super().train(mode)

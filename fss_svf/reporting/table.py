@@ -36,7 +36,7 @@ def _one_table(key: tuple[Any, ...], results: Sequence[Result]) -> str:
         line = [*row, f"{values:,}"]
         for shot in shots:
             of_shot = [cells.get((row, shot, fold)) for fold in folds]
-            line += [_percent(r and r["miou"]) for r in of_shot]
+            line += [_percent(None if r is None else r["miou"]) for r in of_shot]
             line += [_mean(of_shot, "miou")] if len(folds) > 1 else []
             line += [_mean(of_shot, "fb_iou")]
         lines.append(line)

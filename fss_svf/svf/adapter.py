@@ -47,7 +47,9 @@ def load_adapter_state_dict(module: nn.Module, state: Mapping[str, Tensor]) -> N
         if name in state and state[name].shape != own[name].S.shape
     ]
     if problems:
-        raise AdapterError(f"adapter does not fit: {problems[0]} ({len(problems)} such problems); decompose as it was made")
+        raise AdapterError(
+            f"adapter does not fit: {problems[0]} ({len(problems)} such problems); decompose as it was made"
+        )
     with torch.no_grad():
         for name, layer in own.items():
             layer.S.copy_(state[name])

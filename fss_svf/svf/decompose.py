@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
-from fss_svf.svf.layers import CONVERTED, SVFLayer, factorise
+from fss_svf.svf.layers import CONVERTED, PlainLayer, SVFLayer, become_svf, factorise
 
 
 def decompose(
@@ -35,32 +35,24 @@ def decompose(
     Raises ValueError for a pattern that matches no layer, a rank above a matrix's, or a weight that is not finite.
     """
     chosen = _choose(module, list(include), list(exclude))
-    shared: dict[tuple[int, int], tuple[tuple[Tensor, Tensor, Tensor], SVFLayer]] = {}
+    first_of: dict[tuple[int, int], SVFLayer] = {}
     for name, layer in tqdm(chosen, desc="SVD", unit="layer", disable=not progress):
-        groups = getattr(layer, "groups", 1)
-        tie = (id(layer.weight), groups)
+        weight, groups = layer.weight, getattr(layer, "groups", 1)
+        tied = first_of.get((id(weight), groups))
         try:
             # On the meta device shapes alone are decomposed: a checkpoint fills them.
-            if not layer.weight.is_meta and not torch.isfinite(layer.weight).all():
+            if not weight.is_meta and not torch.isfinite(weight).all():
                 raise ValueError("its weight holds NaN or infinity")
-            factors = shared[tie][0] if tie in shared else factorise(layer.weight, groups, rank, rank_multiple)
+            factors = (tied.U, tied.S, tied.Vh) if tied else factorise(weight, groups, rank, rank_multiple)
         except ValueError as error:
             raise ValueError(f"svf.decompose: layer {name!r}: {error}") from None
-        full = min(layer.weight.shape[0] // groups, layer.weight[0].numel())
-        # Changing the class keeps the object: references, hooks, bias and mode stay, and a layer used twice is one.
-        layer.__class__ = CONVERTED[type(layer)]
-        layer._become_svf(factors, exact=factors[1].shape[1] == full)
-        if tie in shared:
-            first = shared[tie][1]
-            layer.S, layer.U, layer.Vh = first.S, first.U, first.Vh
-        else:
-            shared[tie] = (factors, layer)
+        first_of.setdefault((id(weight), groups), become_svf(layer, groups, factors))
     return module
 
 
-def _choose(module: nn.Module, include: list[str], exclude: list[str]) -> list[tuple[str, nn.Module]]:
+def _choose(module: nn.Module, include: list[str], exclude: list[str]) -> list[tuple[str, PlainLayer]]:
     # named_modules visits a module used twice once.
-    found = [(name, m) for name, m in module.named_modules() if type(m) in CONVERTED]
+    found = [(n, m) for n, m in module.named_modules() if isinstance(m, PlainLayer) and type(m) in CONVERTED]
     for pattern in include + exclude:
         if not any(re.search(pattern, name) for name, _ in found):
             names = ", ".join(repr(name) for name, _ in found[:3])
@@ -70,8 +62,7 @@ def _choose(module: nn.Module, include: list[str], exclude: list[str]) -> list[t
     chosen = [
         (name, m)
         for name, m in found
-        if (not include or any(re.search(p, name) for p in include))
-        and not any(re.search(p, name) for p in exclude)
+        if (not include or any(re.search(p, name) for p in include)) and not any(re.search(p, name) for p in exclude)
     ]
     if not chosen:
         raise ValueError("svf.decompose: there is no Conv2d or Linear layer left to decompose")

@@ -10,8 +10,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-FACTORS = ("S", "U", "Vh", "S0")
-
 
 class SVFLayer(nn.Module):
     """What SVFConv2d and SVFLinear share. Do not instantiate; svf.decompose converts layers in place.
@@ -53,17 +51,6 @@ class SVFLayer(nn.Module):
             return self.weight
         return self.effective_weight() if self._merged is None else self._merged
 
-    def _become_svf(self, factors: tuple[Tensor, Tensor, Tensor], exact: bool) -> None:
-        u, s, vh = factors
-        self.weight.requires_grad_(False)
-        self.S = nn.Parameter(s.clone())
-        self.U = nn.Parameter(u, requires_grad=False)
-        self.Vh = nn.Parameter(vh, requires_grad=False)
-        self.register_buffer("S0", s.clone())
-        self.register_buffer("_merged", None, persistent=False)
-        self._disabled = False
-        self.exact = exact
-
     def _svf_repr(self) -> str:
         full = "full" if self.exact else "cut"
         return f", rank={self.rank} ({full})" + (", merged" if self.merged else "")
@@ -89,7 +76,26 @@ class SVFLinear(SVFLayer, nn.Linear):
         return nn.Linear.extra_repr(self) + self._svf_repr()
 
 
-CONVERTED = {nn.Conv2d: SVFConv2d, nn.Linear: SVFLinear}
+PlainLayer = nn.Conv2d | nn.Linear
+CONVERTED: dict[type[PlainLayer], type[SVFConv2d | SVFLinear]] = {nn.Conv2d: SVFConv2d, nn.Linear: SVFLinear}
+
+
+def become_svf(layer: PlainLayer, groups: int, factors: tuple[Tensor, Tensor, Tensor]) -> SVFLayer:
+    """Turn a plain layer into its SVF layer with the factors (U, S, Vh); Parameters among them are shared, not copied."""
+    full = min(layer.weight.shape[0] // groups, layer.weight[0].numel())
+    # Changing the class keeps the object: references, hooks, bias and mode stay, and a layer used twice stays one.
+    layer.__class__ = CONVERTED[type(layer)]
+    assert isinstance(layer, SVFLayer)
+    u, s, vh = factors
+    layer.weight.requires_grad_(False)
+    layer.S = s if isinstance(s, nn.Parameter) else nn.Parameter(s)
+    layer.U = u if isinstance(u, nn.Parameter) else nn.Parameter(u, requires_grad=False)
+    layer.Vh = vh if isinstance(vh, nn.Parameter) else nn.Parameter(vh, requires_grad=False)
+    layer.register_buffer("S0", s.detach().clone())
+    layer.register_buffer("_merged", None, persistent=False)
+    layer._disabled = False
+    layer.exact = layer.rank == full
+    return layer
 
 
 def factorise(weight: Tensor, groups: int, rank: int | None, rank_multiple: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
+from fss_svf.checkpoint import save_checkpoint
 from fss_svf.config import PretrainConfig, TrainConfig, to_mapping
 from fss_svf.console import progress
 from fss_svf.data.loading import batches
 from fss_svf.errors import TrainingError
 from fss_svf.model import load_state
 from fss_svf.provenance import write_run_folder
-from fss_svf.checkpoint import save_checkpoint
 from fss_svf.training.optim import make_optimizer, require_gradients, set_rates
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,9 @@ class Task:
     trained_on: dict[str, Any] = field(default_factory=dict)
 
 
-def fit(task: Task, config: TrainConfig | PretrainConfig, device: torch.device, out: Path, resumed: Any = None) -> float:
+def fit(
+    task: Task, config: TrainConfig | PretrainConfig, device: torch.device, out: Path, resumed: Any = None
+) -> float:
     """Train to the recipe's last step, from the checkpoint content `resumed` where it is given; the best score.
 
     Writes out/checkpoints/{last,best}.pt and out/tensorboard. Raises TrainingError.

@@ -12,8 +12,8 @@ from fss_svf.config import Optimizer, Schedule
 from fss_svf.errors import ConfigError, TrainingError, listing
 
 
-def make_optimizer(model: nn.Module, backbone: nn.Module, options: Optimizer) -> torch.optim.SGD:
-    """SGD with a group for the head and one for whatever is trainable in the backbone. Raises ConfigError."""
+def make_optimizer(model: nn.Module, backbone: nn.Module, options: Optimizer) -> torch.optim.Optimizer:
+    """SGD or AdamW with a group for the head and one for whatever is trainable in the backbone. Raises ConfigError."""
     inside = {id(p) for p in backbone.parameters()}
     trainable = [p for p in model.parameters() if p.requires_grad]
     groups = [
@@ -22,7 +22,11 @@ def make_optimizer(model: nn.Module, backbone: nn.Module, options: Optimizer) ->
     ]
     groups = [{**group, "base_lr": group["lr"]} for group in groups if group["params"]]
     if not groups:
-        raise ConfigError("nothing to train: this method has no parameters of its own and the tuning froze the backbone")
+        raise ConfigError(
+            "nothing to train: this method has no parameters of its own and the tuning froze the backbone"
+        )
+    if options.name == "adamw":
+        return torch.optim.AdamW(groups, betas=(options.momentum, 0.999), weight_decay=options.weight_decay)
     return torch.optim.SGD(groups, momentum=options.momentum, weight_decay=options.weight_decay)
 
 
@@ -34,8 +38,13 @@ def set_rates(optimizer: torch.optim.Optimizer, schedule: Schedule, step: int, t
 
 
 def rate_factor(schedule: Schedule, step: int, total: int) -> float:
-    """1 at the start; at step t of T: constant 1, poly (1 - t/T)^power, cosine (1 + cos(pi t/T)) / 2."""
-    t = step / total
+    """At step t of T: constant 1, poly (1 - t/T)^power, cosine (1 + cos(pi t/T)) / 2; times (t + 1) / warmup below 1."""
+    if step < schedule.warmup:
+        return (step + 1) / schedule.warmup * _decay(schedule, step / total)
+    return _decay(schedule, step / total)
+
+
+def _decay(schedule: Schedule, t: float) -> float:
     if schedule.name == "poly":
         return float((1 - t) ** schedule.power)
     if schedule.name == "cosine":

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from fss_svf.checkpoint import load_checkpoint
 from fss_svf.config import PretrainConfig, from_mapping
 from fss_svf.data.augment import EvalTransform
 from fss_svf.data.dataset import Dataset
@@ -19,7 +20,6 @@ from fss_svf.methods.base_learner import BaseLearner
 from fss_svf.methods.method import cross_entropy
 from fss_svf.model import build_backbone, choose_device, refuse_leak
 from fss_svf.registry import DATASETS
-from fss_svf.checkpoint import load_checkpoint
 from fss_svf.training.loop import Task, fit
 from fss_svf.training.train import continued
 

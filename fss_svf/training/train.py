@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from fss_svf.checkpoint import load_checkpoint
 from fss_svf.config import TrainConfig, from_mapping
 from fss_svf.data.augment import EvalTransform
 from fss_svf.data.dataset import Dataset
@@ -21,7 +22,6 @@ from fss_svf.evaluation.engine import evaluate_run
 from fss_svf.model import build_model, choose_device, refuse_leak, trainable_values
 from fss_svf.registry import DATASETS
 from fss_svf.reporting.pictures import draw_episodes
-from fss_svf.checkpoint import load_checkpoint
 from fss_svf.training.loop import Task, fit
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ def train(config: TrainConfig, out: Path) -> float:
     torch.manual_seed(config.seed)
 
     dataset: Dataset = DATASETS.build(config.dataset)
-    splits = {name: dataset.split(name) for name in ("train", "val")}  # type: ignore[arg-type]
+    splits = {"train": dataset.split("train"), "val": dataset.split("val")}
     index, options = splits["train"].index, dataset.options
     training = make_sampler(index, options, config.fold, "train", config.shot, config.seed, "shuffled_epochs")
     protocol = replace(config.protocol, episodes=config.validate.episodes, runs=1)

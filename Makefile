@@ -1,0 +1,33 @@
+# Two commands for a newcomer: `make quickstart` and `make test`. Both make .venv when it is missing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: quickstart test lint format clean
+
+quickstart: $(INSTALLED) ## the main job on the toy dataset: prepare, pretrain, train, evaluate, report
+	$(BIN)/python scripts/quickstart.py
+
+test: $(INSTALLED) ## the test suite
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED) ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED) ## rewrite files in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove the environment; datasets and results stay
+	rm -rf $(VENV)
+
+# Installed again only when pyproject.toml changed.
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("fss-svf needs Python >= 3.10, this is " + sys.version.split()[0] + "; set PYTHON=") if sys.version_info < (3, 10) else None'
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	@echo "Installing PyTorch and the rest into $(VENV): about 5 GB, some minutes, once."
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
