@@ -191,10 +191,11 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train, at `size` x `size` pixels. An epoch shows every training image once; `max_steps` ends it earlier."""
+    """How to train, on crops of `size` x `size` pixels. An epoch shows every image once; `max_steps` ends it earlier."""
 
     name: str
     size: int
+    test_size: int | None
     batch_size: int
     epochs: int
     max_steps: int | None
@@ -204,9 +205,15 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _check_size(self.size)
+        _check_size(self.tested_at)
         require(self.batch_size >= 1, "batch_size", "a whole number >= 1", self.batch_size)
         require(self.epochs >= 1, "epochs", "a whole number >= 1", self.epochs)
         require(self.max_steps is None or self.max_steps >= 1, "max_steps", "null or >= 1", self.max_steps)
+
+    @property
+    def tested_at(self) -> int:
+        """The input size of evaluations, in pixels."""
+        return self.test_size or self.size
 
 
 @dataclass(frozen=True)

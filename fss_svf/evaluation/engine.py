@@ -96,6 +96,5 @@ def _picture(
         support_mask=(support[1] == class_id),
         query_image=make.split.image(spec.query),
         truth=(truth == 1).numpy(),
-        ignored=(truth == 255).numpy(),
         prediction=mask.numpy(),
     )

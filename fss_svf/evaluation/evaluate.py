@@ -106,7 +106,7 @@ def _from_checkpoint(config: EvaluateConfig) -> Subject:
         model=model,
         dataset=_dataset(config.dataset, trained.dataset),
         fold=trained.fold,
-        size=config.size or trained.recipe.size,
+        size=config.size or trained.recipe.tested_at,
         method=trained.method.name,
         backbone=trained.backbone.name,
         tuning=trained.tuning.name,

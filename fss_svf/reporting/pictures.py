@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 _CELL, _GAP, _HEAD = 240, 6, 22
-_SUPPORT, _TRUTH, _PREDICTION, _IGNORED = (66, 133, 244), (52, 168, 83), (234, 67, 53), (255, 255, 255)
+_SUPPORT, _TRUTH, _PREDICTION = (66, 133, 244), (52, 168, 83), (234, 67, 53)
 
 
 @dataclass(frozen=True)
@@ -22,12 +23,11 @@ class EpisodePicture:
     support_mask: np.ndarray
     query_image: np.ndarray
     truth: np.ndarray
-    ignored: np.ndarray
     prediction: np.ndarray
 
 
 def draw_episodes(episodes: Sequence[EpisodePicture]) -> np.ndarray:
-    """A grid with one row an episode, (H, W, 3) uint8 RGB. Ignored pixels are white in the truth."""
+    """A grid with one row an episode, (H, W, 3) uint8 RGB."""
     titles = ("support", "query", "truth", "prediction")
     width = 4 * _CELL + 5 * _GAP
     sheet = Image.new("RGB", (width, _HEAD + len(episodes) * (_CELL + _HEAD + _GAP)), "white")
@@ -37,11 +37,10 @@ def draw_episodes(episodes: Sequence[EpisodePicture]) -> np.ndarray:
     for row, e in enumerate(episodes):
         top = _HEAD + row * (_CELL + _HEAD + _GAP)
         draw.text((_GAP, top + 3), e.title, fill="black", font=font)
-        truth = overlay(overlay(e.query_image, e.truth, _TRUTH), e.ignored, _IGNORED)
         cells = (
             overlay(e.support_image, e.support_mask, _SUPPORT),
             e.query_image,
-            truth,
+            overlay(e.query_image, e.truth, _TRUTH),
             overlay(e.query_image, e.prediction, _PREDICTION),
         )
         for column, cell in enumerate(cells):
@@ -54,13 +53,17 @@ def draw_episodes(episodes: Sequence[EpisodePicture]) -> np.ndarray:
 
 
 def overlay(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
-    """The image with `colour` at 55% where the (H', W') bool mask, resized to the image, is set."""
-    if mask.shape != image.shape[:2]:
-        size = (image.shape[1], image.shape[0])
-        mask = np.asarray(Image.fromarray(mask.astype(np.uint8)).resize(size, Image.Resampling.NEAREST)) > 0
-    blended = image.copy()
-    blended[mask] = (0.45 * image[mask] + 0.55 * np.array(colour)).astype(np.uint8)
-    return blended
+    """The image with its (H', W') bool mask, resized to it, shown: tinted and outlined inside, grey and dim outside."""
+    height, width = image.shape[:2]
+    inside = (
+        np.asarray(Image.fromarray(mask.astype(np.uint8) * 255).resize((width, height), Image.Resampling.NEAREST)) > 0
+    )
+    # Grey surroundings: a tint alone is lost on a colourful picture.
+    grey = np.repeat(image.mean(axis=2, keepdims=True) * 0.4 + 40, 3, axis=2)
+    shown = np.where(inside[..., None], 0.6 * image + 0.4 * np.array(colour), grey)
+    outline = cv2.morphologyEx(inside.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
+    shown[outline] = colour
+    return shown.astype(np.uint8)
 
 
 def save_picture(path: Path, picture: np.ndarray) -> None:

@@ -50,7 +50,7 @@ def pretrain(config: PretrainConfig, out: Path) -> float:
 
     recipe = config.recipe
     holding = val.index.having(sampler.classes, dataset.options.min_area).nonzero()[0]
-    test = LabelledImages(val, holding, sampler.classes, EvalTransform(recipe.size, "pad"))
+    test = LabelledImages(val, holding, sampler.classes, EvalTransform(recipe.tested_at, "pad"))
 
     def loss(batch: LabelBatch) -> dict[str, Tensor]:
         logits = model(normalize(batch.images.to(device)))

@@ -58,7 +58,7 @@ def train(config: TrainConfig, out: Path) -> float:
     )
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    make_test = EvalEpisodes(splits["val"], testing, EvalTransform(config.recipe.size, protocol.resize))
+    make_test = EvalEpisodes(splits["val"], testing, EvalTransform(config.recipe.tested_at, protocol.resize))
 
     def loss(batch: Episode) -> dict[str, Tensor]:
         episode = batch.to(device).normalized()
