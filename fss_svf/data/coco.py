@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +15,7 @@ from pycocotools import mask as coco_mask
 
 from fss_svf.config import require
 from fss_svf.data.build import build_index, fingerprint
-from fss_svf.data.dataset import Dataset, DatasetOptions, Split, SplitName, require_folder, require_images
+from fss_svf.data.dataset import Dataset, DatasetOptions, Split, SplitName, absent, require_folder, require_images
 from fss_svf.data.images import image_size, write_label
 from fss_svf.data.index import ImageRow, Index
 from fss_svf.data.voc import class_areas
@@ -67,8 +68,11 @@ class Coco(Dataset):
 
     def _prepared(self, name: SplitName) -> Path:
         # Each way of drawing masks has its own folder, so that choosing another one cannot read the wrong labels.
-        annotations = Path(getattr(self.options, name).annotations)
-        return self.options.prepared / f"{annotations.stem}-{self.options.mask_mode}"
+        train, val = self.options.train, self.options.val
+        stem = Path(getattr(self.options, name).annotations).stem
+        if train != val and Path(train.annotations).stem == Path(val.annotations).stem:
+            stem = f"{name}-{stem}"  # train/instances.json and val/instances.json
+        return self.options.prepared / f"{stem}-{self.options.mask_mode}"
 
     def _prepare_split(self, name: SplitName, workers: int) -> Index:
         where: CocoSplit = getattr(self.options, name)
@@ -86,12 +90,14 @@ class Coco(Dataset):
         folder = self._prepared(name)
         labels = folder / "labels"
         labels.mkdir(parents=True, exist_ok=True)
+        if absent(labels, [stem for stem, _ in items], ".png"):
+            (folder / "index.npz").unlink(missing_ok=True)  # labels were deleted since: draw anew
         return build_index(
             folder / "index.npz",
             items,
             partial(draw_image, images, labels, self.options.mask_mode),
             annotations.class_names,
-            fingerprint("coco", path.stat().st_size, self.options.mask_mode, [stem for stem, _ in items]),
+            fingerprint("coco", annotations.digest, self.options.mask_mode, [stem for stem, _ in items]),
             workers,
             f"{self.name} {name}",
         )
@@ -102,15 +108,18 @@ class Annotations:
 
     def __init__(self, path: Path) -> None:
         try:
-            content = json.loads(path.read_bytes())
+            raw = path.read_bytes()
+            self.digest = hashlib.sha256(raw).hexdigest()
+            content = json.loads(raw)
             categories = sorted(content["categories"], key=lambda category: category["id"])
             images = {image["id"]: image for image in content["images"]}
+            names = {key: image_name(image["file_name"], path) for key, image in images.items()}
             found: dict[str, list[dict[str, Any]]] = defaultdict(list)
             number = {category["id"]: i for i, category in enumerate(categories, 1)}
             self.class_names = tuple(category["name"] for category in categories)
             for annotation in content["annotations"]:
                 image = images[annotation["image_id"]]
-                found[Path(image["file_name"]).stem].append(
+                found[names[image["id"]]].append(
                     {
                         "class": number[annotation["category_id"]],
                         "segmentation": annotation["segmentation"],
@@ -126,9 +135,15 @@ class Annotations:
             raise DataError(f"{path}: {len(self.class_names)} categories; label PNGs hold 1 to 254 classes")
         if not found:
             raise DataError(f"{path}: no annotations; a file of images alone cannot be used")
-        self.instances = {
-            stem: found[stem] for stem in (Path(i["file_name"]).stem for i in images.values()) if stem in found
-        }
+        self.instances = {name: found[name] for name in names.values() if name in found}
+
+
+def image_name(file_name: str, annotations: Path) -> str:
+    """The index's name of an image: its path below the image folder, without the ending. Raises DataError."""
+    path = PurePosixPath(file_name)
+    if path.suffix != ".jpg" or path.is_absolute() or ".." in path.parts:
+        raise DataError(f"{annotations}: image {file_name!r}: expected a .jpg below the image folder; rename it")
+    return str(path.with_suffix(""))
 
 
 def draw_image(images: Path, labels: Path, mask_mode: MaskMode, item: tuple[str, list[dict[str, Any]]]) -> ImageRow:
@@ -144,6 +159,7 @@ def draw_image(images: Path, labels: Path, mask_mode: MaskMode, item: tuple[str,
         label = draw_label(instances, height, width, mask_mode)
     except Exception as error:  # pycocotools raises whatever its C code meets
         raise DataError(f"{stem}: its segmentation cannot be drawn ({error}); mend or remove the annotation") from None
+    (labels / stem).parent.mkdir(parents=True, exist_ok=True)  # a name may hold sub folders
     write_label(labels / f"{stem}.png", label)
     return ImageRow(stem, height, width, class_areas(label))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -96,17 +97,29 @@ def require_folder(path: Path, key: str, name: str) -> None:
         )
 
 
-def require_images(folder: Path, names: list[str], ending: str, allow_missing: bool) -> list[str]:
-    """The names whose image is in `folder`. Missing ones raise DataError unless they are allowed."""
-    present = {entry.name for entry in folder.iterdir()}
-    missing = [name for name in names if name + ending not in present]
+def absent(folder: Path, names: Sequence[str], ending: str) -> list[str]:
+    """The names without a file in `folder`; a name may hold sub folders. Lists folders, which is faster than asking."""
+    parents = {folder / Path(name).parent for name in names}
+    present = {entry for parent in parents if parent.is_dir() for entry in parent.iterdir()}
+    return [name for name in names if folder / (name + ending) not in present]
+
+
+def require_images(folder: Path, names: list[str], ending: str, allow_missing: bool | None) -> list[str]:
+    """The names whose image is in `folder`. Missing ones raise DataError unless they are allowed.
+
+    allow_missing: None where the dataset has no such option.
+    """
+    missing = absent(folder, names, ending)
     if missing and not allow_missing:
+        go_on = ", or set dataset.allow_missing=true to go on with those that are there"
         raise DataError(
             f"{folder}: {len(missing)} of {len(names)} images are missing, first {missing[0]}{ending}; finish the "
-            "download, or set dataset.allow_missing=true to go on with those that are there"
+            f"download{'' if allow_missing is None else go_on}"
         )
     gone = set(missing)
     kept = [name for name in names if name not in gone]
     if not kept:
-        raise DataError(f"{folder}: none of the {len(names)} images is there, first {missing[0]}{ending}")
+        raise DataError(
+            f"{folder}: none of the {len(names)} images is there, first {missing[0]}{ending}; set their own folder"
+        )
     return kept

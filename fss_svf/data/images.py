@@ -32,7 +32,7 @@ def _decode(path: Path, mode: str | None) -> Image.Image:
             return image if mode is None else image.convert(mode)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; run 'fss-svf prepare' to check the dataset") from None
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: cannot be read ({error}); the file is damaged, replace it") from None
 
 
@@ -41,7 +41,7 @@ def image_size(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             return image.height, image.width
-    except OSError as error:
+    except (OSError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: cannot be read ({error}); the file is damaged or not an image, replace it") from None
 
 

@@ -54,7 +54,7 @@ class Index:
         for i, row in enumerate(rows):
             for c, area in row.areas.items():
                 if not 1 <= c <= len(class_names):
-                    raise DataError(f"{row.name}: its label holds class {c}, the dataset has 1..{len(class_names)}")
+                    raise DataError(f"{row.name}: its label holds class {c}, the dataset has 1..{len(class_names)}; mend it")
                 areas[i, c] = area
         sizes = np.array([(row.height, row.width) for row in rows], np.int32).reshape(-1, 2)
         return cls(np.array([row.name for row in rows], dtype=np.str_), sizes, areas, class_names, fingerprint)
@@ -104,5 +104,7 @@ class Index:
                 areas = np.zeros((len(z["names"]), len(meta["classes"]) + 1), np.int32)
                 areas[z["image"], z["number"]] = z["area"]
                 return cls(z["names"], z["sizes"], areas, tuple(meta["classes"]), meta["fingerprint"])
-        except (BadZipFile, ValueError, KeyError, EOFError) as error:
+        except FileNotFoundError:
+            raise
+        except (BadZipFile, OSError, RuntimeError, ValueError, LookupError, TypeError, EOFError) as error:
             raise DataError(f"{path}: the index is damaged ({error}); delete it and run 'fss-svf prepare'") from None

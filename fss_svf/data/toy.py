@@ -10,7 +10,7 @@ from PIL import Image
 
 from fss_svf.config import require
 from fss_svf.data.build import build_index, fingerprint
-from fss_svf.data.dataset import DatasetOptions, SplitName
+from fss_svf.data.dataset import DatasetOptions, SplitName, absent
 from fss_svf.data.images import write_label
 from fss_svf.data.index import ImageRow, Index
 from fss_svf.data.toy_render import CLASS_NAMES, render
@@ -45,9 +45,13 @@ class Toy(VocFolder):
         for folder in (self.images, self.labels, lists, o.prepared):
             folder.mkdir(parents=True, exist_ok=True)
         total = o.train_images + o.val_images
+        names = [toy_name(number) for number in range(total)]
+        record = o.prepared / "rendered.npz"
+        if absent(self.images, names, ".jpg") or absent(self.labels, names, ".png"):
+            record.unlink(missing_ok=True)  # files were deleted since: render anew
         # The index of this step is only a record that the rendering is whole.
         build_index(
-            o.prepared / "rendered.npz",
+            record,
             range(total),
             partial(render_files, self.images, self.labels, o.seed),
             CLASS_NAMES,
@@ -55,7 +59,6 @@ class Toy(VocFolder):
             workers,
             "toy rendering",
         )
-        names = [toy_name(number) for number in range(total)]
         (lists / "train.txt").write_text("\n".join(names[: o.train_images]) + "\n")
         (lists / "val.txt").write_text("\n".join(names[o.train_images :]) + "\n")
         return super().prepare(workers)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fss_svf.data.build import build_index, fingerprint
-from fss_svf.data.dataset import Dataset, DatasetOptions, Split, SplitName, require_folder, require_images
+from fss_svf.data.dataset import Dataset, DatasetOptions, Split, SplitName, absent, require_folder, require_images
 from fss_svf.data.images import image_size, read_label
 from fss_svf.data.index import ImageRow, Index
 from fss_svf.errors import DataError
@@ -39,15 +39,15 @@ class VocFolder(Dataset):
 
     def _index(self, split: SplitName, workers: int) -> Index:
         names = self._names(split)
-        names = require_images(self.images, names, ".jpg", allow_missing=False)
-        # The labels' sizes stand for their content: an edited label makes the index anew.
-        sizes = [(self.labels / f"{name}.png").stat().st_size for name in self._labelled(names)]
+        names = require_images(self.images, names, ".jpg", allow_missing=None)
+        # Size and time of the labels stand for their content: an edited label makes the index anew.
+        stats = [(self.labels / f"{name}.png").stat() for name in self._labelled(names)]
         return build_index(
             self._index_path(split),
             names,
             partial(index_label, self.images, self.labels),
             self.class_names,
-            fingerprint("voc", self.class_names, names, sizes),
+            fingerprint("voc", self.class_names, names, [(s.st_size, s.st_mtime_ns) for s in stats]),
             workers,
             f"{self.name} {split}",
         )
@@ -56,12 +56,18 @@ class VocFolder(Dataset):
         path = self.options.root / "ImageSets" / "Segmentation" / f"{split}.txt"
         if not path.exists():
             raise DataError(f"dataset={self.name}: no list {path}; the download is incomplete")
-        return path.read_text().split()
+        names = path.read_text().split()
+        if not names:
+            raise DataError(f"dataset={self.name}: the list {path} is empty; the download is incomplete")
+        return names
 
     def _labelled(self, names: list[str]) -> list[str]:
-        missing = [name for name in names if not (self.labels / f"{name}.png").exists()]
+        missing = absent(self.labels, names, ".png")
         if missing:
-            raise DataError(f"{self.labels}: {len(missing)} of {len(names)} labels are missing, first {missing[0]}.png")
+            raise DataError(
+                f"{self.labels}: {len(missing)} of {len(names)} labels are missing, first {missing[0]}.png; finish the "
+                "download"
+            )
         return names
 
 
@@ -71,7 +77,8 @@ def index_label(images: Path, labels: Path, name: str) -> ImageRow:
     size = image_size(images / f"{name}.jpg")
     if size != label.shape:
         raise DataError(
-            f"{labels / name}.png: label of {label.shape[1]} x {label.shape[0]} for an image of {size[1]} x {size[0]}"
+            f"{labels / name}.png: label of {label.shape[1]} x {label.shape[0]} for an image of {size[1]} x {size[0]}; "
+            "replace the wrong one"
         )
     return ImageRow(name, *size, class_areas(label))
 

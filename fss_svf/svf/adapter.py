@@ -38,6 +38,15 @@ def adapter_state_dict(module: nn.Module) -> dict[str, Tensor]:
 
 def load_adapter_state_dict(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Set S of every SVF layer. Raises AdapterError naming layers that are left over, missing or of another rank."""
+    _check_fit(module, state)
+    with torch.no_grad():
+        for name, layer in layers(module):
+            layer.S.copy_(state[name])
+            if layer.merged:
+                layer._merged = layer.effective_weight()
+
+
+def _check_fit(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     own = dict(layers(module))
     problems = [f"{name} is not in the adapter" for name in own if name not in state]
     problems += [f"{name} is not an SVF layer of the model" for name in state if name not in own]
@@ -50,11 +59,6 @@ def load_adapter_state_dict(module: nn.Module, state: Mapping[str, Tensor]) -> N
         raise AdapterError(
             f"adapter does not fit: {problems[0]} ({len(problems)} such problems); decompose as it was made"
         )
-    with torch.no_grad():
-        for name, layer in own.items():
-            layer.S.copy_(state[name])
-            if layer.merged:
-                layer._merged = layer.effective_weight()
 
 
 def save_adapter(module: nn.Module, path: Path | str) -> None:
@@ -74,8 +78,9 @@ def load_adapter(module: nn.Module, path: Path | str) -> None:
             state = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (not a dict)
     except FileNotFoundError:
         raise AdapterError(f"{path}: no such adapter") from None
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:  # OSError: a folder, no permission
         raise AdapterError(f"{path}: not a readable safetensors file ({error})") from None
+    _check_fit(module, state)  # first, for the hash covers the layers' names and would blame the weights
     found, expected = base_hash(module), metadata.get("base_hash")
     if expected != found:
         raise AdapterError(

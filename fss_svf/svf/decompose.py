@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from fss_svf.svf.layers import CONVERTED, PlainLayer, SVFLayer, become_svf, factorise
@@ -27,27 +27,55 @@ def decompose(
     include, exclude  regular expressions, searched (re.search) in the qualified layer name such as
                       "layer2.0.conv1"; no include means every layer. A bare layer's name is "".
     rank              keep the largest `rank` singular values; None keeps all, which changes no output
-    rank_multiple     floor the rank to a multiple of it (the official code uses 4)
-    progress          show a progress bar: the SVD of a ResNet-50 takes most of a minute on two cores
+    rank_multiple     floor the rank to a multiple of it (the official code uses 4); a rank below it stays
+    progress          show a progress bar: the SVD of a ResNet-50 takes 4 s on one free core, and a minute or more on
+                      cores that others use too (torch's threads wait for each other: set OMP_NUM_THREADS=1 there)
 
     The converted layers' S requires grad and their weight does not; biases and other modules stay as they are, as do
     device, dtype, training mode, hooks, and ties (a layer used twice, or two layers that share one weight).
-    Raises ValueError for a pattern that matches no layer, a rank above a matrix's, or a weight that is not finite.
+    A module that reads a layer's weight instead of calling the layer (torchvision's Swin attention) is not reached.
+    Raises ValueError for a pattern that matches no layer, a rank above a matrix's, or a weight that is not finite or
+    that a hook computes (weight_norm, spectral_norm); the model is then as it was.
     """
-    chosen = _choose(module, list(include), list(exclude))
-    first_of: dict[tuple[int, int], SVFLayer] = {}
+    chosen = _choose(module, _patterns(include), _patterns(exclude))
+    # All factors before the first conversion, so that an error leaves no model half converted.
+    factors: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}
     for name, layer in tqdm(chosen, desc="SVD", unit="layer", disable=not progress):
-        weight, groups = layer.weight, getattr(layer, "groups", 1)
-        tied = first_of.get((id(weight), groups))
+        weight = layer.weight
         try:
+            if not isinstance(weight, nn.Parameter):
+                raise ValueError(
+                    "its weight is no Parameter (weight_norm or spectral_norm computes it); remove that first"
+                )
             # On the meta device shapes alone are decomposed: a checkpoint fills them.
             if not weight.is_meta and not torch.isfinite(weight).all():
                 raise ValueError("its weight holds NaN or infinity")
-            factors = (tied.U, tied.S, tied.Vh) if tied else factorise(weight, groups, rank, rank_multiple)
+            if _tie(layer) not in factors:
+                factors[_tie(layer)] = factorise(weight, _groups(layer), rank, rank_multiple)
         except ValueError as error:
             raise ValueError(f"svf.decompose: layer {name!r}: {error}") from None
-        first_of.setdefault((id(weight), groups), become_svf(layer, groups, factors))
+    for _, layer in chosen:
+        tie = _tie(layer)
+        converted = become_svf(layer, _groups(layer), factors[tie])
+        factors[tie] = (converted.U, converted.S, converted.Vh)  # Parameters now, shared by layers of this tie
+    for parent in module.modules():
+        # Its fused inference path reads the weights of linear1 and linear2 past their forward; this turns it off.
+        if isinstance(parent, nn.TransformerEncoderLayer) and any(layers(parent)):
+            parent.activation_relu_or_gelu = 0
     return module
+
+
+def _patterns(patterns: Iterable[str]) -> list[str]:
+    return [patterns] if isinstance(patterns, str) else list(patterns)
+
+
+def _groups(layer: nn.Module) -> int:
+    return getattr(layer, "groups", 1)
+
+
+def _tie(layer: PlainLayer) -> tuple[int, int]:
+    """Layers of the same tie share their factors."""
+    return id(layer.weight), _groups(layer)
 
 
 def _choose(module: nn.Module, include: list[str], exclude: list[str]) -> list[tuple[str, PlainLayer]]:
@@ -76,7 +104,8 @@ def layers(module: nn.Module) -> Iterator[tuple[str, SVFLayer]]:
 
 def singular_values(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """The trainable S of every SVF layer with its parameter name; tied ones once."""
-    return ((name, p) for name, p in module.named_parameters() if name.split(".")[-1] == "S")
+    ours = {id(layer.S) for _, layer in layers(module)}  # by identity: other modules may call a parameter S too
+    return ((name, p) for name, p in module.named_parameters() if id(p) in ours)
 
 
 def merge(module: nn.Module) -> nn.Module:

@@ -39,7 +39,8 @@ class SVFLayer(nn.Module):
     def effective_weight(self) -> Tensor:
         """The weight this layer applies when it is neither merged nor disabled; differentiable in S, U and Vh."""
         # Rebuilt outside autocast: eight bits of mantissa would blur the small singular values away.
-        with torch.autocast(self.S.device.type, enabled=False):
+        # There is no autocast on the meta device, so nothing to leave there.
+        with torch.autocast("cpu" if self.S.is_meta else self.S.device.type, enabled=False):
             if self.exact:
                 change = (self.U * (self.S - self.S0).unsqueeze(1)) @ self.Vh
                 return self.weight + change.reshape(self.weight.shape)
@@ -101,14 +102,17 @@ def become_svf(layer: PlainLayer, groups: int, factors: tuple[Tensor, Tensor, Te
 def factorise(weight: Tensor, groups: int, rank: int | None, rank_multiple: int) -> tuple[Tensor, Tensor, Tensor]:
     """SVD of a weight as `groups` matrices: U (g, m, r), S (g, r), Vh (g, r, n), in the weight's dtype and device.
 
-    rank: at most so many singular values; rank_multiple: r floored to a multiple of it. Raises ValueError.
+    rank: at most so many singular values; rank_multiple: r floored to a multiple of it, unless r is smaller than it.
+    Raises ValueError.
     """
     matrices = weight.detach().reshape(groups, weight.shape[0] // groups, -1)
     full = min(matrices.shape[1:])
     if rank is not None and not 1 <= rank <= full:
         raise ValueError(f"rank {rank} is not between 1 and {full}, the rank of a {tuple(matrices.shape[1:])} matrix")
+    if rank_multiple < 1:
+        raise ValueError(f"rank_multiple {rank_multiple} is not 1 or more")
     r = full if rank is None else rank
-    r = max(r // rank_multiple * rank_multiple, min(rank_multiple, full))
+    r = r // rank_multiple * rank_multiple or r
     # LAPACK knows neither half nor bfloat16.
     precise = matrices if matrices.dtype in (torch.float32, torch.float64) else matrices.float()
     u, s, vh = torch.linalg.svd(precise, full_matrices=False)
