@@ -1,45 +1,57 @@
-"""What several test files share."""
+"""Shared fixtures: a small toy dataset, and the command line called in this process."""
 
-from contextlib import contextmanager
+import sys
+from pathlib import Path
 
 import pytest
 
-from fss_svf.data.toy import Toy, ToyOptions
-from fss_svf.errors import DataError
+from fss_svf import cli
+
+TOY = ("dataset=toy", "dataset.train_images=120", "dataset.val_images=80")
 
 
 @pytest.fixture(scope="session")
-def toy(tmp_path_factory):
-    """A small toy dataset, prepared once. Tests that change files copy it first."""
-    root = tmp_path_factory.mktemp("data") / "toy"
-    dataset = Toy(
-        ToyOptions(
-            root=root,
-            prepared=root / "prepared",
-            class_partition="contiguous",
-            min_area=200,
-            filter_novel=True,
-            too_few_images="error",
-            train_images=120,
-            val_images=60,
-            seed=0,
-        )
-    )
-    dataset.prepare(workers=0)
-    return dataset
+def toy_root(tmp_path_factory):
+    """The root of a prepared toy dataset of 120 + 80 images."""
+    from fss_svf.registry import DATASETS
+
+    root = tmp_path_factory.mktemp("toy")
+    DATASETS.entry("toy").build(toy_options(root)).prepare(workers=0)
+    return root
+
+
+def toy_options(root: Path, **changes):
+    """ToyOptions of the small toy dataset."""
+    from fss_svf.data.toy import ToyOptions
+
+    values = {
+        "root": root,
+        "prepared": root / "prepared",
+        "train_images": 120,
+        "val_images": 80,
+        "seed": 0,
+        "class_partition": "contiguous",
+        "min_area": 200,
+        "filter_novel": True,
+        "too_few_images": "error",
+    }
+    return ToyOptions(**{**values, **changes})
 
 
 @pytest.fixture
-def data_error():
-    """`with data_error(word, ...)`: the block raises a DataError whose message is one line that holds every word."""
+def fss(monkeypatch, tmp_path, capsys):
+    """Call `fss-svf` with arguments in an empty folder; returns (exit status, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
 
-    @contextmanager
-    def check(*words):
-        with pytest.raises(DataError) as caught:
-            yield
-        message = str(caught.value)
-        assert "\n" not in message
-        for word in words:
-            assert str(word) in message
+    def call(*arguments: str):
+        monkeypatch.setattr(sys, "argv", ["fss-svf", *map(str, arguments)])
+        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            status = end.code or 0
+        out, err = capsys.readouterr()
+        return status, out, err
 
-    return check
+    return call

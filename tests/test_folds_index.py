@@ -8,6 +8,7 @@ import pytest
 
 from fss_svf.data.folds import base_classes, novel_classes
 from fss_svf.data.index import ImageRow, Index
+from tests.one_line import data_error
 
 CLASSES = ("cat", "dog", "cow")
 ROWS = (
@@ -157,7 +158,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_file(index, tmp_path, data_error, damage):
+def test_damaged_file(index, tmp_path, damage):
     path = tmp_path / "index.npz"
     index.save(path)
     before = path.read_bytes()
@@ -167,7 +168,7 @@ def test_damaged_file(index, tmp_path, data_error, damage):
         Index.load(path)
 
 
-def test_file_of_another_format(index, tmp_path, data_error):
+def test_file_of_another_format(index, tmp_path):
     path = tmp_path / "index.npz"
     index.save(path)
     _overwrite_meta(path, format=2)
@@ -176,6 +177,6 @@ def test_file_of_another_format(index, tmp_path, data_error):
 
 
 @pytest.mark.parametrize("number", [0, 4, 254])
-def test_class_number_out_of_range(data_error, number):
+def test_class_number_out_of_range(number):
     with data_error("2007_000032", f"class {number}", "1..3"):
         Index.from_rows([ImageRow("2007_000032", 40, 60, {number: 9})], CLASSES, "made-from")

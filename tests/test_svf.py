@@ -473,7 +473,7 @@ def test_rank_and_rank_multiple(rank: int | None, multiple: int, expected: int) 
     svf.decompose(layer, rank=rank, rank_multiple=multiple)
     assert layer.rank == layer.S.shape[1] == expected
     assert torch.equal(layer.weight, weight)
-    lost = float((layer.effective_weight() - weight).norm() / weight.norm())
+    lost = float((layer.effective_weight().detach() - weight).norm() / weight.norm())
     assert lost == pytest.approx(discarded(weight, expected), abs=1e-12)
     assert (lost > 0.01) == (expected < 27)
 
@@ -527,10 +527,10 @@ def test_a_pattern_that_matches_nothing_is_refused(patterns: dict[str, list[str]
         svf.decompose(net(), **patterns)
 
 
-@pytest.mark.parametrize("model", [nn.Sequential(nn.ReLU()), svf.decompose(nn.Sequential(nn.Linear(2, 2)))], ids=str)
-def test_nothing_to_decompose_is_refused(model: nn.Module) -> None:
-    with pytest.raises(ValueError, match="no Conv2d or Linear layer left"):
-        svf.decompose(model)
+def test_nothing_to_decompose_is_refused() -> None:
+    for model in (nn.Sequential(nn.ReLU()), svf.decompose(net())):  # decomposing twice finds nothing either
+        with pytest.raises(ValueError, match="no Conv2d or Linear layer left"):
+            svf.decompose(model)
 
 
 def test_a_refused_model_is_as_it_was() -> None:

@@ -1,0 +1,55 @@
+"""Imports point one way: a module may import its own layer and lower ones (docs/architecture.md)."""
+
+import ast
+from pathlib import Path
+
+import fss_svf
+
+PACKAGE = Path(fss_svf.__file__).parent
+LAYERS = [
+    {"errors", "registry", "config", "provenance", "episode", "console"},
+    {"backbones", "svf"},
+    {"methods", "tuning", "data"},
+    {"model", "checkpoint"},
+    {"reporting"},
+    {"evaluation"},
+    {"training"},
+    {"cli", "__main__"},
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+
+
+def imports():
+    for path in PACKAGE.rglob("*.py"):
+        owner = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if owner == "__init__":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "fss_svf":
+                parts = node.module.split(".")[1:]
+                for name in parts[:1] or [alias.name for alias in node.names]:
+                    yield path, owner, name
+
+
+def test_every_module_has_a_layer():
+    modules = {p.stem if p.suffix else p.name for p in PACKAGE.iterdir() if not p.name.startswith("__")} - {"conf"}
+    assert modules <= set(LEVEL)
+
+
+def test_imports_point_down():
+    found = list(imports())
+    assert len(found) > 50
+    wrong = [f"{path}: {name}" for path, owner, name in found if name in LEVEL and LEVEL[name] > LEVEL[owner]]
+    assert not wrong
+
+
+def test_the_svf_library_knows_nothing_of_segmentation():
+    assert {name for _, owner, name in imports() if owner == "svf"} <= {"svf", "errors"}
+
+
+def test_the_command_line_starts_without_torch():
+    # 'fss-svf --help' and error messages come at once.
+    source = (
+        (PACKAGE / "cli.py").read_text() + (PACKAGE / "config.py").read_text() + (PACKAGE / "registry.py").read_text()
+    )
+    assert "import torch" not in source

@@ -1,0 +1,150 @@
+"""Backbones: torchvision's networks, cut and dilated; and their weights."""
+
+import pytest
+import torch
+import torchvision
+
+from fss_svf.backbones.backbone import STAGES
+from fss_svf.backbones.resnet import ResNetOptions, TinyOptions, resnet18, resnet50, resnet101, tiny
+from fss_svf.backbones.vgg import VGGOptions, vgg16
+from fss_svf.backbones.weights import normalise_keys
+from fss_svf.errors import ConfigError, WeightsError
+from fss_svf.model import trainable_values
+from fss_svf.registry import TUNINGS
+
+
+def image(size=65):
+    return torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def conv_settings(backbone, stage):
+    convs = [
+        m for m in getattr(backbone, stage).modules() if isinstance(m, torch.nn.Conv2d) and m.kernel_size == (3, 3)
+    ]
+    return [(c.stride[0], c.dilation[0], c.padding[0]) for c in convs]
+
+
+def test_torchvision_style_equals_torchvisions_own_dilation():
+    reference = torchvision.models.resnet50(replace_stride_with_dilation=[False, True, True]).eval()
+    backbone = resnet50(ResNetOptions(dilation="torchvision"))[0].eval()
+    state = {k: v for k, v in reference.state_dict().items() if not k.startswith("fc.")}
+    backbone.load_state_dict({(f"layer0.{k}" if not k.startswith("layer") else k): v for k, v in state.items()})
+    x = image()
+    with torch.no_grad():
+        y = reference.maxpool(reference.relu(reference.bn1(reference.conv1(x))))
+        for i in (1, 2, 3, 4):
+            y = getattr(reference, f"layer{i}")(y)
+        assert torch.equal(backbone(x)["layer4"], y)
+
+
+def test_pfenet_style_dilates_every_3x3_and_keeps_the_stride_at_8():
+    backbone = resnet50(ResNetOptions(dilation="pfenet"))[0]
+    assert set(conv_settings(backbone, "layer3")) == {(1, 2, 2)}
+    assert set(conv_settings(backbone, "layer4")) == {(1, 4, 4)}
+    assert {m.stride for m in backbone.layer3.modules() if isinstance(m, torch.nn.Conv2d)} == {(1, 1)}
+
+
+@pytest.mark.parametrize(
+    ("build", "options", "channels", "stride"),
+    [
+        (resnet18, ResNetOptions(), [64, 64, 128, 256, 512], 8),
+        (resnet50, ResNetOptions(stem="deep"), [128, 256, 512, 1024, 2048], 8),
+        (resnet50, ResNetOptions(stride_in_1x1=True), [64, 256, 512, 1024, 2048], 8),
+        (vgg16, VGGOptions(), [64, 128, 256, 512, 512], 16),
+        (tiny, TinyOptions(width=8), [8, 8, 16, 32, 64], 8),
+    ],
+)
+def test_stages_channels_and_stride(build, options, channels, stride):
+    backbone = build(options)[0].eval()
+    with torch.no_grad():
+        outputs = backbone(image(65))
+        assert list(backbone(image(65), last="layer2")) == ["layer0", "layer1", "layer2"]
+    assert list(outputs) == list(STAGES)
+    assert [outputs[s].shape[1] for s in STAGES] == channels == [backbone.channels[s] for s in STAGES]
+    # 65 = 64 + 1: corners stay aligned at 64 / stride + 1; VGG's pools round up to the same
+    assert outputs["layer3"].shape[-1] == outputs["layer4"].shape[-1] == 64 // stride + 1
+    assert backbone.stride == stride
+
+
+def test_stride_in_1x1_moves_the_stride():
+    block = resnet50(ResNetOptions(stride_in_1x1=True))[0].layer2[0]
+    assert (block.conv1.stride, block.conv2.stride) == ((2, 2), (1, 1))
+
+
+@pytest.mark.parametrize("options", [ResNetOptions(stem="deep"), ResNetOptions(stride_in_1x1=True)])
+def test_bottleneck_options_are_refused_for_basic_blocks(options):
+    with pytest.raises(ConfigError, match="resnet18, which has no bottlenecks"):
+        resnet18(options)
+
+
+# The paper's numbers of trainable values (facts: 12,544 / 25,600 / 3,840).
+@pytest.mark.parametrize(
+    ("build", "options", "values"),
+    [(resnet50, ResNetOptions(), 12_544), (resnet101, ResNetOptions(), 25_600), (vgg16, VGGOptions(), 3_840)],
+)
+def test_svf_trains_the_papers_number_of_values(build, options, values):
+    svf_options = TUNINGS.entry("svf").options(include=(r"^layer[234]\.",), exclude=(), rank=None, rank_multiple=1)
+    with torch.device("meta"):
+        backbone = build(options)[0]
+        TUNINGS.entry("svf").build(backbone, svf_options)
+    assert trainable_values(backbone) == values
+
+
+def save(tmp_path, content):
+    path = tmp_path / "weights.pth"
+    torch.save(content, path)
+    return str(path)
+
+
+def test_weights_from_a_plain_torchvision_file(tmp_path):
+    reference = torchvision.models.resnet18()
+    path = save(tmp_path, reference.state_dict())
+    backbone, report = resnet18(ResNetOptions(weights=path))
+    assert torch.equal(backbone.layer3[1].conv2.weight, reference.layer3[1].conv2.weight)
+    assert torch.equal(backbone.layer0.bn1.running_var, reference.bn1.running_var)
+    assert report.ignored == ()
+    assert "weights.pth" in str(report)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "encoder.", "module.encoder.", "backbone."])
+def test_weights_under_prefixes_and_nests(tmp_path, prefix):
+    reference, _ = resnet50(ResNetOptions(stem="deep"))
+    plain = normalise_keys(reference.state_dict())
+    path = save(tmp_path, {"epoch": 3, "state_dict": {prefix + k: v for k, v in plain.items()}})
+    backbone, _ = resnet50(ResNetOptions(stem="deep", weights=path))
+    for name, value in reference.state_dict().items():
+        assert torch.equal(backbone.state_dict()[name], value), name
+
+
+def test_weights_of_a_run_serve_vgg_too(tmp_path):
+    reference, _ = vgg16(VGGOptions())
+    run = {f"backbone.{k}": v for k, v in reference.state_dict().items()}
+    path = save(tmp_path, {"model": {**run, "ppm.weight": torch.ones(1)}})
+    backbone, report = vgg16(VGGOptions(weights=path))
+    for name, value in reference.state_dict().items():
+        assert torch.equal(backbone.state_dict()[name], value), name
+    assert report.loaded == len(reference.state_dict())
+
+
+def test_weights_that_do_not_fit_say_what_to_do(tmp_path):
+    deep = normalise_keys(resnet50(ResNetOptions(stem="deep"))[0].state_dict())
+    with pytest.raises(WeightsError, match=r"does not fit backbone=resnet50 .*set backbone.stem=deep"):
+        resnet50(ResNetOptions(weights=save(tmp_path, deep)))
+    with pytest.raises(WeightsError, match="choose the backbone the file was made for"):
+        resnet50(ResNetOptions(weights=save(tmp_path, torchvision.models.resnet18().state_dict())))
+    with pytest.raises(WeightsError, match=r"neither a file .* nor torchvision weights of resnet50"):
+        resnet50(ResNetOptions(weights="nowhere.pth"))
+    (tmp_path / "half.pth").write_bytes(b"PK\x03\x04 half a download")
+    with pytest.raises(WeightsError, match=r"half\.pth: not a readable checkpoint"):
+        resnet50(ResNetOptions(weights=str(tmp_path / "half.pth")))
+    with pytest.raises(WeightsError, match="an SVF-tuned backbone"):
+        tiny(TinyOptions(weights=save(tmp_path, {"backbone.layer2.0.conv1.S": torch.ones(1, 3)})))
+
+
+def test_weights_never_run_code(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (print, ("executed",))
+
+    with pytest.raises(WeightsError, match="not a readable checkpoint"):
+        resnet18(ResNetOptions(weights=save(tmp_path, {"a": Evil()})))

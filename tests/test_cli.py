@@ -1,0 +1,171 @@
+"""The command line from end to end on a small toy dataset, and the one clear line of every mistake."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import TOY
+
+SMALL = ("experiment=toy", *TOY, "recipe.size=65", "recipe.batch_size=2", "recipe.max_steps=2", "validate.every=2",
+         "validate.episodes=4", "backbone.width=8", "method.width=8", "workers=0")  # fmt: skip
+
+
+@pytest.fixture
+def toy(toy_root):
+    """Overrides that point at the shared toy dataset."""
+    return f"dataset.root={toy_root}"
+
+
+def one_line(err: str) -> str:
+    lines = [line for line in err.splitlines() if line.strip()]
+    assert len(lines) == 1, err
+    return lines[0]
+
+
+def test_train_evaluate_report(fss, toy, tmp_path):
+    status, _, err = fss("train", "-m", *SMALL, toy, "tuning=frozen,svf", "fold=0,1")
+    assert status == 0, err
+    runs = sorted(p.parent.parent for p in tmp_path.glob("outputs/train/*/*/checkpoints/last.pt"))
+    assert len(runs) == 4
+    for run in runs:
+        status, out, err = fss(
+            "evaluate", f"checkpoint={run}", "shot=[1,5]", "protocol.episodes=6", "workers=0", "pictures=2"
+        )
+        assert status == 0, err
+        assert "baseline" in out
+    status, _, err = fss("evaluate", "method=background", "backbone=tiny", *TOY, toy, "size=65", "protocol.episodes=6")
+    assert status == 0, err
+
+    results = [json.loads(p.read_text()) for p in tmp_path.rglob("result.json")]
+    assert len(results) == 9
+    keys = {"miou", "fb_iou", "per_class", "fold", "shot", "method", "backbone", "tuning", "dataset", "protocol",
+            "protocol_hash", "num_episodes", "seeds"}  # fmt: skip
+    for r in results:
+        assert keys <= set(r)
+        assert 0 <= r["miou"] <= 1
+        assert 0 <= r["fb_iou"] <= 1
+        drawn = [value for value in r["per_class"].values() if value is not None]
+        assert r["miou"] == pytest.approx(sum(drawn) / len(drawn))
+        assert sum(r["episodes_per_class"].values()) == r["num_episodes"] == 6
+    assert {r["trainable_backbone_values"] for r in results if r["tuning"] == "frozen"} == {0}
+    picture = np.asarray(Image.open(next(tmp_path.rglob("episodes.png"))))
+    assert picture.std() > 10
+
+    status, out, _ = fss("report")
+    assert status == 0
+    table = next(tmp_path.rglob("report.md")).read_text()
+    assert table.strip() == out.strip()
+    rows = [line for line in table.splitlines() if line.startswith("| baseline")]
+    assert len(rows) == 2
+    assert "5-shot mean" in table
+    # The control was measured on one fold and shot only: what is missing is shown as missing.
+    control = next(line for line in table.splitlines() if line.startswith("| background"))
+    assert [cell.strip() for cell in control.split("|")].count("-") == 6
+
+
+def test_resume_keeps_its_config_and_refuses_another(fss, toy, tmp_path):
+    assert fss("train", *SMALL, toy)[0] == 0
+    run = next(tmp_path.glob("outputs/train/*/*"))
+    status, _, err = fss("train", f"resume={run}", "workers=0")
+    assert status == 0
+    assert "resumed at step 2 of 2" in err
+    assert len(list(tmp_path.glob("outputs/train/*/*"))) == 1
+    status, _, err = fss("train", f"resume={run}", "recipe.max_steps=9")
+    assert status == 1
+    assert "resume: the run goes on with its own config, but recipe.max_steps=9 was given too" in one_line(err)
+
+
+def test_checkpoints_of_another_fold_or_method_are_refused(fss, toy, tmp_path):
+    assert fss("train", *SMALL, toy)[0] == 0
+    run = next(tmp_path.glob("outputs/train/*/*"))
+    status, _, err = fss("evaluate", f"checkpoint={run}", "fold=2")
+    assert status == 1
+    assert "fold=2: checkpoint=" in one_line(err)
+    status, _, err = fss("evaluate", f"checkpoint={run}", "method=prototype")
+    assert status == 1
+    assert "was trained with method=baseline" in one_line(err)
+
+
+MISTAKES = [
+    (("train", "fodl=1"), r"no key 'fodl' (did you mean 'fold'?)"),
+    (("train", "recipe.optimizer.lrr=1"), "no key 'recipe.optimizer.lrr' (did you mean 'recipe.optimizer.lr'?)"),
+    (("train", "+extra=1"), "extra: no such key"),
+    (("train", "method=basline"), "available: background, baseline, prototype"),
+    (("train", "fold=7"), "fold: expected 0..3, got 7"),
+    (("train", "fold=one"), "fold: expected a whole number, got 'one'"),
+    (("train", "device=tpu9"), "device=tpu9: expected auto, cpu, cuda or cuda:N"),
+    (("train", "dataset.root=/nowhere"), "dataset=coco: not prepared, there is no /nowhere/prepared"),
+    (("prepare", "dataset=coco", "dataset.root=/nowhere"), "dataset=coco: no folder /nowhere; set dataset.root"),
+    (("evaluate",), "evaluate: give checkpoint=PATH, or dataset=NAME"),
+    (("evaluate", "checkpoint=nowhere.pt"), "nowhere.pt: no such checkpoint"),
+    (("evaluate", "method=baseline", "backbone=tiny", "dataset=toy", "size=65"), "has parameters to train"),
+    (("evaluate", "method=prototype", "backbone=tiny", "dataset=toy"), "size: without a checkpoint"),
+    (("report",), "there is no such folder"),
+    (("train", "resume=nowhere"), "no such checkpoint"),
+    (("train", "a=b=c=[", ), ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES, ids=[" ".join(a) for a, _ in MISTAKES])
+def test_a_mistake_is_one_clear_line(fss, arguments, message):
+    status, out, err = fss(*arguments)
+    assert status == 1
+    assert out == ""
+    line = one_line(err)
+    assert line.startswith(f"fss-svf {arguments[0]}: ")
+    assert message in line
+
+
+def test_a_corrupt_image_is_one_line_that_names_it(fss, tmp_path):
+    dataset = [*TOY, f"dataset.root={tmp_path / 'toy'}"]
+    assert fss("prepare", *dataset, "workers=0")[0] == 0
+    for path in (tmp_path / "toy" / "JPEGImages").iterdir():
+        path.write_bytes(path.read_bytes()[:900])
+    for workers in (0, 2):
+        status, _, err = fss("train", *SMALL, *dataset[1:], f"workers={workers}")
+        assert status == 1
+        last = err.strip().splitlines()[-1]
+        assert ".jpg: cannot be read" in last
+        assert "Traceback" not in err
+
+
+def test_too_few_images_names_class_and_count(fss, toy):
+    status, _, err = fss("train", *SMALL, toy, "shot=90")
+    assert status == 1
+    assert "90-shot episodes need 91 images a class of at least 200 px each, striped_disk has" in one_line(err)
+
+
+def test_a_failed_job_does_not_stop_the_sweep_and_its_trace_is_logged(fss, toy, tmp_path):
+    status, _, _ = fss("train", "-m", *SMALL, toy, "shot=90,1")
+    assert status == 1
+    logs = sorted(tmp_path.glob("outputs/train/*/*/log.txt"))
+    assert len(logs) == 2
+    assert len(list(tmp_path.rglob("last.pt"))) == 1
+    assert any("90-shot episodes need" in log.read_text() for log in logs)
+
+
+def test_unexpected_errors_keep_their_traceback_in_the_log(fss, toy, tmp_path, monkeypatch):
+    def broken(config, out):
+        raise ZeroDivisionError("a defect")
+
+    monkeypatch.setattr("fss_svf.training.train.train", broken)
+    status, _, _ = fss("train", *SMALL, toy)
+    assert status == 1
+    assert "ZeroDivisionError: a defect" in next(tmp_path.rglob("log.txt")).read_text()
+
+
+def test_help_version_and_wrong_verbs(fss):
+    assert "usage: fss-svf VERB" in fss("--help")[1]
+    assert fss("--version")[1].strip()
+    status, _, err = fss("trian")
+    assert (status, one_line(err).split(";")[0]) == (2, "fss-svf: no verb 'trian' (did you mean 'train'?)")
+
+
+def test_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "fss_svf", "train", "--cfg", "job"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "tuning:" in done.stdout

@@ -1,0 +1,150 @@
+"""The door between YAML and code, and the config tree behind it."""
+
+import ast
+import dataclasses
+import itertools
+from pathlib import Path
+
+import hydra
+import pytest
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+
+import fss_svf
+from fss_svf import cli, config
+from fss_svf.errors import ConfigError
+from fss_svf.registry import BACKBONES, DATASETS, METHODS, TUNINGS
+
+CONF = cli.conf_dir()
+GROUPS = {"dataset": DATASETS, "backbone": BACKBONES, "method": METHODS, "tuning": TUNINGS}
+# Which verb composes an option of a group.
+VERB_OF = {"protocol": "train", "recipe": "train", "dataset": "train", "backbone": "train", "tuning": "train"}
+
+
+def compose(verb, *overrides):
+    cli.register_resolvers()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = hydra.compose(verb, overrides=list(overrides), return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    values = OmegaConf.to_container(OmegaConf.masked_copy(cfg, [k for k in cfg if k != "hydra"]), resolve=True)
+    return config.from_mapping(getattr(config, cli.VERBS[verb][0]), values)
+
+
+def group_options():
+    for group in sorted(p.name for p in CONF.iterdir() if p.is_dir() and p.name not in ("run", "hydra", "experiment")):
+        for path in sorted((CONF / group).glob("*.yaml")):
+            yield group, path.stem
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_verb_composes_and_converts(verb):
+    assert compose(verb)
+
+
+@pytest.mark.parametrize(("group", "option"), list(group_options()))
+def test_every_group_option_composes_and_converts(group, option):
+    verb = VERB_OF.get(group, "evaluate")
+    composed = compose(verb, f"{group}={option}")
+    chosen = getattr(composed, group)
+    assert (chosen["name"] if isinstance(chosen, dict) else chosen.name) == option
+    if verb == "evaluate":
+        # evaluate keeps its groups open until it has read the checkpoint
+        options = {key: value for key, value in chosen.items() if key != "name"}
+        config.from_mapping(GROUPS[group].entry(option).options, options)
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "experiment").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_experiment_composes_by_the_command_in_its_head(path):
+    command = path.read_text().splitlines()[1].removeprefix("# fss-svf ").split()
+    assert f"experiment={path.stem}" in command
+    assert compose(*command)
+
+
+@pytest.mark.parametrize("kind", GROUPS)
+def test_every_registered_component_has_its_yaml_with_exactly_its_options(kind):
+    registry = GROUPS[kind]
+    assert set(registry.names()) == {p.stem for p in (CONF / kind).glob("*.yaml")}
+    for name in registry.names():
+        keys = set(OmegaConf.load(CONF / kind / f"{name}.yaml")) - {"name"}
+        assert keys == {f.name for f in dataclasses.fields(registry.entry(name).options)}, name
+
+
+def test_every_key_is_read_by_something():
+    """A key that nothing reads is a defect: each field of each config dataclass is an attribute read in the code."""
+    read, classes = set(), []
+    for path in Path(fss_svf.__file__).parent.rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        # A dataclass checking its own field is no use of it.
+        checks = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == "__post_init__"]
+        checking = {id(node) for check in checks for node in ast.walk(check)}
+        attributes = (n for n in ast.walk(tree) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Load))
+        read |= {node.attr for node in attributes if id(node) not in checking}
+    for kind in GROUPS.values():
+        classes += [kind.entry(name).options for name in kind.names()]
+    classes += [c for c in vars(config).values() if dataclasses.is_dataclass(c) and c.__module__ == config.__name__]
+    assert len(classes) > 15
+    keys = {f.name for c in classes for f in dataclasses.fields(c)}
+    assert keys - read == set()
+
+
+def test_mapping_round_trip():
+    composed = compose("train", "experiment=toy", "tuning=svf")
+    assert config.from_mapping(config.TrainConfig, config.to_mapping(composed)) == composed
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"name": "constant", "power": 1, "warmup": 0, "powr": 2},
+            r"schedule.powr: no such key \(did you mean 'power'\?\)",
+        ),
+        (
+            {"name": "linear", "power": 1, "warmup": 0},
+            r"schedule.name: expected one of constant \| poly \| cosine, got 'linear'",
+        ),
+        ({"name": "poly", "power": "fast", "warmup": 0}, r"schedule.power: expected a number, got 'fast'"),
+        ({"name": "poly", "power": 1}, r"schedule.warmup: missing"),
+        ({"name": "poly", "power": 1, "warmup": True}, r"schedule.warmup: expected a whole number, got True"),
+        ({"name": "poly", "power": 1, "warmup": -1}, r"schedule.warmup: expected a number of steps >= 0, got -1"),
+        (7, r"schedule: expected a mapping of keys, got 7"),
+    ],
+)
+def test_wrong_values_name_the_key(values, message):
+    with pytest.raises(ConfigError, match=message):
+        config.from_mapping(config.Schedule, values, "schedule")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["fold=4"], r"fold: expected 0..3, got 4"),
+        (["shot=0"], r"shot: expected a whole number >= 1, got 0"),
+        (["recipe.size=240"], r"recipe.size: expected n with \(n - 1\) % 8 == 0, such as 233 or 241, got 240"),
+        (["recipe.augment.scale=[2,1]"], r"recipe.augment.scale: expected two positive numbers"),
+        (["recipe.batch_size=0"], r"recipe.batch_size"),
+        (["tuning=svf", "tuning.rank=0"], r"tuning.rank: expected null \(full\) or a whole number >= 1, got 0"),
+        (["dataset=coco", "dataset.mask_mode=half"], r"dataset.mask_mode: expected one of full \| first_polygon"),
+        (["workers=-1"], r"workers"),
+    ],
+)
+def test_wrong_overrides_name_the_key(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        compose("train", *overrides)
+
+
+def test_protocol_hash_covers_every_field():
+    protocol = compose("train").protocol
+    changes = {
+        "name": "x",
+        "episodes": 7,
+        "runs": 2,
+        "seed": 5,
+        "queries": "random",
+        "resize": "squash",
+        "label": "resized",
+    }
+    assert set(changes) == {f.name for f in dataclasses.fields(protocol)}
+    hashes = [protocol.hash(), *(dataclasses.replace(protocol, **{k: v}).hash() for k, v in changes.items())]
+    hashes.append(protocol.hash(size=473))
+    assert all(a != b for a, b in itertools.combinations(hashes, 2))

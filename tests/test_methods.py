@@ -1,0 +1,166 @@
+"""What every method promises on the seam, and the blocks behind them."""
+
+import pytest
+import torch
+from torch import nn
+
+from fss_svf.backbones.resnet import TinyOptions, tiny
+from fss_svf.backbones.vgg import VGGOptions, vgg16
+from fss_svf.episode import Episode
+from fss_svf.methods.base_learner import BaseLearner
+from fss_svf.methods.baseline import Baseline, BaselineOptions
+from fss_svf.methods.blocks import masked_average_pooling, prior_mask
+from fss_svf.methods.method import cross_entropy, flat_supports, regroup
+from fss_svf.registry import METHODS
+
+BACKBONES = {"tiny": lambda: tiny(TinyOptions(width=8))[0], "vgg16": lambda: vgg16(VGGOptions())[0]}
+
+
+def episode(batch=2, shot=1, size=65, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    masks = (torch.rand(batch, shot, size, size, generator=g) < 0.3).to(torch.uint8)
+    masks[..., :3] = 255
+    return Episode(
+        torch.randn(batch, 3, size, size, generator=g),
+        torch.randn(batch, shot, 3, size, size, generator=g),
+        masks,
+        masks[:, 0].clone(),
+    )
+
+
+def model(name, backbone="tiny"):
+    torch.manual_seed(1)
+    return METHODS.entry(name).build(BACKBONES[backbone](), METHODS.entry(name).options())
+
+
+@pytest.mark.parametrize("shot", [1, 5])
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("name", METHODS.names())
+def test_encoding_apart_equals_forward(name, backbone, shot):
+    method, e = model(name, backbone).eval(), episode(shot=shot)
+    with torch.no_grad():
+        whole = method(e).logits
+        support = regroup(method.encode_support(*flat_supports(e)), shot)
+        parts = method.segment(method.encode_query(e.query_image), support, e.size).logits
+    assert whole.shape == (2, 2, 65, 65)
+    assert torch.isfinite(whole).all()
+    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+def test_an_episode_does_not_see_its_batch(name):
+    method, e = model(name).eval(), episode(batch=3, shot=2)
+    with torch.no_grad():
+        together = method(e).logits
+        for i in range(3):
+            alone = Episode(e.query_image[i : i + 1], e.support_images[i : i + 1], e.support_masks[i : i + 1])
+            torch.testing.assert_close(method(alone).logits, together[i : i + 1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+@pytest.mark.parametrize("value", [0, 255])
+def test_an_empty_support_mask_gives_finite_logits(name, value):
+    e = episode()
+    e.support_masks.fill_(value)
+    with torch.no_grad():
+        assert torch.isfinite(model(name).eval()(e).logits).all()
+
+
+def test_ignored_support_pixels_count_as_outside_the_object():
+    method, e = model("baseline").eval(), episode()
+    without = Episode(e.query_image, e.support_images, torch.where(e.support_masks == 255, 0, e.support_masks))
+    with torch.no_grad():
+        assert torch.equal(method(e).logits, method(without).logits)
+
+
+def test_batch_norm_stays_in_eval_mode_while_training():
+    method = model("baseline").train()
+    norms = [m for m in method.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert norms
+    assert not any(m.training for m in norms)
+    assert method.classifier.training
+
+
+def test_baseline_trains_down_query_only_when_asked():
+    for trains in (False, True):
+        method = Baseline(tiny(TinyOptions(width=8))[0], BaselineOptions(width=8, down_query_trains=trains))
+        assert all(p.requires_grad == trains for p in method.down_query.parameters())
+
+
+def test_shots_sum_as_the_official_code_or_mean():
+    e = episode(shot=1)
+    doubled = Episode(e.query_image, e.support_images.repeat(1, 2, 1, 1, 1), e.support_masks.repeat(1, 2, 1, 1))
+    outputs = {}
+    for reduce in ("sum", "mean"):
+        torch.manual_seed(0)
+        method = Baseline(tiny(TinyOptions(width=8))[0], BaselineOptions(width=8, shots_reduce=reduce)).eval()
+        with torch.no_grad():
+            outputs[reduce] = (method(e).logits, method(doubled).logits)
+    # The same support twice changes nothing in a mean; in a sum it doubles prototype and prior.
+    torch.testing.assert_close(*outputs["mean"])
+    assert not torch.allclose(*outputs["sum"], atol=1e-4)
+
+
+def test_masked_average_pooling_by_hand():
+    features = torch.arange(8.0).view(1, 2, 2, 2)
+    mask = torch.tensor([[[[1.0, 0.0], [0.5, 0.0]]]])
+    expected = torch.tensor([[(0 + 0.5 * 2) / 1.5005, (4 + 0.5 * 6) / 1.5005]])
+    torch.testing.assert_close(masked_average_pooling(features, mask), expected)
+
+
+def test_prior_mask_by_plain_loops():
+    g = torch.Generator().manual_seed(0)
+    query, support = torch.randn(2, 5, 3, 4, generator=g), torch.randn(2, 3, 5, 2, 3, generator=g)
+    support[:, :, :, 0] = 0  # masked out
+    found = prior_mask(query, support)
+    for b in range(2):
+        for k in range(3):
+            best = torch.empty(3, 4)
+            for y in range(3):
+                for x in range(4):
+                    q = query[b, :, y, x]
+                    s = support[b, k].flatten(1)
+                    best[y, x] = ((s.T @ q) / (s.norm(dim=0) * q.norm() + 1e-7)).max()
+            expected = (best - best.min()) / (best.max() - best.min() + 1e-7)
+            torch.testing.assert_close(found[b, k, 0], expected)
+
+
+def test_background_says_background():
+    with torch.no_grad():
+        logits = model("background")(episode()).logits
+    assert (logits.argmax(1) == 0).all()
+
+
+def test_prototype_separates_what_its_features_separate():
+    """On an image that is its own support, with features that tell the two halves apart, it finds the half."""
+
+    class Half(nn.Module):
+        channels = {"layer3": 2}  # noqa: RUF012
+
+        def forward(self, images, last):
+            return {"layer3": torch.cat([(images[:, :1] > 0).float(), (images[:, :1] <= 0).float()], 1)}
+
+    image = torch.ones(1, 3, 32, 32)
+    image[..., :16] = -1
+    mask = (image[:, 0] < 0).to(torch.uint8)
+    method = METHODS.entry("prototype").build(Half(), METHODS.entry("prototype").options())
+    said = method(Episode(image, image[None], mask[None])).logits.argmax(1)
+    assert torch.equal(said.to(torch.uint8), mask)
+
+
+def test_cross_entropy_of_ignored_pixels_is_zero_not_nan():
+    logits = torch.randn(1, 2, 3, 3, requires_grad=True)
+    loss = cross_entropy(logits, torch.full((1, 3, 3), 255, dtype=torch.uint8))
+    loss.backward()
+    assert loss.item() == 0
+    assert torch.equal(logits.grad, torch.zeros_like(logits))
+
+
+def test_base_learner_shapes():
+    learner = BaseLearner(tiny(TinyOptions(width=8))[0], classes=15)
+    assert learner(torch.randn(2, 3, 65, 65)).shape == (2, 16, 65, 65)
+
+
+def test_episode_refuses_shapes_that_do_not_belong_together():
+    with pytest.raises(ValueError, match="support_masks"):
+        Episode(torch.zeros(1, 3, 8, 8), torch.zeros(1, 2, 3, 8, 8), torch.zeros(1, 1, 8, 8))

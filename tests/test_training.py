@@ -1,0 +1,229 @@
+"""Training on the toy dataset: what moves, what is kept, what is refused."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from fss_svf import svf
+from fss_svf.checkpoint import load_checkpoint, save_checkpoint
+from fss_svf.config import Augment, Optimizer, PretrainConfig, Protocol, Recipe, Schedule, TrainConfig, Validation
+from fss_svf.errors import ConfigError, TrainingError, WeightsError
+from fss_svf.model import restore_model, trainable_values
+from fss_svf.registry import METHODS, TUNINGS, Choice
+from fss_svf.training.optim import make_optimizer, rate_factor, require_gradients, set_rates
+from fss_svf.training.pretrain import class_iou, confusion_matrix, pretrain
+from fss_svf.training.train import train
+from tests.conftest import toy_options
+
+PROTOCOL = Protocol("svf", episodes=10, runs=1, seed=321, queries="in_order", resize="pad", label="original")
+
+
+def options_of(registry, name, **values):
+    return Choice(name, registry.entry(name).options(**values))
+
+
+def train_config(root, tuning="svf", **changes):
+    from fss_svf.registry import BACKBONES
+
+    tunings = {
+        "svf": {"include": (r"^layer[234]\.",), "exclude": (), "rank": None, "rank_multiple": 1},
+        "frozen": {},
+    }
+    config = TrainConfig(
+        name="test",
+        fold=0,
+        shot=1,
+        seed=3,
+        device="cpu",
+        workers=0,
+        log_every=1,
+        resume=None,
+        recipe=Recipe(
+            name="test",
+            size=65,
+            test_size=None,
+            batch_size=2,
+            epochs=100,
+            max_steps=4,
+            optimizer=Optimizer("sgd", lr=0.01, backbone_lr=0.01, momentum=0.9, weight_decay=1e-4),
+            schedule=Schedule("poly", 0.9, 0),
+            augment=Augment((0.9, 1.1), 10.0, 0.5, 0.5, 0.85),
+        ),
+        protocol=PROTOCOL,
+        validate=Validation(every=2, episodes=4),
+        dataset=Choice("toy", toy_options(root)),
+        backbone=options_of(BACKBONES, "tiny", width=8),
+        method=options_of(METHODS, "baseline", width=8, down_query_trains=True),
+        tuning=options_of(TUNINGS, tuning, **tunings[tuning]),
+    )
+    return replace(config, **changes)
+
+
+def pretrain_config(root, **changes):
+    t = train_config(root)
+    config = PretrainConfig(
+        name="test", fold=0, seed=3, device="cpu", workers=0, log_every=1, validate_every=2, resume=None,
+        recipe=t.recipe, dataset=t.dataset, backbone=t.backbone,
+    )  # fmt: skip
+    return replace(config, **changes)
+
+
+@pytest.mark.parametrize("tuning", TUNINGS.names())
+def test_exactly_the_announced_tensors_change(toy_root, tmp_path, tuning):
+    config = train_config(toy_root, tuning)
+    train(replace(config, recipe=replace(config.recipe, max_steps=1)), tmp_path / "one")
+    train(config, tmp_path / "four")
+    before = load_checkpoint(tmp_path / "one", "train")["model"]
+    after = load_checkpoint(tmp_path / "four", "train")["model"]
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    model = restore_model(config.method, config.backbone, config.tuning, after, "test")
+    assert changed == {name for name, p in model.named_parameters() if p.requires_grad}
+    in_backbone = {name.split(".")[-1] for name in changed if name.startswith("backbone.")}
+    assert in_backbone == ({"S"} if tuning == "svf" else set())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resumed_equals_never_killed_bit_for_bit(toy_root, tmp_path, monkeypatch, workers):
+    config = train_config(toy_root, workers=workers)
+    train(config, tmp_path / "whole")
+
+    # Killed in step 4, after the checkpoint of step 2.
+    def killed(optimizer, schedule, step, total):
+        if step == 3:
+            raise KeyboardInterrupt
+        set_rates(optimizer, schedule, step, total)
+
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr("fss_svf.training.loop.set_rates", killed)
+        train(config, tmp_path / "killed")
+    assert load_checkpoint(tmp_path / "killed", "train")["step"] == 2
+    train(replace(config, resume=tmp_path / "killed"), tmp_path / "killed")
+
+    whole, resumed = (load_checkpoint(tmp_path / run, "train") for run in ("whole", "killed"))
+    assert resumed["step"] == whole["step"] == 4
+    assert resumed["best"] == whole["best"]
+    for name, value in whole["model"].items():
+        assert torch.equal(resumed["model"][name], value), name
+    assert torch.equal(resumed["rng"], whole["rng"])
+    assert len(json.loads((tmp_path / "killed" / "provenance.json").read_text())["starts"]) == 2
+
+
+def test_a_run_folder_says_how_it_came_about(toy_root, tmp_path):
+    train(train_config(toy_root), tmp_path)
+    assert "rank_multiple: 1" in (tmp_path / "config.yaml").read_text()
+    start = json.loads((tmp_path / "provenance.json").read_text())["starts"][0]
+    assert start["packages"]["torch"] == torch.__version__.split("+")[0] or start["packages"]["torch"]
+    assert list((tmp_path / "tensorboard").iterdir())
+    trained_on = load_checkpoint(tmp_path, "train")["trained_on"]
+    assert trained_on["fold"] == 0
+    assert len(trained_on["classes"]) == 15
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_a_base_learner_hands_its_backbone_on_but_not_to_another_fold(toy_root, tmp_path):
+    pretrain(pretrain_config(toy_root), tmp_path / "base")
+    weights = str(tmp_path / "base" / "checkpoints" / "last.pt")
+    config = train_config(toy_root, "frozen")
+    backbone = Choice("tiny", replace(config.backbone.options, weights=weights))
+    train(replace(config, backbone=backbone), tmp_path / "meta")
+    base = load_checkpoint(tmp_path / "base", "pretrain")["model"]
+    meta = load_checkpoint(tmp_path / "meta", "train")["model"]
+    for name, value in base.items():
+        if name.startswith("backbone."):
+            assert torch.equal(meta[name], value), name
+    with pytest.raises(WeightsError, match="trained on fold 0 of toy, so it has seen .*novel here"):
+        train(replace(config, backbone=backbone, fold=1), tmp_path / "leak")
+
+
+def test_pretraining_resumes(toy_root, tmp_path):
+    config = pretrain_config(toy_root)
+    pretrain(config, tmp_path / "whole")
+    pretrain(replace(config, recipe=replace(config.recipe, max_steps=2)), tmp_path / "half")
+    # A run of two steps is not the first half of a run of four (its schedule ends sooner), but it can be continued.
+    pretrain(replace(config, resume=tmp_path / "half" / "checkpoints" / "last.pt"), tmp_path / "half")
+    assert load_checkpoint(tmp_path / "half", "pretrain")["step"] == 2
+
+
+def test_a_tensor_without_gradient_stops_the_run_with_its_name():
+    model = nn.ModuleDict({"used": nn.Linear(2, 1), "idle": nn.Linear(2, 1)})
+    model["used"](torch.ones(1, 2)).sum().backward()
+    with pytest.raises(TrainingError, match=r"2 trainable tensors received no gradient: idle.weight, idle.bias"):
+        require_gradients([model])
+
+
+def test_svf_under_no_grad_is_caught(toy_root, tmp_path, monkeypatch):
+    """The trap of stock PFENet and BAM: the backbone runs under no_grad, S would never train."""
+    from fss_svf.backbones.backbone import Backbone
+
+    monkeypatch.setattr(Backbone, "forward", torch.no_grad()(Backbone.forward))
+    with pytest.raises(TrainingError, match=r"received no gradient: backbone\.layer2\.0\.conv1\.S"):
+        train(train_config(toy_root), tmp_path)
+
+
+def test_a_loss_that_is_not_finite_stops_and_says_where(toy_root, tmp_path):
+    config = train_config(toy_root)
+    wild = replace(config.recipe, optimizer=replace(config.recipe.optimizer, lr=1e30), max_steps=4)
+    with pytest.raises(TrainingError, match=r"the loss is not finite at step \d .*items \d+\.\.\d+"):
+        train(replace(config, recipe=wild, validate=Validation(100, 4)), tmp_path)
+
+
+def test_rates_of_the_config_are_the_rates_of_the_optimizer():
+    model = nn.ModuleDict({"backbone": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
+    optimizer = make_optimizer(model, model["backbone"], Optimizer("sgd", 0.015, 0.0015, 0.9, 1e-4))
+    rates = {}
+    for step in (0, 50, 99):
+        set_rates(optimizer, Schedule("constant", 0.9, 0), step, 100)
+        rates[step] = {g["name"]: g["lr"] for g in optimizer.param_groups}
+    assert set(map(str, rates.values())) == {str({"head": 0.015, "backbone": 0.0015})}
+    assert {g["weight_decay"] for g in optimizer.param_groups} == {1e-4}
+
+
+def test_schedules():
+    poly, cosine = Schedule("poly", 0.9, 0), Schedule("cosine", 0.9, 0)
+    assert [rate_factor(s, 0, 100) for s in (poly, cosine)] == [1, 1]
+    assert rate_factor(poly, 50, 100) == pytest.approx(0.5**0.9)
+    assert rate_factor(cosine, 50, 100) == pytest.approx(0.5)
+    assert [rate_factor(Schedule("constant", 0.9, 4), s, 100) for s in range(5)] == [0.25, 0.5, 0.75, 1, 1]
+
+
+def test_nothing_to_train_is_an_error():
+    model = nn.Linear(2, 2).requires_grad_(False)
+    with pytest.raises(ConfigError, match="nothing to train"):
+        make_optimizer(model, model, Optimizer("sgd", 1, 1, 0, 0))
+
+
+def test_checkpoints_of_another_kind_are_refused(tmp_path):
+    with pytest.raises(WeightsError, match="no such checkpoint"):
+        load_checkpoint(tmp_path, "train")
+    torch.save({"weight": torch.ones(1)}, tmp_path / "other.pt")
+    with pytest.raises(WeightsError, match="not a checkpoint of this project"):
+        load_checkpoint(tmp_path / "other.pt", "train")
+    save_checkpoint(tmp_path / "base.pt", {"verb": "pretrain", "config": {}, "model": {}})
+    with pytest.raises(WeightsError, match="written by 'fss-svf pretrain', needed is one of 'fss-svf train'"):
+        load_checkpoint(tmp_path / "base.pt", "train")
+    (tmp_path / "half.pt").write_bytes((tmp_path / "base.pt").read_bytes()[:100])
+    with pytest.raises(WeightsError, match=r"half\.pt: not a readable checkpoint"):
+        load_checkpoint(tmp_path / "half.pt", "train")
+
+
+def test_restoring_needs_no_svd_and_gives_the_same_model(toy_root, tmp_path, monkeypatch):
+    config = train_config(toy_root)
+    train(config, tmp_path)
+    state = load_checkpoint(tmp_path, "train")["model"]
+    model = restore_model(config.method, config.backbone, config.tuning, state, "test")
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert not any(p.is_meta for p in model.parameters())
+    assert trainable_values(model.backbone) == sum(layer.S.numel() for _, layer in svf.layers(model.backbone))
+    del state["classifier.0.weight"]
+    with pytest.raises(WeightsError, match=r"run: does not fit the model: classifier\.0\.weight is missing"):
+        restore_model(config.method, config.backbone, config.tuning, state, "run")
+
+
+def test_confusion_by_hand():
+    predicted, labels = torch.tensor([0, 1, 1, 2]), torch.tensor([0, 1, 2, 255])
+    confusion = confusion_matrix(predicted, labels, 3)
+    assert confusion.tolist() == [[1, 0, 0], [0, 1, 0], [0, 1, 0]]
+    assert class_iou(confusion).tolist() == [1.0, 0.5, 0.0]
