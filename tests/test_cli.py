@@ -64,7 +64,7 @@ def test_train_evaluate_report(fss, toy, tmp_path):
     assert "5-shot mean" in table
     # The control was measured on one fold and shot only: what is missing is shown as missing.
     control = next(line for line in table.splitlines() if line.startswith("| background"))
-    assert [cell.strip() for cell in control.split("|")].count("-") == 6
+    assert [cell.strip() for cell in control.split("|")].count("-") == 7
 
 
 def test_resume_keeps_its_config_and_refuses_another(fss, toy, tmp_path):

@@ -54,7 +54,9 @@ class Index:
         for i, row in enumerate(rows):
             for c, area in row.areas.items():
                 if not 1 <= c <= len(class_names):
-                    raise DataError(f"{row.name}: its label holds class {c}, the dataset has 1..{len(class_names)}; mend it")
+                    raise DataError(
+                        f"{row.name}: its label holds class {c}, the dataset has 1..{len(class_names)}; mend it"
+                    )
                 areas[i, c] = area
         sizes = np.array([(row.height, row.width) for row in rows], np.int32).reshape(-1, 2)
         return cls(np.array([row.name for row in rows], dtype=np.str_), sizes, areas, class_names, fingerprint)
