@@ -71,6 +71,11 @@ def refuse_leak(trained_on: Mapping[str, Any] | None, novel: Iterable[str], what
         )
 
 
+def place(model: nn.Module, device: torch.device) -> None:
+    """Move to the device in channels-last, in which convolutions of a dilated ResNet are faster on CPU and GPU."""
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
 def choose_device(name: str) -> torch.device:
     """auto (cuda where there is one, else cpu) or a torch device name. Raises ConfigError."""
     if name == "auto":

@@ -50,7 +50,7 @@ def main() -> None:
         title = f"Evaluate the baseline on the novel classes, tuning={tuning}"
         step(title, f"evaluate/{tuning}", *EVALUATE, f"checkpoint={OUT}/train_{tuning}")
     step("The table", "report", "report", f"runs={OUT}/evaluate")
-    print("\n" + (OUT / "report" / "report.md").read_text())
+    print(f"\nThe table again: {OUT}/report/report.md")
     print(f"Episodes (support | query | truth | prediction): {OUT}/evaluate/svf/1shot/episodes.png")
     print(f"All of it is under {OUT}; delete that to start afresh. {(time.perf_counter() - began) / 60:.1f} minutes.")
 

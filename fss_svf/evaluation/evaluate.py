@@ -17,7 +17,7 @@ from fss_svf.data.loading import EvalEpisodes
 from fss_svf.errors import ConfigError
 from fss_svf.evaluation.engine import Run, evaluate_run
 from fss_svf.methods.method import FewShotMethod
-from fss_svf.model import build_model, choose_device, refuse_leak, restore_model, trainable_values
+from fss_svf.model import build_model, choose_device, place, refuse_leak, restore_model, trainable_values
 from fss_svf.provenance import write_json, write_run_folder
 from fss_svf.registry import BACKBONES, DATASETS, METHODS, TUNINGS, Choice, Registry
 from fss_svf.reporting.pictures import draw_episodes, save_picture
@@ -54,7 +54,7 @@ def evaluate(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:
     classes = split_classes(split.index, dataset.options, subject.fold, "val")
     refuse_leak(subject.trained_on, map(split.index.class_name, classes), f"checkpoint={config.checkpoint}")
     device = choose_device(config.device)
-    subject.model.to(device)
+    place(subject.model, device)
     write_run_folder(out, config)
     results = []
     for shot in config.shots:

@@ -18,7 +18,7 @@ from fss_svf.data.loading import BaseLabels, LabelBatch, LabelledImages, batches
 from fss_svf.episode import IGNORE, normalize
 from fss_svf.methods.base_learner import BaseLearner
 from fss_svf.methods.method import cross_entropy
-from fss_svf.model import build_backbone, choose_device, refuse_leak
+from fss_svf.model import build_backbone, choose_device, place, refuse_leak
 from fss_svf.registry import DATASETS
 from fss_svf.training.loop import Task, fit
 from fss_svf.training.train import continued
@@ -46,7 +46,7 @@ def pretrain(config: PretrainConfig, out: Path) -> float:
     log.info("%s", loaded)
     log.info("fold %d: %s training images of %d base classes", config.fold, f"{len(sampler):,}", len(names))
     model = BaseLearner(backbone, len(names))
-    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    place(model, device)
 
     recipe = config.recipe
     holding = val.index.having(sampler.classes, dataset.options.min_area).nonzero()[0]

@@ -19,7 +19,7 @@ from fss_svf.data.episodes import make_sampler, split_classes
 from fss_svf.data.loading import EvalEpisodes, TrainEpisodes, collate_episodes
 from fss_svf.episode import Episode
 from fss_svf.evaluation.engine import evaluate_run
-from fss_svf.model import build_model, choose_device, refuse_leak, trainable_values
+from fss_svf.model import build_model, choose_device, place, refuse_leak, trainable_values
 from fss_svf.registry import DATASETS
 from fss_svf.reporting.pictures import draw_episodes
 from fss_svf.training.loop import Task, fit
@@ -56,7 +56,7 @@ def train(config: TrainConfig, out: Path) -> float:
         f"{trainable_values(model.backbone):,}",
         f"{trainable_values(model):,}",
     )
-    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    place(model, device)
 
     make_test = EvalEpisodes(splits["val"], testing, EvalTransform(config.recipe.tested_at, protocol.resize))
 
