@@ -33,7 +33,7 @@ def load_checkpoint(path: Path, verb: str) -> dict[str, Any]:
     if path.is_dir():
         path = path / "checkpoints" / "last.pt"
     content = read_checkpoint(path)
-    if "config" not in content or "model" not in content:
+    if not {"format", "verb", "config", "model"} <= set(content):
         raise WeightsError(f"{path}: not a checkpoint of this project (no config in it); give one of its run folders")
     if content["format"] != FORMAT:
         raise WeightsError(f"{path}: checkpoint of format {content['format']}, this version reads {FORMAT}")

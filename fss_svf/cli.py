@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,8 +31,8 @@ VERBS = {
     "evaluate": ("EvaluateConfig", "fss_svf.evaluation.evaluate", "measures mIoU and FB-IoU by a protocol"),
     "report": ("ReportConfig", "fss_svf.reporting.report", "gathers results into a table"),
 }
-# Overrides that make sense beside resume=, whose run keeps its own config.
-_WITH_RESUME = {"resume", "device", "workers"}
+# Overrides that make sense beside resume=, whose run keeps its own config otherwise.
+_WITH_RESUME = ("device", "workers", "dataset.root", "dataset.prepared")
 
 
 class Logged(Exception):
@@ -57,6 +58,12 @@ def main() -> None:
         print(f"fss-svf: no verb {verb!r}{did_you_mean(verb, VERBS)}; known: {', '.join(VERBS)}", file=sys.stderr)
         sys.exit(2)
     sys.argv = [f"fss-svf {verb}", *sys.argv[2:]]
+    for argument in sys.argv[1:]:
+        key, _, value = argument.partition("=")
+        # Before Hydra makes the run's folder: a mistyped one is not to be made.
+        if key == "resume" and value != "null" and not Path(value).exists():
+            print(f"fss-svf {verb}: resume={value}: there is no such run folder or checkpoint", file=sys.stderr)
+            sys.exit(1)
     sys.exit(_run_verb(verb))
 
 
@@ -92,7 +99,7 @@ def run_job(verb: str, cfg: DictConfig) -> Any:
         checked = config.from_mapping(getattr(config, class_name), values)
         hydra_config = HydraConfig.get()
         if getattr(checked, "resume", None) is not None:
-            _check_overrides_of_resume(list(hydra_config.overrides.task))
+            checked = _continued(verb, checked, list(hydra_config.overrides.task))
         run = getattr(importlib.import_module(module), verb)
         return run(checked, Path(hydra_config.runtime.output_dir))
     except (FssError, OmegaConfBaseException) as error:
@@ -108,22 +115,40 @@ def run_job(verb: str, cfg: DictConfig) -> Any:
 def _end_job(error: Exception) -> NoReturn:
     """A single run exits here, before Hydra adds its own lines; the other jobs of a sweep go on."""
     if HydraConfig.get().mode == RunMode.MULTIRUN:
-        raise Logged from error
+        # Hydra keeps the exception until the sweep ends: without its traceback, which holds the model.
+        error.__traceback__ = None
+        raise Logged(str(error))
     sys.exit(1)
 
 
-def _check_overrides_of_resume(overrides: list[str]) -> None:
-    others = [o for o in overrides if o.split("=")[0].lstrip("+~") not in _WITH_RESUME]
+def _continued(verb: str, now: Any, overrides: list[str]) -> Any:
+    """The config of the run to resume, with the few keys replaced that may change. Raises ConfigError for others."""
+    from fss_svf.checkpoint import load_checkpoint
+
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise ConfigError("resume: one run goes on at a time; leave -m out")
+    given = [override.split("=")[0].lstrip("+~") for override in overrides]
+    others = [o for o, key in zip(overrides, given) if key not in (*_WITH_RESUME, "resume")]
     if others:
         raise ConfigError(
             f"resume: the run goes on with its own config, but {others[0]} was given too; leave it out (only "
-            f"{', '.join(sorted(_WITH_RESUME - {'resume'}))} may change), or start a new run"
+            f"{', '.join(_WITH_RESUME)} may change), or start a new run"
         )
+    then = config.from_mapping(type(now), load_checkpoint(now.resume, verb)["config"])
+    then = replace(then, resume=now.resume, **{key: getattr(now, key) for key in ("device", "workers") if key in given})
+    if {"dataset.root", "dataset.prepared"} & set(given):
+        moved = {key: getattr(now.dataset.options, key) for key in ("root", "prepared")}
+        then = replace(then, dataset=replace(then.dataset, options=replace(then.dataset.options, **moved)))
+    return then
 
 
 def register_resolvers() -> None:
     """The interpolations that conf/ uses."""
-    for name, resolver in (("fss.run_folder", _run_folder), ("fss.subject", _subject)):
+    for name, resolver in (
+        ("fss.run_folder", _run_folder),
+        ("fss.hydra_folder", _hydra_folder),
+        ("fss.subject", _subject),
+    ):
         OmegaConf.register_new_resolver(name, resolver, replace=True)
 
 
@@ -131,8 +156,13 @@ def _run_folder(resume: str | None, fresh: str) -> str:
     """A resumed run goes on in its own folder."""
     if resume is None:
         return fresh
-    path = Path(resume)
+    path = Path(resume).absolute()
     return str(path.parent.parent if path.suffix == ".pt" else path)
+
+
+def _hydra_folder(resume: str | None) -> str | None:
+    """Hydra's record of the overrides is not written over by a resumed run's."""
+    return ".hydra" if resume is None else None
 
 
 def _subject(checkpoint: str | None, *, _root_: Any) -> str:

@@ -149,10 +149,11 @@ class Augment:
     blur: float
     flip: float
     keep_foreground: float
+    rotate_probability: float
 
     def __post_init__(self) -> None:
         require(0 < self.scale[0] <= self.scale[1], "scale", "two positive numbers, the smaller first", self.scale)
-        for key in ("blur", "flip", "keep_foreground"):
+        for key in ("blur", "flip", "keep_foreground", "rotate_probability"):
             require(0 <= getattr(self, key) <= 1, key, "a fraction from 0 to 1", getattr(self, key))
 
 
@@ -170,8 +171,9 @@ class Optimizer:
     weight_decay: float
 
     def __post_init__(self) -> None:
-        for key in ("lr", "backbone_lr", "momentum", "weight_decay"):
+        for key in ("lr", "backbone_lr", "weight_decay"):
             require(getattr(self, key) >= 0, key, "a number >= 0", getattr(self, key))
+        require(0 <= self.momentum < 1, "momentum", "a number from 0 to below 1", self.momentum)
 
 
 @dataclass(frozen=True)
@@ -231,6 +233,7 @@ class Protocol:
     def __post_init__(self) -> None:
         require(self.episodes >= 1, "episodes", "a whole number >= 1", self.episodes)
         require(self.runs >= 1, "runs", "a whole number >= 1", self.runs)
+        _check_seed(self.seed)
 
     def hash(self, **also: object) -> str:
         """Eight hex digits over every field and what else is part of the measurement (input size, data choices)."""
@@ -256,6 +259,10 @@ def _check_fold(fold: int | None) -> None:
 
 def _check_workers(workers: int) -> None:
     require(workers >= 0, "workers", "a whole number >= 0", workers)
+
+
+def _check_seed(seed: int) -> None:
+    require(seed >= 0, "seed", "a whole number >= 0", seed)
 
 
 def _check_size(size: int) -> None:
@@ -295,6 +302,11 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         _check_fold(self.fold)
         _check_workers(self.workers)
+        _check_seed(self.seed)
+        for key in ("log_every", "validate_every"):
+            require(getattr(self, key) >= 1, key, "a whole number of steps >= 1", getattr(self, key))
+        # BatchNorm behind the pyramid's average over the whole image needs two of them.
+        require(self.recipe.batch_size >= 2, "recipe.batch_size", "at least 2 to pretrain", self.recipe.batch_size)
 
 
 @dataclass(frozen=True)
@@ -318,6 +330,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _check_fold(self.fold)
         _check_workers(self.workers)
+        _check_seed(self.seed)
         require(self.shot >= 1, "shot", "a whole number >= 1", self.shot)
         require(self.log_every >= 1, "log_every", "a whole number of steps >= 1", self.log_every)
 
@@ -345,6 +358,8 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         _check_fold(self.fold)
         _check_workers(self.workers)
+        _check_seed(self.seed)
+        require(self.seeds >= 1, "seeds", "a number of runs >= 1", self.seeds)
         if self.size is not None:
             _check_size(self.size)
         require(bool(self.shots) and all(s >= 1 for s in self.shots), "shot", "1 or a list such as [1,5]", self.shot)

@@ -36,9 +36,14 @@ def restore_model(
     """The model of a checkpoint. Raises WeightsError naming the tensors that do not fit; `what` is the file."""
     # On the meta device nothing is initialised or decomposed only to be overwritten.
     with torch.device("meta"):
-        model, _ = build_model(method, replace(backbone, options=replace(backbone.options, weights=None)), tuning)
+        model, _ = build_model(method, without_weights(backbone), tuning)
     load_state(model, state, what, assign=True)
     return model
+
+
+def without_weights(backbone: Choice) -> Choice:
+    """The same backbone, whose weights a checkpoint will bring."""
+    return replace(backbone, options=replace(backbone.options, weights=None))
 
 
 def load_state(model: nn.Module, state: Mapping[str, Any], what: str, assign: bool = False) -> None:
@@ -86,4 +91,6 @@ def choose_device(name: str) -> torch.device:
         raise ConfigError(f"device={name}: expected auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device={name}: this PyTorch sees no CUDA device; set device=cpu or device=auto")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device={name}: there are {torch.cuda.device_count()} CUDA devices, numbered from 0")
     return device

@@ -20,13 +20,16 @@ from fss_svf.config import to_mapping
 _PACKAGES = ("fss-svf", "torch", "torchvision", "numpy", "opencv-python-headless", "pycocotools", "hydra-core")
 
 
-def write_run_folder(folder: Path, config: Any) -> None:
-    """config.yaml with every value resolved, and provenance.json with an entry a start (a resumed run has several)."""
+def write_run_folder(folder: Path, config: Any, facts: Mapping[str, Any] | None = None) -> None:
+    """config.yaml with every value resolved, and provenance.json with an entry a start (a resumed run has several).
+
+    facts: what else says how the run came about, such as the hash of its data.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(to_mapping(config), sort_keys=False))
     path = folder / "provenance.json"
     earlier = json.loads(path.read_text())["starts"] if path.exists() else []
-    write_json(path, {"starts": [*earlier, provenance()]})
+    write_json(path, {"starts": [*earlier, {**provenance(), **(facts or {})}]})
 
 
 def provenance() -> dict[str, Any]:
@@ -67,6 +70,10 @@ def _git_state() -> dict[str, Any] | None:
     try:
         if not git("ls-files", Path(__file__).name):
             return None
-        return {"commit": git("rev-parse", "HEAD"), "modified": bool(git("status", "--porcelain", "--untracked=no"))}
+        # A new file counts too: a method nobody committed is a modification.
+        return {
+            "commit": git("rev-parse", "HEAD"),
+            "modified": bool(git("status", "--porcelain", "--", ".", "../conf")),
+        }
     except (OSError, subprocess.SubprocessError):
         return None

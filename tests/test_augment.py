@@ -5,13 +5,20 @@ import numpy as np
 import pytest
 
 from fss_svf.config import Augment
-from fss_svf.data.augment import EvalTransform, TrainTransform, binary_mask, square_label
+from fss_svf.data.augment import EvalTransform, TrainTransform, binary_mask
 
 MEAN = np.array([0.485, 0.456, 0.406]) * 255
 
 
-def augment(scale=(1.0, 1.0), rotate=0.0, blur=0.0, flip=0.0, keep_foreground=0.0):
-    return Augment(scale=scale, rotate=rotate, blur=blur, flip=flip, keep_foreground=keep_foreground)
+def augment(scale=(1.0, 1.0), rotate=0.0, blur=0.0, flip=0.0, keep_foreground=0.0, rotate_probability=1.0):
+    return Augment(
+        scale=scale,
+        rotate=rotate,
+        rotate_probability=rotate_probability,
+        blur=blur,
+        flip=flip,
+        keep_foreground=keep_foreground,
+    )
 
 
 def noise(height, width, seed=0):
@@ -42,15 +49,6 @@ def test_binary_mask():
     assert mask.dtype == np.uint8
     assert mask.tolist() == [[0, 1, 255], [0, 1, 0]]
     assert label.tolist() == [[0, 3, 255], [4, 3, 0]]
-
-
-@pytest.mark.parametrize("shape", [(4, 7), (7, 4), (5, 5)])
-def test_square_label(shape):
-    label = np.arange(shape[0] * shape[1], dtype=np.uint8).reshape(shape)
-    square = square_label(label)
-    assert square.shape == (max(shape), max(shape))
-    assert np.array_equal(square[: shape[0], : shape[1]], label)
-    assert (square == 255).sum() == square.size - label.size
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -112,7 +110,9 @@ def test_padded_evaluation_is_that_of_the_plain_version(size):
     assert (new_label[:, width:] == 255).all()
 
 
-@pytest.mark.parametrize(("shape", "size"), [((3000, 4000), 97), ((20, 30), 97), ((641, 640), 641), ((5, 500), 97)])
+@pytest.mark.parametrize(
+    ("shape", "size"), [((3000, 4000), 97), ((20, 30), 97), ((641, 640), 641), ((5, 500), 97), ((500, 5), 97)]
+)
 def test_padded_evaluation_at_other_sizes(shape, size):
     transform = EvalTransform(size, "pad")
     height, width = transform.inner(*shape)
@@ -284,6 +284,15 @@ def test_scale_is_uniform(draws):
 
 def test_angle_is_uniform(draws):
     assert distance_from_uniform(draws[1], -10, 10) < 0.04
+
+
+def test_rotation_has_its_probability():
+    label = np.zeros((33, 33), np.uint8)
+    transform = TrainTransform(33, augment(rotate=10, rotate_probability=0.3))
+    warps = [transform._warp(label, np.random.default_rng(seed)) for seed in range(DRAWS)]
+    angles = np.degrees([np.arctan2(warp[0, 1], warp[0, 0]) for warp in warps])
+    assert abs((angles != 0).mean() - 0.3) < 0.04
+    assert distance_from_uniform(angles[angles != 0], -10, 10) < 0.08  # of some 600 draws
 
 
 def test_flip_has_its_probability(draws):

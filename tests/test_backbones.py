@@ -116,6 +116,18 @@ def test_weights_under_prefixes_and_nests(tmp_path, prefix):
         assert torch.equal(backbone.state_dict()[name], value), name
 
 
+def test_weights_with_the_numbered_stem_of_official_checkpoints(tmp_path):
+    reference, _ = resnet50(ResNetOptions(stem="deep"))
+    number = {"conv1": 0, "bn1": 1, "conv2": 3, "bn2": 4, "conv3": 6, "bn3": 7}
+    official = {}
+    for name, value in reference.state_dict().items():
+        stage, module, rest = name.split(".", 2)
+        official[f"module.layer0.{number[module]}.{rest}" if stage == "layer0" else f"module.{name}"] = value
+    backbone, report = resnet50(ResNetOptions(stem="deep", weights=save(tmp_path, official)))
+    assert report.ignored == ()
+    assert all(torch.equal(value, reference.state_dict()[name]) for name, value in backbone.state_dict().items())
+
+
 def test_weights_of_a_run_serve_vgg_too(tmp_path):
     reference, _ = vgg16(VGGOptions())
     run = {f"backbone.{k}": v for k, v in reference.state_dict().items()}

@@ -77,6 +77,25 @@ def test_resume_keeps_its_config_and_refuses_another(fss, toy, tmp_path):
     status, _, err = fss("train", f"resume={run}", "recipe.max_steps=9")
     assert status == 1
     assert "resume: the run goes on with its own config, but recipe.max_steps=9 was given too" in one_line(err)
+    status, _, err = fss("train", "-m", f"resume={run}")
+    assert status == 1
+    assert "resume: one run goes on at a time" in err
+
+
+def test_shots_are_compared_on_the_same_classes(fss, tmp_path):
+    """What 5 shots must leave out is left out at 1 shot too, and said."""
+    dataset = ["dataset=toy", "dataset.train_images=8", "dataset.val_images=36", f"dataset.root={tmp_path / 'few'}"]
+    assert fss("prepare", *dataset, "workers=0")[0] == 0
+    control = ("method=background", "backbone=tiny", "size=65", "protocol.episodes=40", "workers=0", *dataset)
+    status, _, err = fss("evaluate", *control, "dataset.too_few_images=skip", "shot=[1,5]")
+    assert status == 0, err
+    one, five = (json.loads(next(tmp_path.rglob(f"{k}shot/result.json")).read_text()) for k in (1, 5))
+    left_out = five["data"]["classes_left_out"]
+    assert left_out
+    assert one["data"]["classes_left_out"] == left_out
+    assert one["episodes_per_class"] == five["episodes_per_class"]
+    assert [name for name, value in one["per_class"].items() if value is None] == left_out
+    assert all(name in err for name in left_out)
 
 
 def test_checkpoints_of_another_fold_or_method_are_refused(fss, toy, tmp_path):
@@ -105,7 +124,7 @@ MISTAKES = [
     (("evaluate", "method=baseline", "backbone=tiny", "dataset=toy", "size=65"), "has parameters to train"),
     (("evaluate", "method=prototype", "backbone=tiny", "dataset=toy"), "size: without a checkpoint"),
     (("report",), "there is no such folder"),
-    (("train", "resume=nowhere"), "no such checkpoint"),
+    (("train", "resume=nowhere"), "resume=nowhere: there is no such run folder or checkpoint"),
     (("train", "a=b=c=[", ), ""),
 ]  # fmt: skip
 

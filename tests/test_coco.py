@@ -62,7 +62,8 @@ IMAGES = [
     ("nothing.jpg", 33, 33, []),
     # Of the same name as the image above, in another folder; its second object leaves nothing of the first.
     ("other/b.jpg", 20, 20, [(CAT, [box(3, 3, 5, 5)], 0), (DOG, [box(0, 0, 10, 10)], 0)]),
-    ("only_crowd.jpg", 24, 36, [(DOG, compressed_rle(blob(24, 36)), 1)]),
+    # Crowds come as run lengths as a rule, but a polygon is one too.
+    ("only_crowd.jpg", 24, 36, [(DOG, compressed_rle(blob(24, 36)), 1), (CAT, [box(1, 1, 6, 3)], 1)]),
 ]  # fmt: skip
 LISTED = [Path(name).with_suffix("").as_posix() for name, *_, objects in IMAGES if objects]
 
@@ -298,6 +299,30 @@ def test_deleted_label_is_drawn_again(root):
     (root / "prepared/instances-full/labels/sub/b.png").unlink()
     dataset(root).prepare(0)
     assert label_files(root) == files
+
+
+def test_rebuilding_leaves_no_index_until_it_is_whole(root, drawn):
+    """A run in between must not read the old index beside labels of which some are new."""
+    dataset(root).prepare(0)
+    (root / "instances.json").write_text(json.dumps(content(IMAGES[:3])))
+    drawn.stop_at = len(drawn) + 1
+    with pytest.raises(KeyboardInterrupt):
+        dataset(root).prepare(0)
+    with pytest.raises(DataError, match="not prepared"):
+        dataset(root).split("train")
+
+
+def test_resumed_preparation_draws_labels_that_were_deleted_in_between(root, drawn, monkeypatch):
+    monkeypatch.setattr(build, "CHUNK", 2)
+    drawn.stop_at = 5
+    with pytest.raises(KeyboardInterrupt):
+        dataset(root).prepare(0)
+    (root / f"prepared/instances-full/labels/{LISTED[2]}.png").unlink()
+    drawn.clear()
+    drawn.stop_at = None
+    dataset(root).prepare(0)
+    assert drawn == LISTED[2:]
+    assert set(label_files(root)) == {f"{name}.png" for name in LISTED}
 
 
 # The items are (number, log folder). A pool's workers import this module to find the functions.

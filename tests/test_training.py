@@ -10,9 +10,10 @@ from torch import nn
 from fss_svf import svf
 from fss_svf.checkpoint import load_checkpoint, save_checkpoint
 from fss_svf.config import Augment, Optimizer, PretrainConfig, Protocol, Recipe, Schedule, TrainConfig, Validation
-from fss_svf.errors import ConfigError, TrainingError, WeightsError
+from fss_svf.errors import ConfigError, DataError, TrainingError, WeightsError
 from fss_svf.model import restore_model, trainable_values
 from fss_svf.registry import METHODS, TUNINGS, Choice
+from fss_svf.training.loop import check_same_data
 from fss_svf.training.optim import make_optimizer, rate_factor, require_gradients, set_rates
 from fss_svf.training.pretrain import class_iou, confusion_matrix, pretrain
 from fss_svf.training.train import train
@@ -50,7 +51,7 @@ def train_config(root, tuning="svf", **changes):
             max_steps=4,
             optimizer=Optimizer("sgd", lr=0.01, backbone_lr=0.01, momentum=0.9, weight_decay=1e-4),
             schedule=Schedule("poly", 0.9, 0),
-            augment=Augment((0.9, 1.1), 10.0, 0.5, 0.5, 0.85),
+            augment=Augment((0.9, 1.1), 10.0, 0.5, 0.5, 0.85, 0.5),
         ),
         protocol=PROTOCOL,
         validate=Validation(every=2, episodes=4),
@@ -96,9 +97,10 @@ def test_resumed_equals_never_killed_bit_for_bit(toy_root, tmp_path, monkeypatch
             raise KeyboardInterrupt
         set_rates(optimizer, schedule, step, total)
 
-    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as m:
         m.setattr("fss_svf.training.loop.set_rates", killed)
-        train(config, tmp_path / "killed")
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path / "killed")
     assert load_checkpoint(tmp_path / "killed", "train")["step"] == 2
     train(replace(config, resume=tmp_path / "killed"), tmp_path / "killed")
 
@@ -134,24 +136,38 @@ def test_a_base_learner_hands_its_backbone_on_but_not_to_another_fold(toy_root, 
     for name, value in base.items():
         if name.startswith("backbone."):
             assert torch.equal(meta[name], value), name
-    with pytest.raises(WeightsError, match="trained on fold 0 of toy, so it has seen .*novel here"):
+    with pytest.raises(WeightsError, match=r"trained on fold 0 of toy, so it has seen .*novel here"):
         train(replace(config, backbone=backbone, fold=1), tmp_path / "leak")
 
 
 def test_pretraining_resumes(toy_root, tmp_path):
     config = pretrain_config(toy_root)
-    pretrain(config, tmp_path / "whole")
-    pretrain(replace(config, recipe=replace(config.recipe, max_steps=2)), tmp_path / "half")
-    # A run of two steps is not the first half of a run of four (its schedule ends sooner), but it can be continued.
-    pretrain(replace(config, resume=tmp_path / "half" / "checkpoints" / "last.pt"), tmp_path / "half")
-    assert load_checkpoint(tmp_path / "half", "pretrain")["step"] == 2
+    constant = replace(config.recipe, schedule=Schedule("constant", 0.9, 0))
+    pretrain(replace(config, recipe=constant), tmp_path / "whole")
+    pretrain(replace(config, recipe=replace(constant, max_steps=2)), tmp_path / "half")
+    last = tmp_path / "half" / "checkpoints" / "last.pt"
+    pretrain(replace(config, recipe=constant, resume=last), tmp_path / "half")
+    whole, resumed = (load_checkpoint(tmp_path / run, "pretrain") for run in ("whole", "half"))
+    assert resumed["step"] == whole["step"] == 4
+    assert all(torch.equal(resumed["model"][name], value) for name, value in whole["model"].items())
+
+
+def test_a_run_is_not_written_over_nor_continued_on_other_data(toy_root, tmp_path):
+    config = train_config(toy_root, "frozen")
+    train(config, tmp_path / "run")
+    with pytest.raises(TrainingError, match="holds a run already; go on with resume="):
+        train(config, tmp_path / "run")
+    resumed = load_checkpoint(tmp_path / "run", "train")
+    check_same_data(resumed, resumed["trained_on"]["index"])
+    with pytest.raises(DataError, match="resume: the run began on an index"):
+        check_same_data(resumed, "0123456789abcdef")
 
 
 def test_a_tensor_without_gradient_stops_the_run_with_its_name():
     model = nn.ModuleDict({"used": nn.Linear(2, 1), "idle": nn.Linear(2, 1)})
     model["used"](torch.ones(1, 2)).sum().backward()
     with pytest.raises(TrainingError, match=r"2 trainable tensors received no gradient: idle.weight, idle.bias"):
-        require_gradients([model])
+        require_gradients(model)
 
 
 def test_svf_under_no_grad_is_caught(toy_root, tmp_path, monkeypatch):

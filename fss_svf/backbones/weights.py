@@ -56,7 +56,7 @@ def load_weights(net: nn.Module, source: str | None, name: str) -> LoadReport:
     if Path(source).expanduser().is_file():
         content = read_checkpoint(Path(source).expanduser())
         trained_on = content.get("trained_on")
-        state = normalise_keys(content)
+        state = normalise_keys(content, vgg=name.startswith("vgg"))
     else:
         state = _from_torchvision(source, name)
     if any(key.endswith(".S") for key in state):
@@ -87,10 +87,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def normalise_keys(content: Mapping[str, Any]) -> dict[str, Tensor]:
+def normalise_keys(content: Mapping[str, Any], vgg: bool = False) -> dict[str, Tensor]:
     """Torchvision's names, from a plain state dict, one nested under 'state_dict' or 'model', semseg's, or a run's.
 
-    Dropped: the prefixes 'module.' (DataParallel), 'encoder.' and 'backbone.', and 'layer0.' of the stem.
+    Dropped: the prefixes 'module.' (DataParallel), 'encoder.' and 'backbone.', and 'layer0.' of the stem, whose modules
+    PFENet and BAM number (0 is conv1, 1 is bn1, 3 is conv2, ...).
     """
     for nest in ("state_dict", "model"):
         if isinstance(content.get(nest), Mapping):
@@ -99,12 +100,20 @@ def normalise_keys(content: Mapping[str, Any]) -> dict[str, Tensor]:
     if any(key.startswith(_BACKBONE) for key in state):
         # A run's checkpoint: the backbone alone is taken, not its head.
         state = {key: value for key, value in state.items() if key.startswith(_BACKBONE)}
-    return {_torchvision_name(key): value for key, value in state.items()}
+    rename = _vgg_name if vgg else _resnet_name
+    return {rename(re.sub(r"^(encoder|backbone)\.", "", key)): value for key, value in state.items()}
 
 
-def _torchvision_name(key: str) -> str:
-    key = re.sub(r"^(encoder\.|backbone\.)?(layer0\.(?=conv|bn))?", "", key)
-    # VGG's stages are slices of `features` that keep its numbers.
+def _resnet_name(key: str) -> str:
+    numbered = re.match(r"layer0\.(\d)\.(.+)", key)
+    if numbered:
+        layer, kind = divmod(int(numbered[1]), 3)  # convolution, BatchNorm, ReLU, three times in a deep stem
+        return f"{('conv', 'bn', 'relu')[kind]}{layer + 1}.{numbered[2]}"
+    return key.removeprefix("layer0.")
+
+
+def _vgg_name(key: str) -> str:
+    # The stages are slices of torchvision's `features` that keep its numbers.
     return re.sub(r"^layer\d\.(\d+)\.(\w+)$", r"features.\1.\2", key)
 
 

@@ -53,7 +53,8 @@ class TrainTransform:
         """The (2, 3) matrix from source to crop; the crop is drawn again until it keeps enough of the foreground."""
         height, width = label.shape
         scale = random.uniform(*self.augment.scale)
-        angle = random.uniform(-self.augment.rotate, self.augment.rotate)
+        turns = random.random() < self.augment.rotate_probability
+        angle = turns * random.uniform(-self.augment.rotate, self.augment.rotate)
         scaled = np.array([width * scale, height * scale])
         # Scale first, then turn about the centre of the scaled image.
         warp = cv2.getRotationMatrix2D((width / 2, height / 2), angle, scale)
@@ -100,11 +101,3 @@ class EvalTransform:
             return self.size, self.size
         longer = max(height, width)
         return max(8, height * self.size // longer // 8 * 8), max(8, width * self.size // longer // 8 * 8)
-
-
-def square_label(label: np.ndarray) -> np.ndarray:
-    """The label at its original size in the upper left of a square of 255: what stretched logits are compared with."""
-    side = max(label.shape)
-    square = np.full((side, side), IGNORE, np.uint8)
-    square[: label.shape[0], : label.shape[1]] = label
-    return square

@@ -31,18 +31,23 @@ def build_index(
     made_from: str,
     workers: int,
     title: str,
+    written: Callable[[Any], bool] = lambda _: True,
 ) -> Index:
     """Apply `work` to every item, and save the rows as the index at `path`; nothing is done when it is there already.
 
     `work` must be picklable and is called in `workers` processes (0: in this one). Finished chunks are kept beside the
     index until it is whole, under the fingerprint `made_from`: a preparation of the same input goes on from them.
+    `written` tells whether the files that `work` makes of an item are there; work whose files were deleted is redone.
     """
-    if path.exists() and Index.load(path).fingerprint == made_from:
+    whole = all(map(written, items))
+    if whole and path.exists() and Index.load(path).fingerprint == made_from:
         return Index.load(path)
+    # From here until everything is written anew there is no index, or it would describe files that are being replaced.
+    path.unlink(missing_ok=True)
     shards = path.with_suffix(".parts") / made_from
     shards.mkdir(parents=True, exist_ok=True)
     chunks = [(shards / f"{start:08d}.json", items[start : start + CHUNK]) for start in range(0, len(items), CHUNK)]
-    todo = [(shard, chunk) for shard, chunk in chunks if not shard.exists()]
+    todo = [(shard, chunk) for shard, chunk in chunks if not (shard.exists() and all(map(written, chunk)))]
     with progress(len(items), title, "image") as bar:
         bar.update(len(items) - sum(len(chunk) for _, chunk in todo))
         if workers == 0:

@@ -90,8 +90,7 @@ class Coco(Dataset):
         folder = self._prepared(name)
         labels = folder / "labels"
         labels.mkdir(parents=True, exist_ok=True)
-        if absent(labels, [stem for stem, _ in items], ".png"):
-            (folder / "index.npz").unlink(missing_ok=True)  # labels were deleted since: draw anew
+        missing = set(absent(labels, [stem for stem, _ in items], ".png"))
         return build_index(
             folder / "index.npz",
             items,
@@ -100,6 +99,7 @@ class Coco(Dataset):
             fingerprint("coco", annotations.digest, self.options.mask_mode, [stem for stem, _ in items]),
             workers,
             f"{self.name} {name}",
+            written=lambda item: item[0] not in missing,
         )
 
 

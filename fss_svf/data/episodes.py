@@ -131,12 +131,19 @@ def usable_images(index: Index, options: DatasetOptions, fold: int, split: Split
 
 
 def make_sampler(
-    index: Index, options: DatasetOptions, fold: int, split: SplitName, shot: int, seed: int, order: Order
+    index: Index,
+    options: DatasetOptions,
+    fold: int,
+    split: SplitName,
+    shot: int,
+    seed: int,
+    order: Order,
+    classes: Sequence[int] | None = None,
 ) -> EpisodeSampler:
-    """The sampler of a fold's split by the dataset's options."""
+    """The sampler of a fold's split by the dataset's options, of all the split's classes or of `classes` alone."""
     return EpisodeSampler(
         index,
-        split_classes(index, options, fold, split),
+        split_classes(index, options, fold, split) if classes is None else classes,
         usable_images(index, options, fold, split),
         shot,
         seed,

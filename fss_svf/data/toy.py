@@ -46,18 +46,17 @@ class Toy(VocFolder):
             folder.mkdir(parents=True, exist_ok=True)
         total = o.train_images + o.val_images
         names = [toy_name(number) for number in range(total)]
-        record = o.prepared / "rendered.npz"
-        if absent(self.images, names, ".jpg") or absent(self.labels, names, ".png"):
-            record.unlink(missing_ok=True)  # files were deleted since: render anew
+        missing = {*absent(self.images, names, ".jpg"), *absent(self.labels, names, ".png")}
         # The index of this step is only a record that the rendering is whole.
         build_index(
-            record,
+            o.prepared / "rendered.npz",
             range(total),
             partial(render_files, self.images, self.labels, o.seed),
             CLASS_NAMES,
             fingerprint("toy", o.seed, total, CLASS_NAMES),
             workers,
             "toy rendering",
+            written=lambda number: toy_name(number) not in missing,
         )
         (lists / "train.txt").write_text("\n".join(names[: o.train_images]) + "\n")
         (lists / "val.txt").write_text("\n".join(names[o.train_images :]) + "\n")

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fss_svf.checkpoint import load_checkpoint
 from fss_svf.config import EvaluateConfig, Protocol, TrainConfig, from_mapping, to_mapping
 from fss_svf.data.augment import EvalTransform
@@ -56,23 +58,37 @@ def evaluate(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:
     device = choose_device(config.device)
     place(subject.model, device)
     write_run_folder(out, config)
+    # All before the first episode, so that a class with too few images is told at once. What the largest shot must
+    # leave out is left out of all: shots are compared on the same classes and queries.
+    seeds = [protocol.seed + i for i in range(protocol.runs)]
+    order = protocol.queries
+    largest = make_sampler(split.index, dataset.options, subject.fold, "val", max(config.shots), seeds[0], order)
+    samplers = {
+        (shot, seed): make_sampler(
+            split.index, dataset.options, subject.fold, "val", shot, seed, order, largest.classes
+        )
+        for shot in config.shots
+        for seed in seeds
+    }
+    names = {c: split.index.class_name(c) for c in classes}
+    data = {**_data_choices(dataset), "classes_left_out": [names[c] for c in largest.skipped]}
+    transform = EvalTransform(subject.size, protocol.resize)
     results = []
     for shot in config.shots:
         folder = out if len(config.shots) == 1 else out / f"{shot}shot"
-        runs, samplers = [], []
-        for i in range(protocol.runs):
-            sampler = make_sampler(
-                split.index, dataset.options, subject.fold, "val", shot, protocol.seed + i, protocol.queries
+        runs = [
+            evaluate_run(
+                subject.model,
+                EvalEpisodes(split, samplers[shot, seed], transform),
+                protocol,
+                device,
+                config.batch_size,
+                config.workers,
+                config.pictures if seed == seeds[0] else 0,
             )
-            make = EvalEpisodes(split, sampler, EvalTransform(subject.size, protocol.resize))
-            pictures = config.pictures if i == 0 else 0
-            runs.append(
-                evaluate_run(subject.model, make, protocol, device, config.batch_size, config.workers, pictures)
-            )
-            samplers.append(sampler)
-        names = {c: split.index.class_name(c) for c in classes}
-        result = _result(subject, protocol, shot, runs, names, split.index.hash)
-        result["data"]["classes_left_out"] = [names[c] for c in samplers[0].skipped]
+            for seed in seeds
+        ]
+        result = _result(subject, protocol, shot, runs, names, {"index": split.index.hash, **data})
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "result.json", result)
         if runs[0].pictures:
@@ -89,11 +105,10 @@ def _from_checkpoint(config: EvaluateConfig) -> Subject:
     content = load_checkpoint(config.checkpoint, "train")
     trained = from_mapping(TrainConfig, content["config"])
     for key in ("method", "backbone"):
-        asked = getattr(config, key).get("name")
-        if asked not in (None, getattr(trained, key).name):
+        if getattr(config, key):
             raise ConfigError(
-                f"{key}={asked}: checkpoint={config.checkpoint} was trained with {key}={getattr(trained, key).name}; "
-                f"leave {key} out, the checkpoint knows it"
+                f"{key}: checkpoint={config.checkpoint} was trained with {key}={getattr(trained, key).name} and its own "
+                f"options of it; leave {key} out"
             )
     if config.fold not in (None, trained.fold):
         raise ConfigError(
@@ -134,6 +149,7 @@ def _from_config(config: EvaluateConfig) -> Subject:
     method, backbone = _choose(METHODS, config.method), _choose(BACKBONES, config.backbone)
     if METHODS.entry(method.name).build.trainable:  # type: ignore[attr-defined]
         raise ConfigError(f"method={method.name}: has parameters to train; give checkpoint=PATH of a trained one")
+    torch.manual_seed(config.seed)  # of random weights, the same in each job of a sweep
     frozen = Choice("frozen", TUNINGS.entry("frozen").options())
     model, report = build_model(method, backbone, frozen)
     log.info("%s", report)
@@ -168,7 +184,7 @@ def _dataset(asked: Mapping[str, Any], trained: Choice) -> Choice:
 
 
 def _result(
-    subject: Subject, protocol: Protocol, shot: int, runs: list[Run], names: Mapping[int, str], index_hash: str
+    subject: Subject, protocol: Protocol, shot: int, runs: list[Run], names: Mapping[int, str], data: Mapping[str, Any]
 ) -> dict[str, Any]:
     """result.json: every number a fraction; means over runs, whose own numbers stand in `runs`."""
     each = [run.counts.per_class() for run in runs]
@@ -176,10 +192,6 @@ def _result(
     for c, name in names.items():
         values = [iou[c] for iou in each if c in iou]
         per_class[name] = sum(values) / len(values) if values else None
-    options = subject.dataset.options
-    data = {"index": index_hash, "class_partition": options.class_partition, "min_area": options.min_area}
-    if hasattr(options, "mask_mode"):
-        data["mask_mode"] = options.mask_mode
     backbone = subject.model.backbone
     return {
         "miou": sum(run.counts.miou() for run in runs) / len(runs),
@@ -203,6 +215,12 @@ def _result(
         "checkpoint": subject.checkpoint,
         "data": data,
     }
+
+
+def _data_choices(dataset: Dataset) -> dict[str, Any]:
+    """The dataset's options that decide what is measured."""
+    keys = ("class_partition", "min_area", "mask_mode")
+    return {key: getattr(dataset.options, key) for key in keys if hasattr(dataset.options, key)}
 
 
 def _warn_of_absent(result: Mapping[str, Any]) -> None:

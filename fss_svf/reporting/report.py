@@ -13,7 +13,7 @@ from fss_svf.reporting.table import markdown_table
 
 log = logging.getLogger(__name__)
 _KEYS = {"miou", "fb_iou", "fold", "shot", "method", "tuning", "backbone", "dataset", "protocol", "protocol_hash"}
-_KEYS |= {"backbone_weights", "trainable_backbone_values", "checkpoint"}
+_KEYS |= {"backbone_weights", "trainable_backbone_values", "checkpoint", "size", "seeds"}
 
 
 def report(config: ReportConfig, out: Path) -> str:

@@ -24,7 +24,7 @@ def _one_table(key: tuple[Any, ...], results: Sequence[Result]) -> str:
     shots = sorted({r["shot"] for r in results})
     folds = sorted({r["fold"] for r in results})
     cells = {(_row(r), r["shot"], r["fold"]): r for r in results}
-    header = ["method", "tuning", "backbone weights", "trained at", "trainable backbone values"]
+    header = ["method", "tuning", "backbone weights", "training", "trainable backbone values"]
     for shot in shots:
         header += [f"{shot}-shot fold {fold}" for fold in folds]
         header += [f"{shot}-shot mean"] if len(folds) > 1 else []
@@ -50,12 +50,14 @@ def _one_table(key: tuple[Any, ...], results: Sequence[Result]) -> str:
 
 
 def _row(result: Result) -> tuple[str, str, str, str]:
-    """What makes a row, as its first cells: method, tuning, what the backbone started from, the shot trained at."""
+    """What makes a row, as its first cells: method, tuning, what the backbone started from, and the training."""
     trained = result["checkpoint"]
-    trained_at = f"{trained['shot']}-shot" if trained else "untrained"
+    training = "none"
+    if trained:
+        training = f"{trained['shot']}-shot, {trained['recipe']}, seed {trained['seed']}, {trained['selection']}"
     # Folds stand side by side in a row, so the fold of a base learner is not part of it.
     weights = result["backbone_weights"].split(", ")[0]
-    return result["method"], result["tuning"], weights, trained_at
+    return result["method"], result["tuning"], weights, training
 
 
 def _percent(value: float | None) -> str:

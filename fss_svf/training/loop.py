@@ -17,7 +17,7 @@ from fss_svf.checkpoint import save_checkpoint
 from fss_svf.config import PretrainConfig, TrainConfig, to_mapping
 from fss_svf.console import progress
 from fss_svf.data.loading import batches
-from fss_svf.errors import TrainingError
+from fss_svf.errors import DataError, TrainingError
 from fss_svf.model import load_state
 from fss_svf.provenance import write_run_folder
 from fss_svf.training.optim import make_optimizer, require_gradients, set_rates
@@ -56,7 +56,9 @@ def fit(
 
     Writes out/checkpoints/{last,best}.pt and out/tensorboard. Raises TrainingError.
     """
-    write_run_folder(out, config)
+    if resumed is None and (out / "checkpoints").exists():
+        raise TrainingError(f"{out}: holds a run already; go on with resume={out}, or choose another hydra.run.dir")
+    write_run_folder(out, config, task.trained_on)
     recipe, model = config.recipe, task.model
     total = max(1, recipe.epochs * task.epoch // recipe.batch_size)
     total = min(total, recipe.max_steps or total)
@@ -66,7 +68,7 @@ def fit(
         load_state(model, resumed["model"], "resume")
         optimizer.load_state_dict(resumed["optimizer"])
         torch.set_rng_state(resumed["rng"])
-        if device.type == "cuda":
+        if device.type == "cuda" and resumed["cuda_rng"] is not None:
             torch.cuda.set_rng_state(resumed["cuda_rng"], device)
         step, best = resumed["step"], resumed["best"]
         log.info("resumed at step %d of %d", step, total)
@@ -88,7 +90,10 @@ def fit(
     numbers = range(step * recipe.batch_size, total * recipe.batch_size)
     stream = batches(task.make, task.collate, numbers, recipe.batch_size, config.workers, device.type == "cuda")
     model.train()
-    with SummaryWriter(str(out / "tensorboard")) as writer, progress(total, task.verb, "step", step) as bar:
+    with (
+        SummaryWriter(str(out / "tensorboard"), purge_step=step) as writer,
+        progress(total, task.verb, "step", step) as bar,
+    ):
         waiting = time.perf_counter()
         for batch in stream:
             waited = time.perf_counter() - waiting
@@ -100,7 +105,7 @@ def fit(
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             if step == 0:
-                require_gradients([model])
+                require_gradients(model)
             optimizer.step()
             step += 1
             if step % config.log_every == 0 or step == total:
@@ -119,6 +124,16 @@ def fit(
                 save("last")
             waiting = time.perf_counter()
     return best
+
+
+def check_same_data(resumed: Mapping[str, Any], index_hash: str) -> None:
+    """Raise DataError when the training images are not those that the checkpoint's run began with."""
+    began_with = resumed["trained_on"]["index"]
+    if began_with != index_hash:
+        raise DataError(
+            f"resume: the run began on an index {began_with}, the dataset has {index_hash} now, so its episodes would be "
+            "others; restore the data, or start a new run"
+        )
 
 
 def write_scalars(writer: SummaryWriter, values: Mapping[str, float], step: int) -> None:

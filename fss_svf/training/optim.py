@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -52,9 +51,9 @@ def _decay(schedule: Schedule, t: float) -> float:
     return 1.0
 
 
-def require_gradients(modules: Sequence[nn.Module]) -> None:
+def require_gradients(model: nn.Module) -> None:
     """Raise TrainingError naming the trainable tensors that the first backward did not reach."""
-    silent = [n for m in modules for n, p in m.named_parameters() if p.requires_grad and p.grad is None]
+    silent = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     if silent:
         raise TrainingError(
             f"{len(silent)} trainable tensors received no gradient: {listing(silent)}; "

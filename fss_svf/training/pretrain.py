@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from fss_svf.checkpoint import load_checkpoint
-from fss_svf.config import PretrainConfig, from_mapping
+from fss_svf.config import PretrainConfig
 from fss_svf.data.augment import EvalTransform
 from fss_svf.data.dataset import Dataset
 from fss_svf.data.episodes import make_sampler, split_classes
@@ -18,20 +18,16 @@ from fss_svf.data.loading import BaseLabels, LabelBatch, LabelledImages, batches
 from fss_svf.episode import IGNORE, normalize
 from fss_svf.methods.base_learner import BaseLearner
 from fss_svf.methods.method import cross_entropy
-from fss_svf.model import build_backbone, choose_device, place, refuse_leak
+from fss_svf.model import build_backbone, choose_device, place, refuse_leak, without_weights
 from fss_svf.registry import DATASETS
-from fss_svf.training.loop import Task, fit
-from fss_svf.training.train import continued
+from fss_svf.training.loop import Task, check_same_data, fit
 
 log = logging.getLogger(__name__)
 
 
 def pretrain(config: PretrainConfig, out: Path) -> float:
     """Run `config` in the folder `out` and return the best mIoU of the base classes, a fraction."""
-    resumed = None
-    if config.resume is not None:
-        resumed = load_checkpoint(config.resume, "pretrain")
-        config = continued(config, from_mapping(PretrainConfig, resumed["config"]))
+    resumed = load_checkpoint(config.resume, "pretrain") if config.resume else None
     device = choose_device(config.device)
     torch.manual_seed(config.seed)
 
@@ -41,7 +37,9 @@ def pretrain(config: PretrainConfig, out: Path) -> float:
     sampler = make_sampler(train.index, dataset.options, config.fold, "train", 0, config.seed, "shuffled_epochs")
     names = [train.index.class_name(c) for c in sampler.classes]
     novel = [train.index.class_name(c) for c in split_classes(train.index, dataset.options, config.fold, "val")]
-    backbone, loaded = build_backbone(config.backbone)
+    if resumed is not None:
+        check_same_data(resumed, train.index.hash)
+    backbone, loaded = build_backbone(without_weights(config.backbone) if resumed else config.backbone)
     refuse_leak(loaded.trained_on, novel, f"backbone.weights={loaded.source}")
     log.info("%s", loaded)
     log.info("fold %d: %s training images of %d base classes", config.fold, f"{len(sampler):,}", len(names))
@@ -78,7 +76,9 @@ def pretrain(config: PretrainConfig, out: Path) -> float:
         loss=loss,
         validate=validate,
         every=config.validate_every,
-        trained_on={
+        trained_on=resumed["trained_on"]
+        if resumed
+        else {
             "dataset": config.dataset.name,
             "fold": config.fold,
             "classes": names,

@@ -12,27 +12,24 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from fss_svf.checkpoint import load_checkpoint
-from fss_svf.config import TrainConfig, from_mapping
+from fss_svf.config import TrainConfig
 from fss_svf.data.augment import EvalTransform
 from fss_svf.data.dataset import Dataset
 from fss_svf.data.episodes import make_sampler, split_classes
 from fss_svf.data.loading import EvalEpisodes, TrainEpisodes, collate_episodes
 from fss_svf.episode import Episode
 from fss_svf.evaluation.engine import evaluate_run
-from fss_svf.model import build_model, choose_device, place, refuse_leak, trainable_values
+from fss_svf.model import build_model, choose_device, place, refuse_leak, restore_model, trainable_values
 from fss_svf.registry import DATASETS
 from fss_svf.reporting.pictures import draw_episodes
-from fss_svf.training.loop import Task, fit
+from fss_svf.training.loop import Task, check_same_data, fit
 
 log = logging.getLogger(__name__)
 
 
 def train(config: TrainConfig, out: Path) -> float:
     """Run `config` in the folder `out` and return the best validation mIoU, a fraction."""
-    resumed = None
-    if config.resume is not None:
-        resumed = load_checkpoint(config.resume, "train")
-        config = continued(config, from_mapping(TrainConfig, resumed["config"]))
+    resumed = load_checkpoint(config.resume, "train") if config.resume else None
     device = choose_device(config.device)
     torch.manual_seed(config.seed)
 
@@ -47,9 +44,24 @@ def train(config: TrainConfig, out: Path) -> float:
     novel = [index.class_name(c) for c in split_classes(index, options, config.fold, "val")]
     _announce(config, training, testing, novel)
 
-    model, loaded = build_model(config.method, config.backbone, config.tuning)
-    refuse_leak(loaded.trained_on, novel, f"backbone.weights={loaded.source}")
-    log.info("%s", loaded)
+    if resumed is not None:
+        check_same_data(resumed, index.hash)
+        model = restore_model(
+            config.method, config.backbone, config.tuning, resumed["model"], f"resume={config.resume}"
+        )
+        trained_on = resumed["trained_on"]
+    else:
+        model, loaded = build_model(config.method, config.backbone, config.tuning)
+        refuse_leak(loaded.trained_on, novel, f"backbone.weights={loaded.source}")
+        log.info("%s", loaded)
+        trained_on = {
+            "dataset": config.dataset.name,
+            "fold": config.fold,
+            "classes": [index.class_name(c) for c in training.classes]
+            + sorted((loaded.trained_on or {}).get("classes", ())),
+            "index": index.hash,
+            "backbone_weights": loaded.label,
+        }
     log.info(
         "tuning %s: %s trainable values in the backbone, %s in all",
         config.tuning.name,
@@ -82,21 +94,9 @@ def train(config: TrainConfig, out: Path) -> float:
         loss=loss,
         validate=validate,
         every=config.validate.every,
-        trained_on={
-            "dataset": config.dataset.name,
-            "fold": config.fold,
-            "classes": [index.class_name(c) for c in training.classes]
-            + sorted((loaded.trained_on or {}).get("classes", ())),
-            "index": index.hash,
-            "backbone_weights": loaded.label,
-        },
+        trained_on=trained_on,
     )
     return fit(task, config, device, out, resumed)
-
-
-def continued(now: Any, then: Any) -> Any:
-    """The config of a resumed run: its own, on the device and with the workers asked for now."""
-    return replace(then, resume=now.resume, device=now.device, workers=now.workers)
 
 
 def _announce(config: TrainConfig, training: Any, testing: Any, novel: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from torch import nn
@@ -37,5 +38,9 @@ def svf(backbone: nn.Module, options: SVFOptions) -> None:
         svf_library.decompose(
             backbone, options.include, options.exclude, options.rank, options.rank_multiple, progress=True
         )
+    except re.error as error:
+        raise ConfigError(
+            f"tuning.include, tuning.exclude: {error.pattern!r} is not a regular expression: {error}"
+        ) from None
     except ValueError as error:
         raise ConfigError(f"tuning: {error}") from None
