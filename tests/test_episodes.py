@@ -298,3 +298,16 @@ def test_options_reach_the_sampler(tmp_path):
         make_sampler(index, options(tmp_path), 0, "val", 2, 7, "in_order")
     lower = make_sampler(index, options(tmp_path, min_area=5, too_few_images="skip"), 0, "val", 2, 7, "in_order")
     assert lower.classes == (1, 2)
+
+
+def test_classes_may_be_narrowed_so_that_all_shots_show_the_same(tmp_path):
+    """With skip, more shots leave out more classes; given their classes, fewer shots draw the same episodes."""
+    index = index_of(*[{1: MIN_AREA}] * 6, *[{2: MIN_AREA}] * 3, *[{1: MIN_AREA, 2: 1}] * 2)
+    chosen = options(tmp_path, too_few_images="skip")
+    most = make_sampler(index, chosen, 0, "val", 5, 0, "random")
+    assert most.classes == (1,)
+    assert make_sampler(index, chosen, 0, "val", 1, 0, "random").classes == (1, 2)
+    one = make_sampler(index, chosen, 0, "val", 1, 0, "random", classes=most.classes)
+    for n in range(200):
+        assert (one[n].query, one[n].class_id) == (most[n].query, 1)
+        assert one[n].supports == most[n].supports[:1]

@@ -19,7 +19,7 @@ from fss_svf.data.episodes import make_sampler, split_classes
 from fss_svf.data.loading import EvalEpisodes, TrainEpisodes, collate_episodes
 from fss_svf.episode import Episode
 from fss_svf.evaluation.engine import evaluate_run
-from fss_svf.model import build_model, choose_device, place, refuse_leak, restore_model, trainable_values
+from fss_svf.model import build_model, choose_device, place, refuse_leak, trainable_values, without_weights
 from fss_svf.registry import DATASETS
 from fss_svf.reporting.pictures import draw_episodes
 from fss_svf.training.loop import Task, check_same_data, fit
@@ -46,9 +46,8 @@ def train(config: TrainConfig, out: Path) -> float:
 
     if resumed is not None:
         check_same_data(resumed, index.hash)
-        model = restore_model(
-            config.method, config.backbone, config.tuning, resumed["model"], f"resume={config.resume}"
-        )
+        # Built like a new one and then filled by `fit`, not restored: resuming is exact to the bit.
+        model, _ = build_model(config.method, without_weights(config.backbone), config.tuning)
         trained_on = resumed["trained_on"]
     else:
         model, loaded = build_model(config.method, config.backbone, config.tuning)
