@@ -90,12 +90,18 @@ def test_shots_are_compared_on_the_same_classes(fss, tmp_path):
     status, _, err = fss("evaluate", *control, "dataset.too_few_images=skip", "shot=[1,5]")
     assert status == 0, err
     one, five = (json.loads(next(tmp_path.rglob(f"{k}shot/result.json")).read_text()) for k in (1, 5))
-    left_out = five["data"]["classes_left_out"]
+    left_out = five["classes_left_out"]
     assert left_out
-    assert one["data"]["classes_left_out"] == left_out
+    assert all(name in err for name in left_out)
+    assert one["classes_left_out"] == left_out
+    # Another fold leaves out other classes, but is measured in the same way: it belongs into the same table.
+    status, _, err = fss("evaluate", *control, "dataset.too_few_images=skip", "shot=[1,5]", "fold=1", "name=other")
+    assert status == 0, err
+    other = json.loads(next(tmp_path.glob("outputs/evaluate/other/*/5shot/result.json")).read_text())
+    assert other["classes_left_out"] != left_out
+    assert other["protocol_hash"] == five["protocol_hash"]
     assert one["episodes_per_class"] == five["episodes_per_class"]
     assert [name for name, value in one["per_class"].items() if value is None] == left_out
-    assert all(name in err for name in left_out)
 
 
 def test_checkpoints_of_another_fold_or_method_are_refused(fss, toy, tmp_path):

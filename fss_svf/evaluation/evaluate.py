@@ -71,7 +71,8 @@ def evaluate(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:
         for seed in seeds
     }
     names = {c: split.index.class_name(c) for c in classes}
-    data = {**_data_choices(dataset), "classes_left_out": [names[c] for c in largest.skipped]}
+    data = {"index": split.index.hash, **_data_choices(dataset, max(config.shots))}
+    left_out = [names[c] for c in largest.skipped]
     transform = EvalTransform(subject.size, protocol.resize)
     results = []
     for shot in config.shots:
@@ -88,7 +89,8 @@ def evaluate(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:
             )
             for seed in seeds
         ]
-        result = _result(subject, protocol, shot, runs, names, {"index": split.index.hash, **data})
+        result = _result(subject, protocol, shot, runs, names, data)
+        result["classes_left_out"] = left_out
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "result.json", result)
         if runs[0].pictures:
@@ -217,10 +219,12 @@ def _result(
     }
 
 
-def _data_choices(dataset: Dataset) -> dict[str, Any]:
-    """The dataset's options that decide what is measured."""
-    keys = ("class_partition", "min_area", "mask_mode")
-    return {key: getattr(dataset.options, key) for key in keys if hasattr(dataset.options, key)}
+def _data_choices(dataset: Dataset, largest_shot: int) -> dict[str, Any]:
+    """The dataset's options that decide what is measured; the same for every fold."""
+    keys = ("class_partition", "min_area", "mask_mode", "too_few_images")
+    found = {key: getattr(dataset.options, key) for key in keys if hasattr(dataset.options, key)}
+    # Which classes are left out depends on the largest shot.
+    return {**found, "largest_shot": largest_shot} if found["too_few_images"] == "skip" else found
 
 
 def _warn_of_absent(result: Mapping[str, Any]) -> None:
