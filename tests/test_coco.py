@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -375,9 +376,9 @@ def test_build_does_not_reuse_chunks_of_other_input(tmp_path, monkeypatch):
     items = [(i, tmp_path) for i in range(6)]
     arguments = (["cat"], "old", 0, "test")
     with pytest.raises(DataError):
-        build.build_index(tmp_path / "index.npz", items, _logged_but_the_fourth, *arguments)
+        build.build.build_index(tmp_path / "index.npz", items, _logged_but_the_fourth, *arguments)
     names = [f"new{i}" for i in range(6)]
-    index = build.build_index(tmp_path / "index.npz", names, partial(ImageRow, height=5, width=5, areas={}), ["cat"],
+    index = build.build.build_index(tmp_path / "index.npz", names, partial(ImageRow, height=5, width=5, areas={}), ["cat"],
                               "new", 0, "test")  # fmt: skip
     assert index.names.tolist() == names
 
@@ -388,7 +389,9 @@ def test_build_names_a_damaged_part(tmp_path, monkeypatch):
     part.parent.mkdir(parents=True)
     part.write_text('[["image00", 1')
     with data_error(part, "delete it and prepare again"):
-        build.build_index(tmp_path / "index.npz", [(i, tmp_path) for i in range(4)], _logged, ["cat"], "made", 0, "")
+        build.build.build_index(
+            tmp_path / "index.npz", [(i, tmp_path) for i in range(4)], _logged, ["cat"], "made", 0, ""
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -552,3 +555,12 @@ def test_config_holds_the_numbers_of_the_papers(monkeypatch):
     assert options.filter_novel
     assert not options.allow_missing
     assert (options.root, options.prepared) == (Path("/data/coco"), Path("/data/coco/prepared"))
+
+
+def kill_own_process(_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_worker_is_one_line_that_says_how_to_go_on(tmp_path):
+    with data_error("killed from outside", "run the same command again"):
+        build.build_index(tmp_path / "index.npz", range(3), kill_own_process, ("a",), "made", 1, "title")

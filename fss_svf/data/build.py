@@ -8,6 +8,7 @@ import multiprocessing
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,11 @@ def _in_processes(todo: Sequence[tuple[Path, Any]], work: Callable[[Any], ImageR
         try:
             for job in as_completed(jobs):
                 bar.update(job.result())
+        except BrokenProcessPool:
+            raise DataError(
+                "a preparation process was killed from outside, out of memory perhaps; run the same command again, it "
+                "goes on where it was (with fewer workers=)"
+            ) from None
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
