@@ -376,9 +376,9 @@ def test_build_does_not_reuse_chunks_of_other_input(tmp_path, monkeypatch):
     items = [(i, tmp_path) for i in range(6)]
     arguments = (["cat"], "old", 0, "test")
     with pytest.raises(DataError):
-        build.build.build_index(tmp_path / "index.npz", items, _logged_but_the_fourth, *arguments)
+        build.build_index(tmp_path / "index.npz", items, _logged_but_the_fourth, *arguments)
     names = [f"new{i}" for i in range(6)]
-    index = build.build.build_index(tmp_path / "index.npz", names, partial(ImageRow, height=5, width=5, areas={}), ["cat"],
+    index = build.build_index(tmp_path / "index.npz", names, partial(ImageRow, height=5, width=5, areas={}), ["cat"],
                               "new", 0, "test")  # fmt: skip
     assert index.names.tolist() == names
 
@@ -389,9 +389,7 @@ def test_build_names_a_damaged_part(tmp_path, monkeypatch):
     part.parent.mkdir(parents=True)
     part.write_text('[["image00", 1')
     with data_error(part, "delete it and prepare again"):
-        build.build.build_index(
-            tmp_path / "index.npz", [(i, tmp_path) for i in range(4)], _logged, ["cat"], "made", 0, ""
-        )
+        build.build_index(tmp_path / "index.npz", [(i, tmp_path) for i in range(4)], _logged, ["cat"], "made", 0, "")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
