@@ -154,10 +154,13 @@ def register_resolvers() -> None:
 
 def _run_folder(resume: str | None, fresh: str) -> str:
     """A resumed run goes on in its own folder."""
-    if resume is None:
-        return fresh
-    path = Path(resume).absolute()
-    return str(path.parent.parent if path.suffix == ".pt" else path)
+    return fresh if resume is None else str(_folder_of(resume))
+
+
+def _folder_of(run: str) -> Path:
+    """The run folder of a checkpoint in it, or the folder itself."""
+    path = Path(run).absolute()
+    return path.parent.parent if path.suffix == ".pt" else path
 
 
 def _hydra_folder(resume: str | None) -> str | None:
@@ -168,9 +171,7 @@ def _hydra_folder(resume: str | None) -> str | None:
 def _subject(checkpoint: str | None, *, _root_: Any) -> str:
     """A name for what is evaluated: the training run's name, or the parts chosen on the command line."""
     if checkpoint is not None:
-        path = Path(checkpoint)
-        folder = path.absolute().parent.parent if path.suffix == ".pt" else path.absolute()
-        # outputs/train/NAME/STAMP
+        folder = _folder_of(checkpoint)  # outputs/train/NAME/STAMP
         return f"{folder.parent.name}-{folder.name}"
     parts = (OmegaConf.select(_root_, key) for key in ("dataset.name", "fold", "method.name", "backbone.name"))
     return "-".join(str(part) for part in parts if part is not None) or "unnamed"

@@ -55,3 +55,21 @@ def fss(monkeypatch, tmp_path, capsys):
         return status, out, err
 
     return call
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """For small matrices: on shared cores torch's SVD threads wait for each other (20 times slower)."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def seeded():
+    import torch
+
+    torch.manual_seed(0)

@@ -3,7 +3,7 @@
 import copy
 import io
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -43,23 +43,12 @@ LINEARS: dict[str, tuple[int, int, dict]] = {
     "linear, one out": (7, 1, {}),
     "linear, no bias": (8, 8, {"bias": False}),
 }
-pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Using padding='same'"),
+    pytest.mark.usefixtures("one_thread", "seeded"),
+]
 every_layer = pytest.mark.parametrize("case", [*CONVS, *LINEARS])
 every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """The matrices are small, and on shared cores torch's SVD threads wait for each other (20 times slower)."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
 
 
 def make(case: str, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, Tensor]:

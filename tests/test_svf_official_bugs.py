@@ -1,26 +1,12 @@
 """Bugs of the official SVF code, one test each, that fss_svf.svf must not have."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor, nn
 
 from fss_svf import svf
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """On shared cores torch's SVD threads wait for each other (20 times slower)."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("one_thread", "seeded")
 
 
 def assert_stays_and_follows_s(layer: nn.Module, x: Tensor) -> None:

@@ -47,7 +47,7 @@ def evaluate_run(
                     truth, class_id = _truth(batch, i, protocol), int(batch.episode.class_id[i])
                     both, either = counts.update(class_id, mask, truth)
                     if len(drawn) < pictures:
-                        drawn.append(_picture(make, batch.episode, i, class_id, mask, truth, both, either))
+                        drawn.append(_picture(make, int(batch.episode.number[i]), class_id, mask, truth, both, either))
                 bar.set_postfix_str(f"mIoU {100 * counts.miou():.1f}", refresh=False)
                 bar.update(len(batch.original_masks))
     finally:
@@ -80,15 +80,14 @@ def _truth(batch: EvalBatch, i: int, protocol: Protocol) -> Tensor:
 
 def _picture(
     make: EvalEpisodes,
-    episode: object,
-    i: int,
+    number: int,
     class_id: int,
     mask: Tensor,
     truth: Tensor,
     both: int,
     either: int,
 ) -> EpisodePicture:
-    spec = make.sampler[int(episode.number[i])]  # type: ignore[attr-defined]
+    spec = make.sampler[number]
     support = make.split.pair(spec.supports[0])
     return EpisodePicture(
         title=f"{make.sampler.index.class_name(class_id)}  IoU {100 * both / max(either, 1):.0f}",

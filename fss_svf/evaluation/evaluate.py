@@ -89,8 +89,7 @@ def evaluate(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:
             )
             for seed in seeds
         ]
-        result = _result(subject, protocol, shot, runs, names, data)
-        result["classes_left_out"] = left_out
+        result = _result(subject, protocol, shot, runs, names, data, left_out)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "result.json", result)
         if runs[0].pictures:
@@ -186,7 +185,13 @@ def _dataset(asked: Mapping[str, Any], trained: Choice) -> Choice:
 
 
 def _result(
-    subject: Subject, protocol: Protocol, shot: int, runs: list[Run], names: Mapping[int, str], data: Mapping[str, Any]
+    subject: Subject,
+    protocol: Protocol,
+    shot: int,
+    runs: list[Run],
+    names: Mapping[int, str],
+    data: Mapping[str, Any],
+    left_out: list[str],
 ) -> dict[str, Any]:
     """result.json: every number a fraction; means over runs, whose own numbers stand in `runs`."""
     each = [run.counts.per_class() for run in runs]
@@ -216,6 +221,7 @@ def _result(
         "trainable_backbone_values": trainable_values(backbone),
         "checkpoint": subject.checkpoint,
         "data": data,
+        "classes_left_out": left_out,
     }
 
 

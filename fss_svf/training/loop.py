@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
+from fss_svf.backbones.weights import LoadReport
 from fss_svf.checkpoint import save_checkpoint
 from fss_svf.config import PretrainConfig, TrainConfig, to_mapping
 from fss_svf.console import progress
+from fss_svf.data.index import Index
 from fss_svf.data.loading import batches
 from fss_svf.errors import DataError, TrainingError
 from fss_svf.model import load_state
@@ -124,6 +126,20 @@ def fit(
                 save("last")
             waiting = time.perf_counter()
     return best
+
+
+def seen_in_training(
+    config: TrainConfig | PretrainConfig, index: Index, classes: Sequence[int], weights: LoadReport
+) -> dict[str, Any]:
+    """What a checkpoint remembers of its data, the classes that its starting weights had seen included."""
+    earlier = (weights.trained_on or {}).get("classes", ())
+    return {
+        "dataset": config.dataset.name,
+        "fold": config.fold,
+        "classes": [index.class_name(c) for c in classes] + sorted(earlier),
+        "index": index.hash,
+        "backbone_weights": weights.label,
+    }
 
 
 def check_same_data(resumed: Mapping[str, Any], index_hash: str) -> None:

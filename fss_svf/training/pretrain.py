@@ -20,7 +20,7 @@ from fss_svf.methods.base_learner import BaseLearner
 from fss_svf.methods.method import cross_entropy
 from fss_svf.model import build_backbone, choose_device, place, refuse_leak, without_weights
 from fss_svf.registry import DATASETS
-from fss_svf.training.loop import Task, check_same_data, fit
+from fss_svf.training.loop import Task, check_same_data, fit, seen_in_training
 
 log = logging.getLogger(__name__)
 
@@ -76,15 +76,7 @@ def pretrain(config: PretrainConfig, out: Path) -> float:
         loss=loss,
         validate=validate,
         every=config.validate_every,
-        trained_on=resumed["trained_on"]
-        if resumed
-        else {
-            "dataset": config.dataset.name,
-            "fold": config.fold,
-            "classes": names,
-            "index": train.index.hash,
-            "backbone_weights": loaded.label,
-        },
+        trained_on=resumed["trained_on"] if resumed else seen_in_training(config, train.index, sampler.classes, loaded),
     )
     return fit(task, config, device, out, resumed)
 

@@ -22,7 +22,7 @@ from fss_svf.evaluation.engine import evaluate_run
 from fss_svf.model import build_model, choose_device, place, refuse_leak, trainable_values, without_weights
 from fss_svf.registry import DATASETS
 from fss_svf.reporting.pictures import draw_episodes
-from fss_svf.training.loop import Task, check_same_data, fit
+from fss_svf.training.loop import Task, check_same_data, fit, seen_in_training
 
 log = logging.getLogger(__name__)
 
@@ -53,14 +53,7 @@ def train(config: TrainConfig, out: Path) -> float:
         model, loaded = build_model(config.method, config.backbone, config.tuning)
         refuse_leak(loaded.trained_on, novel, f"backbone.weights={loaded.source}")
         log.info("%s", loaded)
-        trained_on = {
-            "dataset": config.dataset.name,
-            "fold": config.fold,
-            "classes": [index.class_name(c) for c in training.classes]
-            + sorted((loaded.trained_on or {}).get("classes", ())),
-            "index": index.hash,
-            "backbone_weights": loaded.label,
-        }
+        trained_on = seen_in_training(config, index, training.classes, loaded)
     log.info(
         "tuning %s: %s trainable values in the backbone, %s in all",
         config.tuning.name,
