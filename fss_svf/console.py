@@ -17,6 +17,16 @@ class ConsoleHandler(logging.Handler):
 
 
 def progress(total: int, title: str, unit: str, done: int = 0) -> Any:
-    """A tqdm bar; in a log file, where each state is a line of its own, it moves every 15 seconds only."""
-    interval = 0.1 if sys.stderr.isatty() else 15.0
-    return tqdm(total=total, desc=title, unit=unit, initial=done, mininterval=interval, dynamic_ncols=True)
+    """A tqdm bar; in a log file, where each state is a line of its own, it moves every 15 seconds only.
+
+    unit: what is counted; of bytes, "B", it shows kB, MB, GB.
+    """
+    return tqdm(
+        total=total,
+        desc=title,
+        unit=unit,
+        unit_scale=unit == "B",
+        initial=done,
+        mininterval=0.1 if sys.stderr.isatty() else 15.0,
+        dynamic_ncols=True,
+    )
