@@ -34,6 +34,7 @@ def toy_options(root: Path, **changes):
         "min_area": 200,
         "filter_novel": True,
         "too_few_images": "error",
+        "support_annotation": "mask",
     }
     return ToyOptions(**{**values, **changes})
 

@@ -15,10 +15,10 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from fss_svf.config import from_mapping
-from fss_svf.data import build, coco
+from fss_svf.data import build, coco, coco_annotations, coco_draw
 from fss_svf.data.coco import Coco, CocoOptions, CocoSplit
 from fss_svf.data.images import write_label
-from fss_svf.data.index import ImageRow, Index
+from fss_svf.data.index import FORMAT, ImageRow, Index
 from fss_svf.errors import ConfigError, DataError
 from tests.one_line import data_error
 
@@ -110,10 +110,12 @@ def dataset(root, **changes):
         min_area=50,
         filter_novel=True,
         too_few_images="error",
+        support_annotation="mask",
         train=both,
         val=both,
         mask_mode="full",
         allow_missing=False,
+        check_counts=True,
     )
     return Coco(replace(options, **changes))
 
@@ -198,6 +200,87 @@ def test_labels_pixel_by_pixel(root):
 
     # Nothing of the cat is left: the index must not say that the image holds one.
     assert split.index.areas[LISTED.index("other/b")].tolist() == [0, 100, 0, 0]
+
+
+def decoded(segmentation, height, width):
+    """(H, W) bool by pycocotools alone."""
+    if isinstance(segmentation, list):
+        segmentation = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+    elif isinstance(segmentation["counts"], list):
+        segmentation = coco_mask.frPyObjects(segmentation, height, width)
+    return coco_mask.decode(segmentation) == 1
+
+
+def box_around(mask):
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return [rows[0], columns[0], rows[-1] + 1, columns[-1] + 1]
+
+
+def test_boxes_are_around_each_instance_as_if_alone(root):
+    index = dataset(root).prepare(0)["train"]
+    annotated = [image for image in IMAGES if image[3]]
+    for number, (_, height, width, objects) in enumerate(annotated):
+        for category, class_id in NUMBER.items():
+            masks = [decoded(segmentation, height, width) for c, segmentation, _ in objects if c == category]
+            assert index.boxes_of(number, class_id).tolist() == [box_around(mask) for mask in masks]
+    # By hand: of the two rectangles that overlap the whole of each.
+    assert index.boxes_of(0, 2).tolist() == [[5, 10, 15, 30]]
+    assert index.boxes_of(0, 1).tolist() == [[10, 20, 20, 40]]
+
+
+def test_boxes_of_first_polygons_and_of_nothing(root):
+    """An instance without a pixel has none."""
+    objects = [
+        (CAT, [box(1, 2, 3, 4), box(10, 10, 9, 9)], 0),
+        (DOG, [box(200, 200, 5, 5)], 0),
+        (DOG, [box(0, 0, 2, 2)], 1),
+    ]
+    (root / "instances.json").write_text(json.dumps(content([("a.jpg", 40, 60, objects)])))
+    first = dataset(root, mask_mode="first_polygon").prepare(0)["train"]
+    assert first.boxes.tolist() == [[0, 2, 2, 1, 6, 4]]
+    full = dataset(root).prepare(0)["train"]
+    assert full.boxes.tolist() == [[0, 2, 2, 1, 19, 19], [0, 1, 0, 0, 2, 2]]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_runs_of_any_mask_are_those_of_pycocotools(seed):
+    """Over masks of every density, and polygons that leave the frame, cross themselves, or are thinner than a pixel."""
+    rng = np.random.default_rng(seed)
+    for _ in range(60):
+        height, width = rng.integers(1, 90, 2).tolist()
+        mask = (rng.random((height, width)) < rng.choice([0, 0.01, 0.3, 0.97, 1])).astype(np.uint8)
+        if rng.random() < 0.5:
+            mask = np.repeat(mask, 40, axis=0)[:height]  # long runs, which take several letters
+        several = [rng.uniform(-20, 110, 2 * rng.integers(3, 12)).round(2).tolist() for _ in range(rng.integers(1, 4))]
+        for segmentation in (several, plain_rle(mask), compressed_rle(mask)):
+            parsed = json.loads(
+                json.dumps({"segmentation": segmentation, "image_id": 1, "category_id": 1}),
+                object_hook=coco_annotations._packed,
+            ).segmentation
+            label, boxes = coco_draw.draw_label([coco_annotations.Instance(9, False, parsed)], height, width, "full")
+            expected = decoded(segmentation, height, width)
+            assert np.array_equal(label, 9 * expected)
+            assert [list(box) for box in boxes] == ([[9, *box_around(expected)]] if expected.any() else [])
+
+
+@pytest.mark.parametrize(
+    "counts", [[5, 0, 25, 10, 2360], [0, 0, 2399, 1], [2400, 0], [2390, 10, 0, 0], [41, 0, 0, 3, 2356]]
+)
+def test_runs_without_a_pixel(counts):
+    """Some tools write them; they are no part of the box."""
+    rle = {"counts": counts, "size": [40, 60]}
+    expected = decoded(rle, 40, 60)
+    label, boxes = coco_draw.draw_label([coco_annotations.Instance(1, True, rle)], 40, 60, "full")
+    assert np.array_equal(label, expected)
+    assert [list(box) for box in boxes] == ([[1, *box_around(expected)]] if expected.any() else [])
+
+
+def test_long_runs_of_a_large_image():
+    mask = np.zeros((3000, 2000), np.uint8)
+    mask[2999, 999:] = mask[:5, 1500:] = 1
+    label, boxes = coco_draw.draw_label([coco_annotations.Instance(3, False, compressed_rle(mask))], 3000, 2000, "full")
+    assert np.array_equal(label, 3 * mask)
+    assert boxes == ((3, 0, 999, 3000, 2000),)
 
 
 def test_first_polygon_leaves_out_crowds_and_further_parts(root):
@@ -355,12 +438,13 @@ def test_build_keeps_finished_chunks(tmp_path, monkeypatch, workers):
     with data_error("image04: damaged; replace it"):
         run(_logged_but_the_fourth, logs[0])
     assert not path.exists()
-    finished = {int(shard.stem) + i for shard in (tmp_path / "index.parts" / "made").glob("*.json") for i in range(2)}
+    shards = (tmp_path / "index.parts" / "made").glob("*.json")
+    finished = {int(shard.stem.split("-")[-1]) + i for shard in shards for i in range(2)}
     assert 4 not in finished
     if workers == 0:
         assert finished == {0, 1, 2, 3}
     # A kill while a chunk is written leaves a part that does not count.
-    (tmp_path / "index.parts" / "made" / "00000004.partial").write_text("[[")
+    (tmp_path / "index.parts" / "made" / "0123abcd.partial").write_text("[[")
 
     index = run(_logged, logs[1])
     assert {int(entry.name.split(".")[0]) for entry in logs[1].iterdir()} == set(range(10)) - finished
@@ -385,7 +469,7 @@ def test_build_does_not_reuse_chunks_of_other_input(tmp_path, monkeypatch):
 
 def test_build_names_a_damaged_part(tmp_path, monkeypatch):
     monkeypatch.setattr(build, "CHUNK", 2)
-    part = tmp_path / "index.parts" / "made" / "00000000.json"
+    part = tmp_path / "index.parts" / "made" / f"v{FORMAT}-2-00000000.json"
     part.parent.mkdir(parents=True)
     part.write_text('[["image00", 1')
     with data_error(part, "delete it and prepare again"):
@@ -426,13 +510,21 @@ WRONG_FILES = {
     "truncated": json.dumps(content())[:-40],
     "truncated in a word": json.dumps({"images": [{"file_name": "größe"}]}, ensure_ascii=False).encode()[:31],
     "empty": "",
+    "nested without end": "[" * 200_000,
     "list": "[1, 2]",
     "number": "3",
+    "captions of images": json.dumps(
+        {**content(), "annotations": [{"id": 1, "image_id": 100, "a": 2, "caption": "a cat"}]}
+    ),
+    "nameless images": json.dumps({**content(), "images": [{"id": i, "height": 5, "width": 5} for i in range(101)]}),
+    "nameless categories": json.dumps({**content(), "categories": [{"id": 7, "name": None}]}),
     "captions": json.dumps({"images": [], "annotations": [{"caption": "a cat"}], "licenses": []}),
     "without images": json.dumps(without("images")),
     "unknown category": json.dumps({**content(), "categories": CATEGORIES[:1]}),
     "unknown image": json.dumps({**content(), "images": content()["images"][1:]}),
-    "image without a size": json.dumps({**content(), "images": [{"id": i, "file_name": "a.jpg"} for i in range(101)]}),
+    "image without a size": json.dumps(
+        {**content(), "images": [{"id": i, "file_name": f"{i}.jpg"} for i in range(101)]}
+    ),
 }
 
 
@@ -442,6 +534,49 @@ def test_file_of_another_kind(root, kind):
     (root / "instances.json").write_bytes(text if isinstance(text, bytes) else text.encode())
     with data_error(root / "instances.json", "not a whole COCO instances file", "get it anew"):
         dataset(root).prepare(0)
+
+
+def test_unknown_ids_are_named(root):
+    for key, value, word in (("image_id", 4711, '"images"'), ("category_id", 4712, '"categories"')):
+        wrong = content()
+        wrong["annotations"][3][key] = value
+        (root / "instances.json").write_text(json.dumps(wrong))
+        with data_error(root / "instances.json", "not a whole COCO instances file", value, word):
+            dataset(root).prepare(0)
+
+
+@pytest.mark.parametrize("entry", [{"id": 7, "name": "cow"}, {"id": 8, "name": "cat"}])
+def test_category_that_is_there_twice(root, entry):
+    (root / "instances.json").write_text(json.dumps({**content(), "categories": [*CATEGORIES, entry]}))
+    with data_error(root / "instances.json", "two categories", "7", "cat", *entry.values(), "mend"):
+        dataset(root).prepare(0)
+
+
+def test_image_that_is_listed_twice(root):
+    """Word for word it is one; as two ids its instances would be drawn into two labels of one name."""
+    once = dataset(root).prepare(0)["train"]
+    twice = content()
+    twice["images"].append(dict(twice["images"][0]))
+    (root / "instances.json").write_text(json.dumps(twice))
+    assert dataset(root).prepare(0)["train"].hash == once.hash
+
+    for changes, words in (
+        ({"id": 4711}, ["a.jpg", 4711, 100, "listed as two images"]),
+        ({"id": 4711, "file_name": "./a.jpg"}, ["a.jpg", 4711, 100, "listed as two images"]),
+        ({"height": 41}, ["id 100", "two sizes"]),
+        ({"file_name": "c.jpg"}, ["id 100", "a.jpg and c.jpg"]),
+    ):
+        twice["images"][-1] = {**twice["images"][0], **changes}
+        (root / "instances.json").write_text(json.dumps(twice))
+        with data_error(root / "instances.json", *words):
+            dataset(root).prepare(0)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_file_as_windows_writes_it(root, encoding):
+    before = dataset(root).prepare(0)["train"]
+    (root / "instances.json").write_text(json.dumps(content(), ensure_ascii=False), encoding=encoding)
+    assert dataset(root).prepare(0)["train"].hash == before.hash
 
 
 def test_file_without_annotations(root):
@@ -496,11 +631,27 @@ def test_image_that_is_none(root):
 
 
 @pytest.mark.parametrize("mask_mode", ["full", "first_polygon"])
-@pytest.mark.parametrize("segmentation", [[], [[1, 2]], None, [["a", "b", "c", "d", "e", "f"]], 5])
+@pytest.mark.parametrize("segmentation", [[], [[1, 2]], None, [["a", "b", "c", "d", "e", "f"]], 5, [1, 2, 9, 2, 9, 9],
+                                          [[1, 2, None, 2, 9, 9]], [[1, 2, float("nan"), 2, 9, 9]],
+                                          [[1, 2, 1e9, 2, 9, 9]], [[1, 2, 10**400, 2, 9, 9]]])  # fmt: skip
 def test_segmentation_that_cannot_be_drawn(root, mask_mode, segmentation):
     (root / "instances.json").write_text(json.dumps(content([("a.jpg", 40, 60, [(CAT, segmentation, 0)])])))
     with data_error("a: its segmentation cannot be drawn", "mend or remove"):
         dataset(root, mask_mode=mask_mode).prepare(0)
+
+
+def test_run_lengths_that_are_wrong(root):
+    """pycocotools takes what is missing from memory that happens to be there."""
+    short = compressed_rle(blob(40, 60))
+    for rle in ({"counts": [5, 10], "size": [40, 60]}, {"counts": [5, -10, 2405], "size": [40, 60]},
+                {"counts": [2390, 20], "size": [40, 60]}, {"counts": [], "size": [40, 60]},
+                {"counts": short["counts"][:-3], "size": [40, 60]}, {"counts": "", "size": [40, 60]},
+                {"counts": "oooo", "size": [40, 60]}, {"counts": "ö", "size": [40, 60]}, {"counts": [2400]},
+                {"counts": 5, "size": [40, 60]}, {"size": [40, 60]},
+                {"counts": [2400, None], "size": [40, 60]}):  # fmt: skip
+        (root / "instances.json").write_text(json.dumps(content([("a.jpg", 40, 60, [(CAT, rle, 1)])])))
+        with data_error("a: its segmentation cannot be drawn", "mend or remove"):
+            dataset(root).prepare(0)
 
 
 @pytest.mark.parametrize("size", [[40, 59], [60, 40]])

@@ -38,7 +38,13 @@ def sampler(index, classes, shot=1, seed=0, order="random", keep=None, **more):
 
 
 def options(tmp_path, **changes):
-    values = {"class_partition": "contiguous", "min_area": MIN_AREA, "filter_novel": True, "too_few_images": "error"}
+    values = {
+        "class_partition": "contiguous",
+        "min_area": MIN_AREA,
+        "filter_novel": True,
+        "too_few_images": "error",
+        "support_annotation": "mask",
+    }
     return DatasetOptions(tmp_path, tmp_path, **{**values, **changes})
 
 

@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from fss_svf.data.folds import base_classes, novel_classes
-from fss_svf.data.index import ImageRow, Index
+from fss_svf.data.folds import novel_classes
+from fss_svf.data.index import FORMAT, ImageRow, Index
 from tests.one_line import data_error
 
 CLASSES = ("cat", "dog", "cow")
@@ -33,8 +33,8 @@ def test_folds_are_disjoint_and_complete(num_classes, partition):
     every = set(range(1, num_classes + 1))
     folds = [novel_classes(num_classes, fold, partition) for fold in range(4)]
     assert sorted(c for novel in folds for c in novel) == sorted(every)
-    for fold, novel in enumerate(folds):
-        assert base_classes(num_classes, fold, partition) == tuple(sorted(every - set(novel)))
+    for novel in folds:
+        assert list(novel) == sorted(novel)
         assert abs(len(novel) - num_classes / 4) < 1
 
 
@@ -105,6 +105,74 @@ def test_hash_tells_every_change_of_an_answer(index):
     assert Index.from_rows(ROWS, CLASSES, "elsewhere").hash == index.hash
 
 
+BOXES = (
+    ((3, 0, 0, 2, 4), (1, 5, 6, 30, 40), (3, 1, 1, 3, 3)),
+    (),
+    ((2, 0, 0, 33, 33),),
+)
+
+
+@pytest.fixture
+def boxed():
+    rows = [dataclasses.replace(row, boxes=boxes) for row, boxes in zip(ROWS, BOXES)]
+    return Index.from_rows(rows, CLASSES, "made-from")
+
+
+def test_boxes_of_a_class_in_an_image(boxed, tmp_path):
+    boxed.save(tmp_path / "index.npz")
+    for index in (boxed, Index.load(tmp_path / "index.npz")):
+        assert index.boxes_of(0, 3).tolist() == [[0, 0, 2, 4], [1, 1, 3, 3]]
+        assert index.boxes_of(0, 1).tolist() == [[5, 6, 30, 40]]
+        assert index.boxes_of(2, 2).tolist() == [[0, 0, 33, 33]]
+        for image, class_id in ((0, 2), (1, 1), (2, 3)):
+            assert index.boxes_of(image, class_id).shape == (0, 4)
+        assert index.boxes.dtype == np.int32
+
+
+def test_without_instances_there_are_no_boxes(index, tmp_path):
+    index.save(tmp_path / "index.npz")
+    assert index.boxes_of(0, 1) is None
+    assert Index.load(tmp_path / "index.npz").boxes_of(0, 1) is None
+
+
+def test_hash_of_an_index_without_boxes_stays(index):
+    """Checkpoints and results of earlier versions hold it."""
+    assert index.hash == "2737898d89ed3cf2"
+
+
+def test_hash_covers_boxes(index, boxed, tmp_path):
+    def change(image, boxes):
+        rows = [dataclasses.replace(row, boxes=boxes if i == image else BOXES[i]) for i, row in enumerate(ROWS)]
+        return Index.from_rows(rows, CLASSES, "made-from").hash
+
+    hashes = [
+        index.hash,
+        boxed.hash,
+        change(2, ((2, 0, 0, 33, 32),)),
+        change(2, ((1, 0, 0, 33, 33),)),
+        change(2, ()),
+        change(1, BOXES[2]),
+    ]
+    assert len(set(hashes)) == len(hashes)
+    boxed.save(tmp_path / "index.npz")
+    assert Index.load(tmp_path / "index.npz").hash == boxed.hash
+
+
+@pytest.mark.parametrize("boxes", [np.zeros((2, 5), np.int32), np.zeros(6, np.int32),
+                                   np.array([[1, *[1] * 5], [0, *[1] * 5]], np.int32)])  # fmt: skip
+def test_damaged_boxes(boxed, tmp_path, boxes):
+    path = tmp_path / "index.npz"
+    boxed.save(path)
+    _overwrite_meta(path, boxes=boxes)
+    with data_error(path, "damaged", "boxes"):
+        Index.load(path)
+
+
+def test_class_number_of_a_box_out_of_range():
+    with data_error("2007_000032", "class 4", "1..3"):
+        Index.from_rows([ImageRow("2007_000032", 40, 60, {}, ((4, 0, 0, 1, 1),))], CLASSES, "made-from")
+
+
 def test_failed_save_leaves_the_old_file(index, tmp_path, monkeypatch):
     path = tmp_path / "index.npz"
     index.save(path)
@@ -151,7 +219,7 @@ DAMAGES = {
     # Flipped bits in a zip's header, just before the time, read as a method of compression nobody knows.
     "unknown compression": lambda path: path.write_bytes(path.read_bytes().replace(b"\0\0\0\0!\0", b"\x2a\0\0\0!\0")),
     "an array alone": lambda path: _write_array(path),
-    "without sizes": lambda path: np.savez(path, meta=np.array(json.dumps({"format": 1, "classes": []}))),
+    "without sizes": lambda path: np.savez(path, meta=np.array(json.dumps({"format": FORMAT, "classes": []}))),
     "meta of another kind": lambda path: np.savez(path, meta=np.array("[1]")),
     "class beyond the list": lambda path: _overwrite_meta(path, classes=["cat"]),
 }
@@ -171,8 +239,8 @@ def test_damaged_file(index, tmp_path, damage):
 def test_file_of_another_format(index, tmp_path):
     path = tmp_path / "index.npz"
     index.save(path)
-    _overwrite_meta(path, format=2)
-    with data_error(path, "format 2", "expected 1", "delete"):
+    _overwrite_meta(path, format=FORMAT - 1)
+    with data_error(path, f"format {FORMAT - 1}", f"expected {FORMAT}", "delete"):
         Index.load(path)
 
 

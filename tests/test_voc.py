@@ -57,7 +57,7 @@ def root(tmp_path):
 
 
 def pets(root):
-    return Pets(DatasetOptions(root, root / "prepared", "contiguous", 20, True, "error"))
+    return Pets(DatasetOptions(root, root / "prepared", "contiguous", 20, True, "error", "mask"))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -190,7 +190,7 @@ def test_preparing_again_does_no_work(root, monkeypatch):
     def never(*_):
         raise AssertionError("read again")
 
-    monkeypatch.setattr(voc, "index_label", never)
+    monkeypatch.setattr(voc, "index_named", never)
     assert pets(root).prepare(0)["train"].hash == before
 
 

@@ -5,23 +5,36 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
+import os
 import shutil
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from fss_svf.console import progress
-from fss_svf.data.index import ImageRow, Index
+from fss_svf.data.index import FORMAT, ImageRow, Index
 from fss_svf.errors import DataError
 
-CHUNK = 64
+# Images a part file: a tenth of a second of COCO's, 2,566 files of its training set. Small, so that many processes
+# finish together, and that an interrupt is answered at once.
+CHUNK = 32
 
 
 def fingerprint(*parts: object) -> str:
     """16 hex digits over whatever an index depends on."""
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:16]
+
+
+def cores() -> int:
+    """The CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def build_index(
@@ -30,24 +43,31 @@ def build_index(
     work: Callable[[Any], ImageRow],
     class_names: Sequence[str],
     made_from: str,
-    workers: int,
+    workers: int | None,
     title: str,
     written: Callable[[Any], bool] = lambda _: True,
+    check: Callable[[Index], None] = lambda _: None,
 ) -> Index:
     """Apply `work` to every item, and save the rows as the index at `path`; nothing is done when it is there already.
 
-    `work` must be picklable and is called in `workers` processes (0: in this one). Finished chunks are kept beside the
-    index until it is whole, under the fingerprint `made_from`: a preparation of the same input goes on from them.
-    `written` tells whether the files that `work` makes of an item are there; work whose files were deleted is redone.
+    `work` must be picklable and is called in `workers` processes (0: in this one; None: one a core). Finished chunks are
+    kept beside the index until it is whole, under the fingerprint `made_from`: a preparation of the same input goes on
+    from them. `written` tells whether the files that `work` makes of an item are there; work whose files were deleted
+    is redone. `check` may raise: a new index is then not saved, the finished chunks stay, and the next run comes back to
+    it at once; an index that was there is checked too, and stays.
     """
-    whole = all(map(written, items))
-    if whole and path.exists() and Index.load(path).fingerprint == made_from:
-        return Index.load(path)
+    if all(map(written, items)) and (there := _finished(path, made_from)) is not None:
+        check(there)
+        return there
     # From here until everything is written anew there is no index, or it would describe files that are being replaced.
     path.unlink(missing_ok=True)
-    shards = path.with_suffix(".parts") / made_from
-    shards.mkdir(parents=True, exist_ok=True)
-    chunks = [(shards / f"{start:08d}.json", items[start : start + CHUNK]) for start in range(0, len(items), CHUNK)]
+    parts = path.with_suffix(".parts")
+    (parts / made_from).mkdir(parents=True, exist_ok=True)
+    # What a part holds is told by its name: a later version with other chunks or rows passes it by.
+    chunks = [
+        (parts / made_from / f"v{FORMAT}-{CHUNK}-{start:08d}.json", items[start : start + CHUNK])
+        for start in range(0, len(items), CHUNK)
+    ]
     todo = [(shard, chunk) for shard, chunk in chunks if not (shard.exists() and all(map(written, chunk)))]
     with progress(len(items), title, "image") as bar:
         bar.update(len(items) - sum(len(chunk) for _, chunk in todo))
@@ -55,45 +75,92 @@ def build_index(
             for shard, chunk in todo:
                 bar.update(_do_chunk(shard, chunk, work))
         else:
-            _in_processes(todo, work, workers, bar)
-    rows = [ImageRow(n, h, w, {int(c): a for c, a in areas.items()}) for n, h, w, areas in _read(chunks)]
-    index = Index.from_rows(rows, class_names, made_from)
+            _in_processes(todo, work, cores() if workers is None else workers, bar)
+    index = Index.from_rows(_read([shard for shard, _ in chunks]), class_names, made_from)
+    check(index)
     index.save(path)
-    shutil.rmtree(path.with_suffix(".parts"))
+    shutil.rmtree(parts, ignore_errors=True)  # what cannot be deleted does no harm
     return index
 
 
-def _in_processes(todo: Sequence[tuple[Path, Any]], work: Callable[[Any], ImageRow], workers: int, bar: Any) -> None:
+def _finished(path: Path, made_from: str) -> Index | None:
+    """The index of this input. One of an older format, or a damaged one, counts as none."""
+    try:
+        index = Index.load(path)
+    except (FileNotFoundError, DataError):
+        return None
+    return index if index.fingerprint == made_from else None
+
+
+def _in_processes(
+    todo: Sequence[tuple[Path, Sequence[Any]]], work: Callable[[Any], ImageRow], workers: int, bar: Any
+) -> None:
     # spawn: forking a process that has threads (PyTorch's, OpenCV's) can hang the child
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        jobs = [pool.submit(_do_chunk, shard, chunk, work) for shard, chunk in todo]
+    waiting, jobs = iter(todo), set[Future[int]]()
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker) as pool:
         try:
-            for job in as_completed(jobs):
-                bar.update(job.result())
+            while True:
+                # Two a process, one of them in the queue: an interrupt finds little left to finish.
+                for shard, chunk in islice(waiting, 2 * workers - len(jobs)):
+                    with _interrupt_held():
+                        jobs.add(pool.submit(_do_chunk, shard, chunk, work))
+                if not jobs:
+                    break
+                done, jobs = wait(jobs, return_when=FIRST_COMPLETED)
+                for job in done:
+                    bar.update(job.result())
         except BrokenProcessPool:
             raise DataError(
                 "a preparation process was killed from outside, out of memory perhaps; run the same command again, it "
                 "goes on where it was (with fewer workers=)"
             ) from None
         except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
+            with _interrupt_held():  # a second one, out of impatience, would leave the processes behind
+                pool.shutdown(wait=True, cancel_futures=True)
             raise
+
+
+@contextmanager
+def _interrupt_held() -> Iterator[None]:
+    """Ctrl-C waits until the end of the block, and never reaches a process started in it: that would print its traceback."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A pool's workers wait for work for ever when the process that gave it is killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _do_chunk(shard: Path, chunk: Sequence[Any], work: Callable[[Any], ImageRow]) -> int:
     rows = [work(item) for item in chunk]
-    partial = shard.with_suffix(".partial")
-    partial.write_text(json.dumps([[row.name, row.height, row.width, row.areas] for row in rows]))
+    # Of this process alone, should a worker of a killed preparation still write the same part.
+    partial = shard.with_name(f"{uuid4().hex}.partial")
+    partial.write_text(json.dumps([[row.name, row.height, row.width, row.areas, row.boxes] for row in rows]))
     partial.replace(shard)
     return len(chunk)
 
 
-def _read(chunks: Sequence[tuple[Path, Any]]) -> list[Any]:
-    rows: list[Any] = []
-    for shard, _ in chunks:
+def _read(shards: Sequence[Path]) -> Iterator[ImageRow]:
+    for shard in shards:
         try:
-            rows += json.loads(shard.read_text())
+            rows = json.loads(shard.read_text())
         except ValueError:
             raise DataError(f"{shard}: damaged; delete it and prepare again") from None
-    return rows
+        for name, height, width, areas, boxes in rows:
+            yield ImageRow(name, height, width, {int(c): area for c, area in areas.items()}, tuple(map(tuple, boxes)))

@@ -11,12 +11,13 @@ from typing import Literal
 import numpy as np
 
 from fss_svf.config import require
-from fss_svf.data.folds import Partition
+from fss_svf.data.folds import FOLDS, Partition, novel_classes
 from fss_svf.data.images import read_image, read_label
 from fss_svf.data.index import Index
 from fss_svf.errors import DataError
 
 SplitName = Literal["train", "val"]
+SupportAnnotation = Literal["mask", "bbox", "scribble"]
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,18 @@ class DatasetOptions:
     min_area: int
     filter_novel: bool
     too_few_images: Literal["error", "skip"]
+    support_annotation: SupportAnnotation
 
     def __post_init__(self) -> None:
         require(self.min_area >= 1, "min_area", "a number of pixels >= 1", self.min_area)
+
+    @property
+    def num_folds(self) -> int:
+        return FOLDS
+
+    def novel(self, class_names: Sequence[str], fold: int) -> tuple[int, ...]:
+        """The class numbers tested in `fold`, ascending; none where there are fewer classes than folds."""
+        return novel_classes(len(class_names), fold, self.class_partition)
 
 
 @dataclass(frozen=True)
@@ -43,9 +53,13 @@ class Split:
     image_ending: str
     labels: Path
 
+    def image_path(self, number: int) -> Path:
+        """The file of image `number`."""
+        return self.images / f"{self.index.names[number]}{self.image_ending}"
+
     def image(self, number: int) -> np.ndarray:
         """(H, W, 3) uint8 RGB of image `number`. Raises DataError."""
-        return read_image(self.images / f"{self.index.names[number]}{self.image_ending}")
+        return read_image(self.image_path(number))
 
     def label(self, number: int) -> np.ndarray:
         """(H, W) uint8 class numbers and 255 of image `number`. Raises DataError."""
@@ -72,8 +86,8 @@ class Dataset(ABC):
         self.options = options
 
     @abstractmethod
-    def prepare(self, workers: int) -> dict[SplitName, Index]:
-        """Check the download and write what runs read later, once. Raises DataError."""
+    def prepare(self, workers: int | None) -> dict[SplitName, Index]:
+        """Check the download and write what runs read later, once. workers: None is one a core. Raises DataError."""
 
     @abstractmethod
     def split(self, name: SplitName) -> Split:

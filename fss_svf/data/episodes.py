@@ -10,7 +10,6 @@ from typing import Literal
 import numpy as np
 
 from fss_svf.data.dataset import DatasetOptions, SplitName
-from fss_svf.data.folds import base_classes, novel_classes
 from fss_svf.data.index import Index
 from fss_svf.errors import DataError, listing
 
@@ -79,6 +78,10 @@ class EpisodeSampler:
         """The number of queries: one epoch."""
         return len(self.queries)
 
+    def images(self) -> np.ndarray:
+        """Every image that an episode may show, ascending."""
+        return np.unique(np.concatenate([self.queries, *(self._supports[c] for c in self.classes if self.shot)]))
+
     def __getitem__(self, number: int) -> EpisodeSpec:
         if number < 0:
             raise IndexError(f"episode numbers start at 0, got {number}")
@@ -86,10 +89,13 @@ class EpisodeSampler:
         query = int(self.queries[self._position(number, random)])
         present = [c for c in self.classes if self.index.areas[query, c] > 0]
         class_id = int(random.choice(present))
-        others = self._supports[class_id]
-        others = others[others != query]
+        candidates = self._supports[class_id]
+        # The query's own place among them, which is left out without copying the list.
+        own = int(np.searchsorted(candidates, query))
+        is_one = own < len(candidates) and candidates[own] == query
         # A whole permutation's head, not choice(size=shot): the first support must not depend on the shot.
-        supports = others[_first_of_permutation(random, len(others), self.shot)]
+        places = _first_of_permutation(random, len(candidates) - is_one, self.shot)
+        supports = [candidates[place + (is_one and place >= own)] for place in places]
         return EpisodeSpec(number, class_id, query, tuple(int(s) for s in supports))
 
     def _position(self, number: int, random: np.random.Generator) -> int:
@@ -118,8 +124,8 @@ def _epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
 
 def split_classes(index: Index, options: DatasetOptions, fold: int, split: SplitName) -> tuple[int, ...]:
     """The classes whose episodes this split shows: the base classes in train, the novel ones in val."""
-    chosen = base_classes if split == "train" else novel_classes
-    return chosen(len(index.class_names), fold, options.class_partition)
+    novel = options.novel(index.class_names, fold)
+    return novel if split == "val" else tuple(c for c in range(1, len(index.class_names) + 1) if c not in novel)
 
 
 def usable_images(index: Index, options: DatasetOptions, fold: int, split: SplitName) -> np.ndarray:
@@ -128,6 +134,13 @@ def usable_images(index: Index, options: DatasetOptions, fold: int, split: Split
     if split == "train" and options.filter_novel:
         keep &= ~index.having(split_classes(index, options, fold, "val"))
     return keep
+
+
+def listed_images(index: Index, options: DatasetOptions, fold: int, split: SplitName) -> np.ndarray:
+    """(N,) bool: the images that a fold's list holds, by the area rule and the filter."""
+    large = index.having(split_classes(index, options, fold, split), options.min_area)
+    found: np.ndarray = large & usable_images(index, options, fold, split)
+    return found
 
 
 def make_sampler(
@@ -141,6 +154,10 @@ def make_sampler(
     classes: Sequence[int] | None = None,
 ) -> EpisodeSampler:
     """The sampler of a fold's split by the dataset's options, of all the split's classes or of `classes` alone."""
+    if not split_classes(index, options, fold, "val"):
+        raise DataError(
+            f"fold={fold}: no class is novel in it, the dataset has {len(index.class_names)}; choose another"
+        )
     return EpisodeSampler(
         index,
         split_classes(index, options, fold, split) if classes is None else classes,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from fss_svf.config import FOLDS
-
+FOLDS = 4
 Partition = Literal["mod4", "contiguous"]
 
 
@@ -18,9 +17,3 @@ def novel_classes(num_classes: int, fold: int, partition: Partition) -> tuple[in
     if partition == "mod4":
         return tuple(range(fold + 1, num_classes + 1, FOLDS))
     return tuple(c for c in range(1, num_classes + 1) if (c - 1) * FOLDS // num_classes == fold)
-
-
-def base_classes(num_classes: int, fold: int, partition: Partition) -> tuple[int, ...]:
-    """All classes that are not novel in `fold`, ascending."""
-    novel = set(novel_classes(num_classes, fold, partition))
-    return tuple(c for c in range(1, num_classes + 1) if c not in novel)

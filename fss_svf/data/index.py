@@ -11,23 +11,29 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
 
 from fss_svf.errors import DataError
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
 class ImageRow:
-    """One image as the preparation found it: its size, and the pixel area of every class in its label."""
+    """One image as the preparation found it: its size, and the pixel area of every class in its label.
+
+    boxes: (class, y0, x0, y1, x1) of every instance drawn, ends exclusive, hidden parts included; () where the labels
+    know no instances.
+    """
 
     name: str
     height: int
     width: int
     areas: dict[int, int]
+    boxes: tuple[tuple[int, int, int, int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,8 @@ class Index:
     areas        (N, C + 1) int32, pixels of class 1..C in the label at its original size; column 0 is unused
     class_names  C names, class 1 first
     fingerprint  what the index was made from; a preparation with another fingerprint makes it anew
+    boxes        (M, 6) int32, (image, class, y0, x0, y1, x1) of M instances by ascending image, in drawing order; None
+                 where the labels know no instances
     """
 
     names: np.ndarray
@@ -46,20 +54,25 @@ class Index:
     areas: np.ndarray
     class_names: tuple[str, ...]
     fingerprint: str
+    boxes: np.ndarray | None = None
 
     @classmethod
     def from_rows(cls, rows: Iterable[ImageRow], class_names: Iterable[str], fingerprint: str) -> Index:
         rows, class_names = list(rows), tuple(class_names)
         areas = np.zeros((len(rows), len(class_names) + 1), np.int32)
         for i, row in enumerate(rows):
-            for c, area in row.areas.items():
+            for c in (*row.areas, *(box[0] for box in row.boxes)):
                 if not 1 <= c <= len(class_names):
                     raise DataError(
                         f"{row.name}: its label holds class {c}, the dataset has 1..{len(class_names)}; mend it"
                     )
-                areas[i, c] = area
+            areas[i, list(row.areas)] = list(row.areas.values())
         sizes = np.array([(row.height, row.width) for row in rows], np.int32).reshape(-1, 2)
-        return cls(np.array([row.name for row in rows], dtype=np.str_), sizes, areas, class_names, fingerprint)
+        # One number at a time: COCO's 600,000 boxes as tuples would be 100 MB.
+        numbers = (number for i, row in enumerate(rows) for box in row.boxes for number in (i, *box))
+        boxes = np.fromiter(numbers, np.int32).reshape(-1, 6)
+        names = np.array([row.name for row in rows], dtype=np.str_)
+        return cls(names, sizes, areas, class_names, fingerprint, boxes if len(boxes) else None)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -69,10 +82,12 @@ class Index:
 
     @cached_property
     def hash(self) -> str:
-        """16 hex digits over names, sizes, areas and classes: equal where every query has equal answers."""
+        """16 hex digits over names, sizes, areas, classes and boxes: equal where every query has equal answers."""
         digest = hashlib.sha256("\0".join([*self.names.tolist(), *self.class_names]).encode())
         digest.update(self.sizes.tobytes())
         digest.update(self.areas.tobytes())
+        if self.boxes is not None:
+            digest.update(self.boxes.tobytes())
         return digest.hexdigest()[:16]
 
     def having(self, classes: Iterable[int], min_area: int = 1) -> np.ndarray:
@@ -80,10 +95,26 @@ class Index:
         found: np.ndarray = np.any(self.areas[:, list(classes)] >= min_area, axis=1)
         return found
 
+    def boxes_of(self, image: int, class_id: int) -> np.ndarray | None:
+        """(n, 4) int32 y0, x0, y1, x1 (ends exclusive) of the class's instances in the image; None: the dataset has no
+        instances."""
+        if self.boxes is None:
+            return None
+        begin, end = self._boxes_begin[image : image + 2]
+        here = self.boxes[begin:end]
+        return here[here[:, 1] == class_id, 2:]
+
+    @cached_property
+    def _boxes_begin(self) -> np.ndarray:
+        """(N + 1,) row of `boxes` where each image's begin."""
+        assert self.boxes is not None
+        return np.searchsorted(self.boxes[:, 0], np.arange(len(self) + 1))
+
     def save(self, path: Path) -> None:
         """Write to `path` (.npz), whole or not at all. Areas are stored as (image, class, area) rows."""
         image, number = np.nonzero(self.areas)
         partial = path.with_suffix(".partial.npz")
+        optional: dict[str, Any] = {} if self.boxes is None else {"boxes": self.boxes}
         np.savez(
             partial,
             names=self.names,
@@ -92,6 +123,7 @@ class Index:
             number=number.astype(np.int16),
             area=self.areas[image, number],
             meta=np.array(json.dumps({"format": FORMAT, "classes": self.class_names, "fingerprint": self.fingerprint})),
+            **optional,
         )
         partial.replace(path)
 
@@ -105,7 +137,10 @@ class Index:
                     raise DataError(f"{path}: index of format {meta['format']}, expected {FORMAT}; delete and prepare")
                 areas = np.zeros((len(z["names"]), len(meta["classes"]) + 1), np.int32)
                 areas[z["image"], z["number"]] = z["area"]
-                return cls(z["names"], z["sizes"], areas, tuple(meta["classes"]), meta["fingerprint"])
+                boxes = z["boxes"] if "boxes" in z.files else None
+                if boxes is not None and (boxes.shape[1:] != (6,) or (np.diff(boxes[:, 0]) < 0).any()):
+                    raise ValueError("its boxes are no rows of six by ascending image")
+                return cls(z["names"], z["sizes"], areas, tuple(meta["classes"]), meta["fingerprint"], boxes)
         except FileNotFoundError:
             raise
         except (BadZipFile, OSError, RuntimeError, ValueError, LookupError, TypeError, EOFError) as error:

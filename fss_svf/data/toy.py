@@ -39,7 +39,7 @@ class Toy(VocFolder):
     class_names = CLASS_NAMES
     options: ToyOptions
 
-    def prepare(self, workers: int) -> dict[SplitName, Index]:
+    def prepare(self, workers: int | None) -> dict[SplitName, Index]:
         o = self.options
         lists = self.options.root / "ImageSets" / "Segmentation"
         for folder in (self.images, self.labels, lists, o.prepared):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +13,11 @@ from fss_svf.data.dataset import Dataset, DatasetOptions, Split, SplitName, abse
 from fss_svf.data.images import image_size, read_label
 from fss_svf.data.index import ImageRow, Index
 from fss_svf.errors import DataError
+
+VOC_CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse",
+    "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
 
 
 class VocFolder(Dataset):
@@ -25,7 +31,7 @@ class VocFolder(Dataset):
         self.images = options.root / "JPEGImages"
         self.labels = options.root / self.label_folder
 
-    def prepare(self, workers: int) -> dict[SplitName, Index]:
+    def prepare(self, workers: int | None) -> dict[SplitName, Index]:
         for folder in (self.options.root, self.images, self.labels):
             require_folder(folder, "dataset.root", self.name)
         self.options.prepared.mkdir(parents=True, exist_ok=True)
@@ -37,29 +43,21 @@ class VocFolder(Dataset):
     def _index_path(self, name: SplitName) -> Path:
         return self.options.prepared / f"{name}.npz"
 
-    def _index(self, split: SplitName, workers: int) -> Index:
-        names = self._names(split)
+    def _index(self, split: SplitName, workers: int | None) -> Index:
+        path = self.options.root / "ImageSets" / "Segmentation" / f"{split}.txt"
+        names = read_names(path, self.name)
         names = require_images(self.images, names, ".jpg", allow_missing=None)
         # Size and time of the labels stand for their content: an edited label makes the index anew.
         stats = [(self.labels / f"{name}.png").stat() for name in self._labelled(names)]
         return build_index(
             self._index_path(split),
             names,
-            partial(index_label, self.images, self.labels),
+            partial(index_named, self.images, self.labels),
             self.class_names,
             fingerprint("voc", self.class_names, names, [(s.st_size, s.st_mtime_ns) for s in stats]),
             workers,
             f"{self.name} {split}",
         )
-
-    def _names(self, split: SplitName) -> list[str]:
-        path = self.options.root / "ImageSets" / "Segmentation" / f"{split}.txt"
-        if not path.exists():
-            raise DataError(f"dataset={self.name}: no list {path}; the download is incomplete")
-        names = path.read_text().split()
-        if not names:
-            raise DataError(f"dataset={self.name}: the list {path} is empty; the download is incomplete")
-        return names
 
     def _labelled(self, names: list[str]) -> list[str]:
         missing = absent(self.labels, names, ".png")
@@ -71,16 +69,35 @@ class VocFolder(Dataset):
         return names
 
 
-def index_label(images: Path, labels: Path, name: str) -> ImageRow:
+def read_names(path: Path, dataset: str) -> list[str]:
+    """The image names of a list file, one a line, each once. Raises DataError when there is none.
+
+    Lines of other projects' lists ("JPEGImages/NAME.jpg SegmentationClassAug/NAME.png") are read as NAME.
+    """
+    if not path.exists():
+        raise DataError(f"dataset={dataset}: no list {path}; the download is incomplete")
+    lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    if not lines:
+        raise DataError(f"dataset={dataset}: the list {path} is empty; the download is incomplete")
+    first = [re.sub(r"^(\S+\.jpg)\s+\S+\.png$", r"\1", line) for line in lines]
+    return list(dict.fromkeys(re.sub(r"\.(jpg|png)$", "", Path(line).name) for line in first))
+
+
+def index_label(image: Path, label: Path, name: str) -> ImageRow:
     """The row of one image: the areas of its label, whose size must be the image's."""
-    label = read_label(labels / f"{name}.png")
-    size = image_size(images / f"{name}.jpg")
-    if size != label.shape:
+    numbers = read_label(label)
+    size = image_size(image)
+    if size != numbers.shape:
         raise DataError(
-            f"{labels / name}.png: label of {label.shape[1]} x {label.shape[0]} for an image of {size[1]} x {size[0]}; "
-            "replace the wrong one"
+            f"{label}: label of {numbers.shape[1]} x {numbers.shape[0]} for an image of {size[1]} x {size[0]}; replace the "
+            "wrong one"
         )
-    return ImageRow(name, *size, class_areas(label))
+    return ImageRow(name, *size, class_areas(numbers))
+
+
+def index_named(images: Path, labels: Path, name: str) -> ImageRow:
+    """The row of images/NAME.jpg and labels/NAME.png."""
+    return index_label(images / f"{name}.jpg", labels / f"{name}.png", name)
 
 
 def class_areas(label: np.ndarray) -> dict[int, int]:
