@@ -1,0 +1,159 @@
+"""dataset=folder: a person's own images and masks, with folds of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from fss_svf.config import require
+from fss_svf.data.build import build_index, fingerprint
+from fss_svf.data.dataset import Dataset, DatasetOptions, Split, SplitName, absent, require_folder
+from fss_svf.data.index import ImageRow, Index
+from fss_svf.data.voc import index_label, read_names
+from fss_svf.errors import ConfigError, DataError, did_you_mean, listing
+from fss_svf.registry import DATASETS
+
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class FolderOptions(DatasetOptions):
+    """Paths are relative to the root. `folds`: class names by fold; null makes four folds by class_partition."""
+
+    images: str
+    masks: str
+    classes: str
+    train_list: str | None
+    val_list: str | None
+    allow_missing: bool
+    folds: tuple[tuple[str, ...], ...] | None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.folds is not None:
+            names = [name for fold in self.folds for name in fold]
+            twice = sorted({name for name in names if names.count(name) > 1})
+            require(not twice, "folds", "every class in one fold at most", ", ".join(twice))
+            require(all(self.folds) and bool(self.folds), "folds", "at least one class in every fold", self.folds)
+
+    @property
+    def num_folds(self) -> int:
+        return super().num_folds if self.folds is None else len(self.folds)
+
+    def novel(self, class_names: Sequence[str], fold: int) -> tuple[int, ...]:
+        """As in DatasetOptions; classes that no fold names are always base classes."""
+        if self.folds is None:
+            return super().novel(class_names, fold)
+        for name in self.folds[fold]:
+            if name not in class_names:
+                raise ConfigError(
+                    f"dataset.folds: no class {name!r}{did_you_mean(name, class_names)}; known: {listing(class_names, 20)}"
+                )
+        return tuple(number for number, name in enumerate(class_names, 1) if name in self.folds[fold])
+
+
+@dataclass(frozen=True)
+class FolderSplit(Split):
+    """A split whose images have endings of their own."""
+
+    files: Mapping[str, str]
+
+    def image_path(self, number: int) -> Path:
+        return self.images / self.files[str(self.index.names[number])]
+
+
+@DATASETS.register("folder", FolderOptions)
+class Folder(Dataset):
+    """images/NAME.jpg (or .png, ...), masks/NAME.png of class numbers, classes.txt with a name a line, class 1 first.
+
+    Without lists both splits hold all images: the filter of novel classes keeps their images apart.
+    """
+
+    name = "folder"
+    options: FolderOptions
+
+    def __init__(self, options: FolderOptions) -> None:
+        super().__init__(options)
+        self.images, self.masks = options.root / options.images, options.root / options.masks
+
+    def prepare(self, workers: int | None) -> dict[SplitName, Index]:
+        for folder, key in ((self.options.root, "root"), (self.images, "images"), (self.masks, "masks")):
+            require_folder(folder, f"dataset.{key}", self.name)
+        class_names = self._class_names()
+        files = self._files()
+        self.options.prepared.mkdir(parents=True, exist_ok=True)
+        same = self.options.train_list == self.options.val_list
+        train = self._index("train", class_names, files, workers)
+        return {"train": train, "val": train if same else self._index("val", class_names, files, workers)}
+
+    def split(self, name: SplitName) -> Split:
+        index = self._open_index(self._index_path(name))
+        return FolderSplit(index, self.images, "", self.masks, self._files())
+
+    def _index_path(self, split: SplitName) -> Path:
+        names = self._list(split)
+        return self.options.prepared / f"{Path(names).stem if names else 'all'}.npz"
+
+    def _list(self, split: SplitName) -> str | None:
+        return self.options.train_list if split == "train" else self.options.val_list
+
+    def _class_names(self) -> tuple[str, ...]:
+        path = self.options.root / self.options.classes
+        if not path.is_file():
+            raise DataError(f"dataset=folder: no {path}; write the class names into it, one a line, class 1 first")
+        names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice or not 1 <= len(names) <= 254:
+            found = f"{listing(twice)} twice" if twice else f"{len(names)} of them"
+            raise DataError(f"{path}: expected 1 to 254 class names, each once, found {found}")
+        return tuple(names)
+
+    def _files(self) -> dict[str, str]:
+        """File name by name without ending."""
+        found: dict[str, str] = {}
+        for path in sorted(self.images.iterdir()) if self.images.is_dir() else ():
+            if path.suffix.lower() in IMAGE_ENDINGS:
+                if path.stem in found:
+                    raise DataError(
+                        f"{self.images}: both {found[path.stem]} and {path.name} go with {path.stem}.png; rename one"
+                    )
+                found[path.stem] = path.name
+        return found
+
+    def _index(
+        self, split: SplitName, class_names: tuple[str, ...], files: Mapping[str, str], workers: int | None
+    ) -> Index:
+        listed = self._list(split)
+        names = list(files) if listed is None else read_names(self.options.root / listed, self.name)
+        no_mask = absent(self.masks, names, ".png")
+        missing = [*(n for n in names if n not in files), *no_mask]
+        gone = set(missing)
+        kept = [name for name in names if name not in gone]
+        if missing and not (self.options.allow_missing and kept):
+            what = f"{self.masks / missing[0]}.png" if missing[0] in files else f"an image {self.images / missing[0]}"
+            raise DataError(
+                f"dataset=folder: {len(gone)} of {len(names)} names lack image or mask, first {what}; add them, or set "
+                "dataset.allow_missing=true to go on with the others"
+            )
+        if not kept:
+            raise DataError(
+                f"dataset=folder: no image under {self.images} ({', '.join(IMAGE_ENDINGS)}); set dataset.images"
+            )
+        items = [self.images / files[name] for name in kept]
+        stats = [(s.st_size, s.st_mtime_ns) for s in ((self.masks / f"{name}.png").stat() for name in kept)]
+        return build_index(
+            self._index_path(split),
+            items,
+            partial(index_mask, self.masks),
+            class_names,
+            fingerprint("folder", class_names, [item.name for item in items], stats),
+            workers,
+            f"folder {split}",
+        )
+
+
+def index_mask(masks: Path, image: Path) -> ImageRow:
+    """The row of one image file."""
+    return index_label(image, masks / f"{image.stem}.png", image.stem)

@@ -1,0 +1,188 @@
+"""A person's own folder: endings, lists, folds by name, and what can be wrong with it."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fss_svf.config import from_mapping
+from fss_svf.data.episodes import make_sampler
+from fss_svf.data.folder import Folder, FolderOptions
+from fss_svf.errors import ConfigError
+from tests.one_line import data_error
+
+CLASSES = ("cat", "dog", "cow", "sheep", "hen")
+ENDINGS = (".jpg", ".JPG", ".png", ".jpeg")
+
+
+def mask_of(i):
+    """Class i % 5 + 1, and every sixth image the next class too."""
+    mask = np.zeros((30, 44), np.uint8)
+    mask[3:20, 4:24] = i % 5 + 1
+    mask[0] = 255
+    if i % 6 == 0:
+        mask[22:28, 30:40] = (i + 1) % 5 + 1
+    return mask
+
+
+@pytest.fixture
+def root(tmp_path):
+    root = tmp_path / "mine"
+    (root / "images").mkdir(parents=True)
+    (root / "masks").mkdir()
+    (root / "classes.txt").write_text("\n".join(CLASSES) + "\n\n")
+    for i in range(30):
+        Image.fromarray(np.full((30, 44, 3), i, np.uint8)).save(root / "images" / f"photo {i:02d}.x{ENDINGS[i % 4]}")
+        Image.fromarray(mask_of(i)).save(root / "masks" / f"photo {i:02d}.x.png")
+    (root / "images" / "Thumbs.db").write_text("not an image")
+    return root
+
+
+def options(root, **changes):
+    values = {
+        "root": str(root), "prepared": str(root / "prepared"), "class_partition": "contiguous", "min_area": 20,
+        "filter_novel": True, "too_few_images": "error", "support_annotation": "mask", "images": "images",
+        "masks": "masks", "classes": "classes.txt", "train_list": None, "val_list": None, "allow_missing": False,
+        "folds": None,
+    }  # fmt: skip
+    return from_mapping(FolderOptions, {**values, **changes}, "dataset")
+
+
+def folder(root, **changes):
+    return Folder(options(root, **changes))
+
+
+def test_images_of_any_ending_go_with_their_masks(root):
+    data = folder(root)
+    index = data.prepare(0)["train"]
+    assert index.class_names == CLASSES
+    assert index.names.tolist() == [f"photo {i:02d}.x" for i in range(30)]
+    for split in ("train", "val"):
+        opened = data.split(split)
+        assert opened.index.hash == index.hash
+        for i in range(30):
+            image, label = opened.pair(i)
+            assert np.array_equal(label, mask_of(i))
+            assert np.abs(image.astype(int) - i).max() <= 3
+
+
+def test_filter_keeps_the_folds_images_apart(root):
+    data = folder(root)
+    index = data.prepare(0)["train"]
+    train = make_sampler(index, data.options, 0, "train", 1, 0, "shuffled_epochs")
+    test = make_sampler(index, data.options, 0, "val", 1, 0, "in_order")
+    assert test.classes == (1, 2)
+    used = {image for n in range(100) for image in (train[n].query, *train[n].supports)}
+    tested = {image for n in range(100) for image in (test[n].query, *test[n].supports)}
+    assert used
+    assert tested
+    assert not used & tested
+
+
+def test_folds_by_name(root):
+    data = folder(root, folds=[["hen", "cat"], ["cow"]])
+    index = data.prepare(0)["train"]
+    assert data.options.num_folds == 2
+    assert [data.options.novel(index.class_names, fold) for fold in (0, 1)] == [(1, 5), (3,)]
+    # dog and sheep are in no fold: base classes of both.
+    assert make_sampler(index, data.options, 1, "train", 1, 0, "in_order").classes == (1, 2, 4, 5)
+
+
+def test_fewer_classes_than_folds(root):
+    (root / "classes.txt").write_text("cat\ndog\ncow\n")
+    for i in range(30):
+        Image.fromarray(np.where(mask_of(i) == 255, 255, np.minimum(mask_of(i), 3))).save(
+            root / "masks" / f"photo {i:02d}.x.png"
+        )
+    data = folder(root)
+    index = data.prepare(0)["train"]
+    assert [data.options.novel(index.class_names, fold) for fold in range(4)] == [(1,), (2,), (3,), ()]
+    with data_error("fold=3", "no class is novel", "3"):
+        make_sampler(index, data.options, 3, "train", 1, 0, "in_order")
+
+
+@pytest.mark.parametrize(
+    ("folds", "message"),
+    [
+        ([["cat"], ["cat"]], "dataset.folds: expected every class in one fold at most, got 'cat'"),
+        ([["cat"], []], "dataset.folds: expected at least one class in every fold"),
+        ([], "dataset.folds: expected at least one class in every fold"),
+        ("cat", "dataset.folds: expected a list"),
+    ],
+)
+def test_folds_that_make_no_sense(root, folds, message):
+    with pytest.raises(ConfigError) as caught:
+        options(root, folds=folds)
+    assert str(caught.value).startswith(message)
+
+
+def test_fold_of_an_unknown_class(root):
+    with pytest.raises(ConfigError, match=r"dataset.folds: no class 'shep' \(did you mean 'sheep'\?\)"):
+        options(root, folds=[["shep"]]).novel(CLASSES, 0)
+
+
+def test_lists(root):
+    (root / "train.txt").write_text("\n".join(f"photo {i:02d}.x" for i in range(20)) + "\n")
+    (root / "test.txt").write_text("photo 25.x\nphoto 20.x\n")
+    indexes = folder(root, train_list="train.txt", val_list="test.txt").prepare(0)
+    assert len(indexes["train"]) == 20
+    assert indexes["val"].names.tolist() == ["photo 25.x", "photo 20.x"]
+    (root / "test.txt").write_text("photo 25.x\nphoto 99.x\n")
+    with data_error("1 of 2 names", "photo 99.x", "allow_missing"):
+        folder(root, train_list="train.txt", val_list="test.txt").prepare(0)
+
+
+def test_missing_mask(root):
+    (root / "masks" / "photo 07.x.png").unlink()
+    with data_error("1 of 30 names", root / "masks" / "photo 07.x.png", "allow_missing=true"):
+        folder(root).prepare(0)
+    index = folder(root, allow_missing=True).prepare(0)["train"]
+    assert len(index) == 29
+    assert "photo 07.x" not in index.names
+
+
+@pytest.mark.parametrize("key", ["images", "masks"])
+def test_missing_folder(root, key):
+    with data_error(root / "elsewhere", f"dataset.{key}"):
+        folder(root, **{key: "elsewhere"}).prepare(0)
+
+
+def test_missing_root(tmp_path):
+    with data_error(tmp_path / "gone", "dataset.root"):
+        folder(tmp_path / "gone").prepare(0)
+
+
+def test_two_images_of_one_name(root):
+    Image.new("RGB", (44, 30)).save(root / "images" / "photo 00.x.png")
+    with data_error("photo 00.x.jpg", "photo 00.x.png", "rename one"):
+        folder(root).prepare(0)
+
+
+def test_no_image(root):
+    for path in (root / "images").iterdir():
+        path.unlink()
+    with data_error(root / "images", "no image"):
+        folder(root).prepare(0)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [(None, "no "), ("", "0 of them"), ("cat\ndog\ncat\n", "cat twice"), ("a\n" * 2, "a twice")]
+)
+def test_class_names(root, content, words):
+    path = root / "classes.txt"
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    with data_error(path, words):
+        folder(root).prepare(0)
+
+
+def test_class_beyond_the_names(root):
+    (root / "classes.txt").write_text("cat\ndog\n")
+    with data_error("class 3", "1..2"):
+        folder(root).prepare(0)
+
+
+def test_mask_of_another_size(root):
+    Image.fromarray(mask_of(0).T.copy()).save(root / "masks" / "photo 03.x.png")
+    with data_error("photo 03.x.png", "label of 30 x 44", "image of 44 x 30"):
+        folder(root).prepare(0)
