@@ -32,7 +32,8 @@ VERBS = {
     "report": ("ReportConfig", "fss_svf.reporting.report", "gathers results into a table"),
 }
 # Overrides that make sense beside resume=, whose run keeps its own config otherwise.
-_WITH_RESUME = ("device", "workers", "dataset.root", "dataset.prepared")
+_MACHINE = ("device", "workers", "cache_gb")
+_WITH_RESUME = (*_MACHINE, "dataset.root", "dataset.prepared")
 
 
 class Logged(Exception):
@@ -135,7 +136,7 @@ def _continued(verb: str, now: Any, overrides: list[str]) -> Any:
             f"{', '.join(_WITH_RESUME)} may change), or start a new run"
         )
     then = config.from_mapping(type(now), load_checkpoint(now.resume, verb)["config"])
-    then = replace(then, resume=now.resume, **{key: getattr(now, key) for key in ("device", "workers") if key in given})
+    then = replace(then, resume=now.resume, **{key: getattr(now, key) for key in _MACHINE if key in given})
     if {"dataset.root", "dataset.prepared"} & set(given):
         moved = {key: getattr(now.dataset.options, key) for key in ("root", "prepared")}
         then = replace(then, dataset=replace(then.dataset, options=replace(then.dataset.options, **moved)))

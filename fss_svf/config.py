@@ -20,7 +20,6 @@ from fss_svf.errors import ConfigError, did_you_mean
 from fss_svf.registry import BACKBONES, DATASETS, METHODS, TUNINGS, Choice, Registry
 
 T = TypeVar("T")
-FOLDS = 4
 
 
 def from_mapping(cls: type[T], values: object, where: str = "") -> T:
@@ -229,6 +228,7 @@ class Protocol:
     queries: Literal["in_order", "random"]
     resize: Literal["pad", "squash"]
     label: Literal["original", "resized"]
+    never_drawn: Literal["error", "leave_out", "zero"]
 
     def __post_init__(self) -> None:
         require(self.episodes >= 1, "episodes", "a whole number >= 1", self.episodes)
@@ -253,8 +253,18 @@ class Validation:
         require(self.episodes >= 1, "episodes", "a whole number >= 1", self.episodes)
 
 
-def _check_fold(fold: int | None) -> None:
-    require(fold is None or 0 <= fold < FOLDS, "fold", f"0..{FOLDS - 1}", fold)
+@dataclass(frozen=True)
+class EpisodeFiles:
+    """A table of episodes to write, and one to evaluate instead of drawing them."""
+
+    save: Path | None
+    load: Path | None
+
+
+def check_fold(fold: int, dataset: Choice) -> None:
+    """Raise ConfigError unless the dataset has such a fold."""
+    last = dataset.options.num_folds - 1
+    require(0 <= fold <= last, "fold", f"0..{last}", fold)
 
 
 def _check_workers(workers: int) -> None:
@@ -278,11 +288,12 @@ def _check_size(size: int) -> None:
 @dataclass(frozen=True)
 class PrepareConfig:
     name: str
-    workers: int
+    workers: int | None
     dataset: Choice = _group(DATASETS)
 
     def __post_init__(self) -> None:
-        _check_workers(self.workers)
+        if self.workers is not None:
+            _check_workers(self.workers)
 
 
 @dataclass(frozen=True)
@@ -292,6 +303,7 @@ class PretrainConfig:
     seed: int
     device: str
     workers: int
+    cache_gb: float
     log_every: int
     validate_every: int
     resume: Path | None
@@ -300,8 +312,9 @@ class PretrainConfig:
     backbone: Choice = _group(BACKBONES)
 
     def __post_init__(self) -> None:
-        _check_fold(self.fold)
+        check_fold(self.fold, self.dataset)
         _check_workers(self.workers)
+        require(self.cache_gb >= 0, "cache_gb", "a number of gigabytes >= 0", self.cache_gb)
         _check_seed(self.seed)
         for key in ("log_every", "validate_every"):
             require(getattr(self, key) >= 1, key, "a whole number of steps >= 1", getattr(self, key))
@@ -317,6 +330,7 @@ class TrainConfig:
     seed: int
     device: str
     workers: int
+    cache_gb: float
     log_every: int
     resume: Path | None
     recipe: Recipe
@@ -328,8 +342,9 @@ class TrainConfig:
     tuning: Choice = _group(TUNINGS)
 
     def __post_init__(self) -> None:
-        _check_fold(self.fold)
+        check_fold(self.fold, self.dataset)
         _check_workers(self.workers)
+        require(self.cache_gb >= 0, "cache_gb", "a number of gigabytes >= 0", self.cache_gb)
         _check_seed(self.seed)
         require(self.shot >= 1, "shot", "a whole number >= 1", self.shot)
         require(self.log_every >= 1, "log_every", "a whole number of steps >= 1", self.log_every)
@@ -350,13 +365,13 @@ class EvaluateConfig:
     workers: int
     batch_size: int
     pictures: int
+    episodes: EpisodeFiles
     protocol: Protocol
     dataset: dict[str, Any]
     backbone: dict[str, Any]
     method: dict[str, Any]
 
     def __post_init__(self) -> None:
-        _check_fold(self.fold)
         _check_workers(self.workers)
         _check_seed(self.seed)
         require(self.seeds >= 1, "seeds", "a number of runs >= 1", self.seeds)

@@ -33,11 +33,11 @@ def test_train_evaluate_report(fss, toy, tmp_path):
     assert len(runs) == 4
     for run in runs:
         status, out, err = fss(
-            "evaluate", f"checkpoint={run}", "shot=[1,5]", "protocol.episodes=6", "workers=0", "pictures=2"
+            "evaluate", f"checkpoint={run}", "shot=[1,5]", "protocol.episodes=20", "workers=0", "pictures=2"
         )
         assert status == 0, err
         assert "baseline" in out
-    status, _, err = fss("evaluate", "method=background", "backbone=tiny", *TOY, toy, "size=65", "protocol.episodes=6")
+    status, _, err = fss("evaluate", "method=background", "backbone=tiny", *TOY, toy, "size=65", "protocol.episodes=20")
     assert status == 0, err
 
     results = [json.loads(p.read_text()) for p in tmp_path.rglob("result.json")]
@@ -50,7 +50,7 @@ def test_train_evaluate_report(fss, toy, tmp_path):
         assert 0 <= r["fb_iou"] <= 1
         drawn = [value for value in r["per_class"].values() if value is not None]
         assert r["miou"] == pytest.approx(sum(drawn) / len(drawn))
-        assert sum(r["episodes_per_class"].values()) == r["num_episodes"] == 6
+        assert sum(r["episodes_per_class"].values()) == r["num_episodes"] == 20
     assert {r["trainable_backbone_values"] for r in results if r["tuning"] == "frozen"} == {0}
     picture = np.asarray(Image.open(next(tmp_path.rglob("episodes.png"))))
     assert picture.std() > 10
@@ -123,7 +123,7 @@ MISTAKES = [
     (("train", "fold=7"), "fold: expected 0..3, got 7"),
     (("train", "fold=one"), "fold: expected a whole number, got 'one'"),
     (("train", "device=tpu9"), "device=tpu9: expected auto, cpu, cuda or cuda:N"),
-    (("train", "dataset.root=/nowhere"), "dataset=coco: not prepared, there is no /nowhere/prepared"),
+    (("train", "dataset.root=/nowhere"), "dataset=pascal: not prepared, there is no /nowhere/prepared"),
     (("prepare", "dataset=coco", "dataset.root=/nowhere"), "dataset=coco: no folder /nowhere; set dataset.root"),
     (("evaluate",), "evaluate: give checkpoint=PATH, or dataset=NAME"),
     (("evaluate", "checkpoint=nowhere.pt"), "nowhere.pt: no such checkpoint"),
@@ -194,3 +194,48 @@ def test_as_a_module():
     done = subprocess.run([sys.executable, "-m", "fss_svf", "train", "--cfg", "job"], capture_output=True, text=True)
     assert done.returncode == 0
     assert "tuning:" in done.stdout
+
+
+def test_saved_episodes_are_evaluated_again(fss, toy, tmp_path):
+    """Also by another seed and number of episodes on the command line: the file decides."""
+    control = ("evaluate", "method=prototype", "backbone=tiny", *TOY, toy, "size=65", "workers=0", "pictures=0")
+    status, _, err = fss(*control, "shot=[1,2]", "seeds=2", "protocol.episodes=20", "episodes.save=e.csv", "name=saved")
+    assert status == 0, err
+    assert "episodes written to" in err
+    # Of the same random backbone, whose seed is another key's.
+    status, _, err = fss(
+        *control, "shot=[1,2]", "seed=321", "protocol.episodes=3", "episodes.load=e.csv", "name=loaded"
+    )
+    assert status == 0, err
+    saved, loaded = (
+        {r["shot"]: r for p in sorted(tmp_path.rglob(f"{name}/**/result.json")) for r in [json.loads(p.read_text())]}
+        for name in ("saved", "loaded")
+    )
+    assert saved.keys() == loaded.keys() == {1, 2}
+    for shot in (1, 2):
+        for key in ("miou", "fb_iou", "per_class", "runs", "seeds", "num_episodes"):
+            assert saved[shot][key] == loaded[shot][key], key
+        # They came from elsewhere, which the hash tells.
+        assert saved[shot]["protocol_hash"] != loaded[shot]["protocol_hash"]
+    status, _, err = fss(*control, "episodes.load=e.csv", "fold=1")
+    assert status == 1
+    assert "line 2: class 1 (plain_disk) is not novel in this fold" in err
+
+
+def test_support_annotation_and_cache_reach_training_and_evaluation(fss, toy, tmp_path):
+    status, _, err = fss("train", *SMALL, toy, "dataset.support_annotation=bbox", "cache_gb=0.01")
+    assert status == 0, err
+    assert "images fit" in err
+    run = next(tmp_path.glob("outputs/train/*/*"))
+    scores = {}
+    for kind in ("null", "mask", "scribble"):
+        status, _, err = fss(
+            "evaluate", f"checkpoint={run}", "protocol.episodes=20", "workers=0", f"dataset.support_annotation={kind}",
+            f"name={kind}",
+        )  # fmt: skip
+        assert status == 0, err
+        result = json.loads(next(tmp_path.rglob(f"{kind}/**/result.json")).read_text())
+        assert result["data"]["support_annotation"] == {"null": "bbox"}.get(kind, kind)
+        scores[kind] = (result["protocol_hash"], result["fb_iou"])
+    assert len(set(scores.values())) == 3
+    assert len({h for h, _ in scores.values()}) == 3

@@ -25,6 +25,7 @@ from fss_svf.data.loading import (
     collate_eval,
     collate_labels,
 )
+from fss_svf.data.manifest import EpisodeList
 from fss_svf.data.toy import Toy
 from fss_svf.episode import Episode
 from tests.conftest import toy_options
@@ -41,11 +42,15 @@ def makers(root):
     options = toy_options(root)
     train, val = (Toy(options).split(split) for split in ("train", "val"))
     episodes = make_sampler(train.index, options, 0, "train", 2, 5, "shuffled_epochs")
-    tests = make_sampler(val.index, options, 0, "val", 1, 5, "in_order")
+    tests = EpisodeList.drawn(make_sampler(val.index, options, 0, "val", 1, 5, "in_order"), 30)
     images = make_sampler(train.index, options, 0, "train", 0, 5, "shuffled_epochs")
     return {
         "train": (TrainEpisodes(train, episodes, SIZE, AUGMENT), collate_episodes, range(40, 50)),
-        "eval": (EvalEpisodes(val, tests, EvalTransform(SIZE, "pad")), collate_eval, [7, 3, 3, 0, 21, 5, 4]),
+        "eval": (
+            EvalEpisodes(val, tests, EvalTransform(SIZE, "pad")),
+            collate_eval,
+            [7, 3, 3, 0, 21, 5, 4],
+        ),
         "labels": (BaseLabels(train, images, SIZE, AUGMENT), collate_labels, range(8)),
         "resized": (
             LabelledImages(val, np.arange(3, 12), images.classes, EvalTransform(SIZE, "pad")),
@@ -134,7 +139,7 @@ def test_training_episode(toy_root):
 
 def middle(label, size=161):
     """Where an image of the label's size lies in a larger crop that leaves it UNCHANGED."""
-    top, left = (-round((side - size) / 2) for side in label.shape)
+    top, left = ((size - side) // 2 for side in label.shape)
     return np.s_[top : top + label.shape[0], left : left + label.shape[1]]
 
 
@@ -183,7 +188,7 @@ def test_evaluation_batch_keeps_masks_at_their_size(toy_root):
     assert batch.episode.number.tolist() == numbers
     assert len(batch.original_masks) == len(numbers)
     for place, number in enumerate(numbers):
-        spec = make.sampler[number]
+        spec = make.episodes[number]
         image, label = make.split.pair(spec.query)
         mask = binary_mask(label, spec.class_id)
         assert np.array_equal(batch.original_masks[place].numpy(), mask)
@@ -330,7 +335,7 @@ def test_error_of_a_file_arrives_as_itself(toy_root, tmp_path, workers, damage):
     root = tmp_path / "toy"
     shutil.copytree(toy_root, root)
     make, collate, _ = makers(root)["eval"]
-    bad, good = make.sampler[0], make.sampler[1]
+    bad, good = make.episodes[0], make.episodes[1]
     assert bad.query not in (good.query, *good.supports)
     name = make.split.index.names[bad.query]
     path = root / "JPEGImages" / f"{name}.jpg"

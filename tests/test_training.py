@@ -19,7 +19,9 @@ from fss_svf.training.pretrain import class_iou, confusion_matrix, pretrain
 from fss_svf.training.train import train
 from tests.conftest import toy_options
 
-PROTOCOL = Protocol("svf", episodes=10, runs=1, seed=321, queries="in_order", resize="pad", label="original")
+PROTOCOL = Protocol(
+    "svf", episodes=10, runs=1, seed=321, queries="in_order", resize="pad", label="original", never_drawn="error"
+)
 
 
 def options_of(registry, name, **values):

@@ -13,25 +13,29 @@ import numpy as np
 from fss_svf.config import Augment
 from fss_svf.episode import IGNORE, IMAGENET_MEAN
 
-# Loader workers are processes of their own: OpenCV's threads inside them would only fight over the cores.
-cv2.setNumThreads(0)
-
 _PAD = tuple(round(255 * m) for m in IMAGENET_MEAN)
 _CROP_TRIES = 31
 
 
+def tame_threads() -> None:
+    """For the start of a loader worker: OpenCV's threads inside one process of many would fight over the cores."""
+    cv2.setNumThreads(0)
+
+
 def binary_mask(label: np.ndarray, class_id: int) -> np.ndarray:
     """(H, W) uint8: 1 where the label is `class_id`, 255 where it is ignored, else 0."""
-    mask = (label == class_id).astype(np.uint8)
-    mask[label == IGNORE] = IGNORE
+    mask: np.ndarray = (label == class_id).view(np.uint8)
+    mask |= -(label == IGNORE).view(np.uint8)  # 1 becomes 255
     return mask
 
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """Scale, rotation about the centre, flip and crop as one affine warp, then blur: semseg's chain, as PFENet uses it.
+    """semseg's chain, as PFENet uses it: scale, turn about the centre, blur, flip and crop with padding.
 
-    One warp reads every pixel once and interpolates once. Beyond the image lies ImageNet's mean (label 255).
+    The chain makes an image of each step; here a turned image is warped once, by all steps together, and only where
+    the crop shows it. What lies where is the same: beyond the scaled image is ImageNet's mean (label 255), and the
+    crop is drawn again, up to 31 times, until it keeps enough of the foreground that the turned label shows.
     """
 
     size: int
@@ -40,38 +44,80 @@ class TrainTransform:
     def __call__(
         self, image: np.ndarray, label: np.ndarray, random: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(H, W, 3) and (H, W) uint8 to (size, size, 3) and (size, size) uint8."""
-        warp = self._warp(label, random)
-        target = (self.size, self.size)
-        image = cv2.warpAffine(image, warp, target, flags=cv2.INTER_LINEAR, borderValue=_PAD)
-        label = cv2.warpAffine(label, warp, target, flags=cv2.INTER_NEAREST, borderValue=IGNORE)
-        if random.random() < self.augment.blur:
-            image = cv2.GaussianBlur(image, (5, 5), 0)
-        return image, label
+        """(H, W, 3) and (H, W) uint8 to (size, size, 3) and (size, size) uint8; the inputs may be read-only.
 
-    def _warp(self, label: np.ndarray, random: np.random.Generator) -> np.ndarray:
-        """The (2, 3) matrix from source to crop; the crop is drawn again until it keeps enough of the foreground."""
+        The new image is a view of (3, size, size) memory, so that a loader's transposition costs nothing.
+        """
         height, width = label.shape
         scale = random.uniform(*self.augment.scale)
-        turns = random.random() < self.augment.rotate_probability
-        angle = turns * random.uniform(-self.augment.rotate, self.augment.rotate)
-        scaled = np.array([width * scale, height * scale])
-        # Scale first, then turn about the centre of the scaled image.
-        warp = cv2.getRotationMatrix2D((width / 2, height / 2), angle, scale)
-        warp[:, 2] += scaled / 2 - np.array([width / 2, height / 2])
-        if random.random() < self.augment.flip:
-            warp[0] *= -1
-            warp[0, 2] += scaled[0] - 1
-        foreground = np.argwhere((label != 0) & (label != IGNORE))[:, ::-1]
-        foreground = foreground[:: max(1, len(foreground) // 2000)] @ warp[:, :2].T + warp[:, 2]
-        room = scaled - self.size
+        frame = max(1, round(width * scale)), max(1, round(height * scale))
+        angle = 0.0
+        if random.random() < self.augment.rotate_probability:
+            angle = random.uniform(-self.augment.rotate, self.augment.rotate)
+        flip = random.random() < self.augment.flip
+
+        image = cv2.cvtColor(image, cv2.COLOR_RGB2RGBA)  # four channels are interpolated faster than three
+        if angle:
+            warp = _warp((width, height), frame, angle, flip)
+            label = cv2.warpAffine(label, warp, frame, flags=cv2.INTER_NEAREST, borderValue=IGNORE)
+        else:
+            # Faster than a warp. EXACT: plain INTER_NEAREST shifts the label by up to half a pixel.
+            image = cv2.resize(image, frame, interpolation=cv2.INTER_LINEAR)
+            label = cv2.resize(label, frame, interpolation=cv2.INTER_NEAREST_EXACT)
+            if flip:
+                image, label = cv2.flip(image, 1), cv2.flip(label, 1)
+        left, top = self._corner(label, random)
+        columns, into_columns = _window(left, self.size, frame[0])
+        rows, into_rows = _window(top, self.size, frame[1])
+        if angle:
+            warp[:, 2] -= columns.start, rows.start
+            shown = (columns.stop - columns.start, rows.stop - rows.start)
+            part = cv2.warpAffine(image, warp, shown, flags=cv2.INTER_LINEAR, borderValue=_PAD)
+        else:
+            part = image[rows, columns]
+        part = cv2.cvtColor(part, cv2.COLOR_RGBA2RGB)
+        if random.random() < self.augment.blur:
+            part = cv2.GaussianBlur(part, (5, 5), 0)
+        new_image = np.empty((3, self.size, self.size), np.uint8)
+        new_label = np.full((self.size, self.size), IGNORE, np.uint8)
+        if part.shape[:2] != new_label.shape:
+            for plane, pad in zip(new_image, _PAD):
+                plane[:] = pad
+        cv2.split(part, [plane[into_rows, into_columns] for plane in new_image])
+        new_label[into_rows, into_columns] = label[rows, columns]
+        return new_image.transpose(1, 2, 0), new_label
+
+    def _corner(self, label: np.ndarray, random: np.random.Generator) -> tuple[int, int]:
+        """(left, top) of the crop in the warped label; negative where the label is padded."""
+        rooms = [length - self.size for length in label.shape[::-1]]
+        foreground = cv2.inRange(label, 1, IGNORE - 1)
+        wanted = self.augment.keep_foreground * cv2.countNonZero(foreground)
         for _ in range(_CROP_TRIES):
             # A side shorter than the crop is padded evenly, a longer one is cut at random.
-            offset = np.where(room > 0, random.uniform(0, 1, 2) * np.maximum(room, 0), room / 2)
-            inside = ((foreground >= offset) & (foreground < offset + self.size)).all(axis=1)
-            if not len(foreground) or inside.mean() >= self.augment.keep_foreground:
+            left, top = (int(random.integers(room + 1)) if room > 0 else -(-room // 2) for room in rooms)
+            kept = foreground[max(0, top) : top + self.size, max(0, left) : left + self.size]
+            if cv2.countNonZero(kept) >= wanted:
                 break
-        return np.column_stack([warp[:, :2], warp[:, 2] - np.round(offset)])
+        return left, top
+
+
+def _warp(source: tuple[int, int], frame: tuple[int, int], angle: float, flip: bool) -> np.ndarray:
+    """(2, 3), from the source to the scaled, turned and flipped image; sizes are (width, height)."""
+    warp: np.ndarray = cv2.getRotationMatrix2D((frame[0] / 2, frame[1] / 2), angle, 1)
+    # Resizing maps corners to corners; in coordinates of pixel centres that is a shift too.
+    scale = np.divide(frame, source)
+    warp[:, 2] += warp[:, :2] @ (scale - 1) / 2
+    warp[:, :2] = warp[:, :2] * scale
+    if flip:
+        warp[0] *= -1
+        warp[0, 2] += frame[0] - 1
+    return warp
+
+
+def _window(start: int, size: int, length: int) -> tuple[slice, slice]:
+    """What a crop of `size` from `start` shows of 0..length, and where in the crop that is."""
+    low, high = max(0, start), min(length, start + size)
+    return slice(low, high), slice(low - start, high - start)
 
 
 @dataclass(frozen=True)

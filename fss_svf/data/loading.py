@@ -13,9 +13,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fss_svf.config import Augment
+from fss_svf.data.annotation import SupportAnnotation, annotate
 from fss_svf.data.augment import EvalTransform, TrainTransform, binary_mask
 from fss_svf.data.dataset import Split
-from fss_svf.data.episodes import AUGMENTATION, EpisodeSampler
+from fss_svf.data.episodes import AUGMENTATION, EpisodeSampler, EpisodeSpec
+from fss_svf.data.manifest import EpisodeList
 from fss_svf.episode import IGNORE, Episode
 from fss_svf.errors import FssError
 
@@ -89,39 +91,61 @@ def _start_worker(_: int) -> None:
     cv2.setNumThreads(0)
 
 
-class TrainEpisodes:
+class Episodes:
+    """What training and evaluation episodes share: reading an episode's images and masks."""
+
+    def __init__(self, split: Split, annotation: SupportAnnotation) -> None:
+        self.split, self.annotation = split, annotation
+
+    def query(self, spec: EpisodeSpec) -> tuple[np.ndarray, np.ndarray]:
+        """The query (H, W, 3) uint8 and its mask (H, W) uint8 in {0, 1, 255}, at the original size."""
+        image, label = self.split.pair(spec.query)
+        return image, binary_mask(label, spec.class_id)
+
+    def support(self, spec: EpisodeSpec, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Support `k` and its mask as the annotation gives it, like `query`."""
+        number = spec.supports[k]
+        image, label = self.split.pair(number)
+        boxes = self.split.index.boxes_of(number, spec.class_id)
+        return image, annotate(binary_mask(label, spec.class_id), self.annotation, boxes)
+
+    def pairs(self, spec: EpisodeSpec) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The query, then the supports."""
+        yield self.query(spec)
+        for k in range(len(spec.supports)):
+            yield self.support(spec, k)
+
+
+class TrainEpisodes(Episodes):
     """Makes augmented training episodes by number."""
 
-    def __init__(self, split: Split, sampler: EpisodeSampler, size: int, augment: Augment) -> None:
-        self.split, self.sampler = split, sampler
+    def __init__(
+        self, split: Split, sampler: EpisodeSampler, size: int, augment: Augment, annotation: SupportAnnotation = "mask"
+    ) -> None:
+        super().__init__(split, annotation)
+        self.sampler = sampler
         self.transform = TrainTransform(size, augment)
 
     def __call__(self, number: int) -> Episode:
         spec = self.sampler[number]
         random = np.random.default_rng([self.sampler.seed, number, AUGMENTATION])
-        pairs = []
-        for image_number in (spec.query, *spec.supports):
-            image, label = self.split.pair(image_number)
-            pairs.append(self.transform(image, binary_mask(label, spec.class_id), random))
-        return _episode(pairs, spec.class_id, number)
+        return _episode([self.transform(*pair, random) for pair in self.pairs(spec)], spec.class_id, number)
 
 
-class EvalEpisodes:
-    """Makes evaluation episodes by number, with the query's mask at its original size."""
+class EvalEpisodes(Episodes):
+    """Makes evaluation episodes by their place in a list, with the query's mask at its original size."""
 
-    def __init__(self, split: Split, sampler: EpisodeSampler, transform: EvalTransform) -> None:
-        self.split, self.sampler, self.transform = split, sampler, transform
+    def __init__(
+        self, split: Split, episodes: EpisodeList, transform: EvalTransform, annotation: SupportAnnotation = "mask"
+    ) -> None:
+        super().__init__(split, annotation)
+        self.episodes, self.transform = episodes, transform
 
     def __call__(self, number: int) -> EvalBatch:
-        spec = self.sampler[number]
-        pairs: list[tuple[np.ndarray, np.ndarray]] = []
-        for image_number in (spec.query, *spec.supports):
-            image, label = self.split.pair(image_number)
-            mask = binary_mask(label, spec.class_id)
-            if not pairs:
-                original = torch.from_numpy(mask)
-            pairs.append(self.transform(image, mask))
-        return EvalBatch(_episode(pairs, spec.class_id, number), [original])
+        spec = self.episodes[number]
+        pairs = list(self.pairs(spec))
+        transformed = [self.transform(*pair) for pair in pairs]
+        return EvalBatch(_episode(transformed, spec.class_id, number), [torch.from_numpy(pairs[0][1])])
 
 
 class BaseLabels:

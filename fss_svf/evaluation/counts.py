@@ -6,6 +6,8 @@ FB-IoU: foreground and background of all episodes pooled, then the mean of the t
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -40,10 +42,13 @@ class Counts:
         self.episodes[class_id] += 1
         return both, either
 
-    def per_class(self) -> dict[int, float]:
-        """IoU, a fraction, of every class that was drawn and has a union; others are left out, not counted as 0."""
+    def per_class(self, zero: Iterable[int] = ()) -> dict[int, float]:
+        """IoU, a fraction, of every class that was drawn and has a union.
+
+        Others are left out; those in `zero` count as 0 (as in PFENet, BAM and SVF).
+        """
         found = ((self.episodes > 0) & (self.union > 0)).nonzero().flatten().tolist()
-        return {c: int(self.intersection[c]) / int(self.union[c]) for c in found}
+        return {**dict.fromkeys(zero, 0.0), **{c: int(self.intersection[c]) / int(self.union[c]) for c in found}}
 
     def miou(self) -> float:
         """Mean of per_class(), a fraction; 0 when nothing was counted."""

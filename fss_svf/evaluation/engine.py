@@ -35,14 +35,15 @@ def evaluate_run(
     workers: int,
     pictures: int = 0,
 ) -> Run:
-    """Evaluate episodes 0..protocol.episodes - 1 with SVF merged. The model is left in eval mode, unmerged."""
+    """Evaluate all episodes of `make` with SVF merged. The model is left in eval mode, unmerged."""
     model.eval()
-    counts = Counts(len(make.sampler.index.class_names))
+    episodes = make.episodes
+    counts = Counts(len(episodes.index.class_names))
     drawn: list[EpisodePicture] = []
     svf.merge(model)
     try:
-        with progress(protocol.episodes, f"{make.sampler.shot}-shot, seed {make.sampler.seed}", "episode") as bar:
-            for batch in batches(make, collate_eval, range(protocol.episodes), batch_size, workers):
+        with progress(len(episodes), f"{episodes.shot}-shot, seed {episodes.seed}", "episode") as bar:
+            for batch in batches(make, collate_eval, range(len(episodes)), batch_size, workers):
                 for i, mask in enumerate(predicted_masks(model, batch, protocol, device)):
                     truth, class_id = _truth(batch, i, protocol), int(batch.episode.class_id[i])
                     both, either = counts.update(class_id, mask, truth)
@@ -87,12 +88,12 @@ def _picture(
     both: int,
     either: int,
 ) -> EpisodePicture:
-    spec = make.sampler[number]
-    support = make.split.pair(spec.supports[0])
+    spec = make.episodes[number]
+    image, mask_of_support = make.support(spec, 0)
     return EpisodePicture(
-        title=f"{make.sampler.index.class_name(class_id)}  IoU {100 * both / max(either, 1):.0f}",
-        support_image=support[0],
-        support_mask=(support[1] == class_id),
+        title=f"{make.episodes.index.class_name(class_id)}  IoU {100 * both / max(either, 1):.0f}",
+        support_image=image,
+        support_mask=(mask_of_support == 1),
         query_image=make.split.image(spec.query),
         truth=(truth == 1).numpy(),
         prediction=mask.numpy(),

@@ -6,18 +6,20 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean as mean
 from typing import Any
 
 import torch
 
 from fss_svf.checkpoint import load_checkpoint
-from fss_svf.config import EvaluateConfig, Protocol, TrainConfig, from_mapping, to_mapping
+from fss_svf.config import EvaluateConfig, TrainConfig, check_fold, from_mapping, to_mapping
 from fss_svf.data.augment import EvalTransform
 from fss_svf.data.dataset import Dataset
-from fss_svf.data.episodes import make_sampler, split_classes
+from fss_svf.data.episodes import split_classes
 from fss_svf.data.loading import EvalEpisodes
 from fss_svf.errors import ConfigError
 from fss_svf.evaluation.engine import Run, evaluate_run
+from fss_svf.evaluation.plan import Plan, make_plan
 from fss_svf.methods.method import FewShotMethod
 from fss_svf.model import build_model, choose_device, place, refuse_leak, restore_model, trainable_values
 from fss_svf.provenance import write_json, write_run_folder
@@ -58,21 +60,10 @@ def evaluate(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:
     device = choose_device(config.device)
     place(subject.model, device)
     write_run_folder(out, config)
-    # All before the first episode, so that a class with too few images is told at once. What the largest shot must
-    # leave out is left out of all: shots are compared on the same classes and queries.
-    seeds = [protocol.seed + i for i in range(protocol.runs)]
-    order = protocol.queries
-    largest = make_sampler(split.index, dataset.options, subject.fold, "val", max(config.shots), seeds[0], order)
-    samplers = {
-        (shot, seed): make_sampler(
-            split.index, dataset.options, subject.fold, "val", shot, seed, order, largest.classes
-        )
-        for shot in config.shots
-        for seed in seeds
-    }
+    plan = make_plan(split.index, dataset.options, subject.fold, config.shots, protocol, config.episodes)
+    protocol = plan.protocol
     names = {c: split.index.class_name(c) for c in classes}
-    data = {"index": split.index.hash, **_data_choices(dataset, max(config.shots))}
-    left_out = [names[c] for c in largest.skipped]
+    data = {"index": split.index.hash, **_data_choices(dataset, max(config.shots)), **plan.source}
     transform = EvalTransform(subject.size, protocol.resize)
     results = []
     for shot in config.shots:
@@ -80,16 +71,16 @@ def evaluate(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:
         runs = [
             evaluate_run(
                 subject.model,
-                EvalEpisodes(split, samplers[shot, seed], transform),
+                EvalEpisodes(split, episodes, transform, dataset.options.support_annotation),
                 protocol,
                 device,
                 config.batch_size,
                 config.workers,
-                config.pictures if seed == seeds[0] else 0,
+                config.pictures if number == 0 else 0,
             )
-            for seed in seeds
+            for number, episodes in enumerate(plan.episodes[shot])
         ]
-        result = _result(subject, protocol, shot, runs, names, data, left_out)
+        result = _result(subject, plan, shot, runs, names, data)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "result.json", result)
         if runs[0].pictures:
@@ -150,13 +141,15 @@ def _from_config(config: EvaluateConfig) -> Subject:
     method, backbone = _choose(METHODS, config.method), _choose(BACKBONES, config.backbone)
     if METHODS.entry(method.name).build.trainable:  # type: ignore[attr-defined]
         raise ConfigError(f"method={method.name}: has parameters to train; give checkpoint=PATH of a trained one")
+    dataset = _choose(DATASETS, config.dataset)
+    check_fold(config.fold or 0, dataset)
     torch.manual_seed(config.seed)  # of random weights, the same in each job of a sweep
     frozen = Choice("frozen", TUNINGS.entry("frozen").options())
     model, report = build_model(method, backbone, frozen)
     log.info("%s", report)
     return Subject(
         model=model,
-        dataset=_choose(DATASETS, config.dataset),
+        dataset=dataset,
         fold=config.fold or 0,
         size=config.size,
         method=method.name,
@@ -185,24 +178,20 @@ def _dataset(asked: Mapping[str, Any], trained: Choice) -> Choice:
 
 
 def _result(
-    subject: Subject,
-    protocol: Protocol,
-    shot: int,
-    runs: list[Run],
-    names: Mapping[int, str],
-    data: Mapping[str, Any],
-    left_out: list[str],
+    subject: Subject, plan: Plan, shot: int, runs: list[Run], names: Mapping[int, str], data: Mapping[str, Any]
 ) -> dict[str, Any]:
     """result.json: every number a fraction; means over runs, whose own numbers stand in `runs`."""
-    each = [run.counts.per_class() for run in runs]
+    protocol = plan.protocol
+    each = [run.counts.per_class(plan.classes if protocol.never_drawn == "zero" else ()) for run in runs]
     per_class: dict[str, float | None] = {}
     for c, name in names.items():
         values = [iou[c] for iou in each if c in iou]
-        per_class[name] = sum(values) / len(values) if values else None
-    backbone = subject.model.backbone
+        per_class[name] = mean(values) if values else None
+    miou = [mean(iou.values()) if iou else 0.0 for iou in each]
+    fb_iou = [run.counts.fb_iou() for run in runs]
     return {
-        "miou": sum(run.counts.miou() for run in runs) / len(runs),
-        "fb_iou": sum(run.counts.fb_iou() for run in runs) / len(runs),
+        "miou": mean(miou),
+        "fb_iou": mean(fb_iou),
         "per_class": per_class,
         "fold": subject.fold,
         "shot": shot,
@@ -216,18 +205,18 @@ def _result(
         "num_episodes": protocol.episodes * protocol.runs,
         "seeds": [protocol.seed + i for i in range(protocol.runs)],
         "episodes_per_class": {name: sum(int(r.counts.episodes[c]) for r in runs) for c, name in names.items()},
-        "runs": [{"miou": run.counts.miou(), "fb_iou": run.counts.fb_iou()} for run in runs],
+        "runs": [{"miou": m, "fb_iou": f} for m, f in zip(miou, fb_iou)],
         "backbone_weights": subject.weights,
-        "trainable_backbone_values": trainable_values(backbone),
+        "trainable_backbone_values": trainable_values(subject.model.backbone),
         "checkpoint": subject.checkpoint,
         "data": data,
-        "classes_left_out": left_out,
+        "classes_left_out": [names[c] for c in plan.left_out],
     }
 
 
 def _data_choices(dataset: Dataset, largest_shot: int) -> dict[str, Any]:
     """The dataset's options that decide what is measured; the same for every fold."""
-    keys = ("class_partition", "min_area", "mask_mode", "too_few_images")
+    keys = ("class_partition", "min_area", "mask_mode", "support_annotation", "too_few_images")
     found = {key: getattr(dataset.options, key) for key in keys if hasattr(dataset.options, key)}
     # Which classes are left out depends on the largest shot.
     return {**found, "largest_shot": largest_shot} if found["too_few_images"] == "skip" else found

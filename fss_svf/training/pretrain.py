@@ -12,6 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from fss_svf.checkpoint import load_checkpoint
 from fss_svf.config import PretrainConfig
 from fss_svf.data.augment import EvalTransform
+from fss_svf.data.cache import cached
 from fss_svf.data.dataset import Dataset
 from fss_svf.data.episodes import make_sampler, split_classes
 from fss_svf.data.loading import BaseLabels, LabelBatch, LabelledImages, batches, collate_labels
@@ -70,7 +71,7 @@ def pretrain(config: PretrainConfig, out: Path) -> float:
         verb="pretrain",
         model=model,
         backbone=backbone,
-        make=BaseLabels(train, sampler, recipe.size, recipe.augment),
+        make=BaseLabels(cached(train, config.cache_gb, sampler.images()), sampler, recipe.size, recipe.augment),
         collate=collate_labels,
         epoch=len(sampler),
         loss=loss,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,11 @@ from torch.utils.tensorboard import SummaryWriter
 from fss_svf.checkpoint import load_checkpoint
 from fss_svf.config import TrainConfig
 from fss_svf.data.augment import EvalTransform
+from fss_svf.data.cache import cached
 from fss_svf.data.dataset import Dataset
 from fss_svf.data.episodes import make_sampler, split_classes
 from fss_svf.data.loading import EvalEpisodes, TrainEpisodes, collate_episodes
+from fss_svf.data.manifest import EpisodeList
 from fss_svf.episode import Episode
 from fss_svf.evaluation.engine import evaluate_run
 from fss_svf.model import build_model, choose_device, place, refuse_leak, trainable_values, without_weights
@@ -37,7 +38,7 @@ def train(config: TrainConfig, out: Path) -> float:
     splits = {"train": dataset.split("train"), "val": dataset.split("val")}
     index, options = splits["train"].index, dataset.options
     training = make_sampler(index, options, config.fold, "train", config.shot, config.seed, "shuffled_epochs")
-    protocol = replace(config.protocol, episodes=config.validate.episodes, runs=1)
+    protocol = config.protocol
     testing = make_sampler(
         splits["val"].index, options, config.fold, "val", config.shot, protocol.seed, protocol.queries
     )
@@ -62,7 +63,12 @@ def train(config: TrainConfig, out: Path) -> float:
     )
     place(model, device)
 
-    make_test = EvalEpisodes(splits["val"], testing, EvalTransform(config.recipe.tested_at, protocol.resize))
+    make_test = EvalEpisodes(
+        splits["val"],
+        EpisodeList.drawn(testing, config.validate.episodes),
+        EvalTransform(config.recipe.tested_at, protocol.resize),
+        options.support_annotation,
+    )
 
     def loss(batch: Episode) -> dict[str, Tensor]:
         episode = batch.to(device).normalized()
@@ -80,7 +86,13 @@ def train(config: TrainConfig, out: Path) -> float:
         verb="train",
         model=model,
         backbone=model.backbone,
-        make=TrainEpisodes(splits["train"], training, config.recipe.size, config.recipe.augment),
+        make=TrainEpisodes(
+            cached(splits["train"], config.cache_gb, training.images()),
+            training,
+            config.recipe.size,
+            config.recipe.augment,
+            options.support_annotation,
+        ),
         collate=collate_episodes,
         epoch=len(training),
         loss=loss,

@@ -1,0 +1,143 @@
+"""Decoded images and labels in memory that the loader's workers share, up to a limit.
+
+Sizes are known from the index, so every image has its place before anything is decoded. Whoever decodes an image first
+puts it there; a flag, set last, says that it is whole. Two workers at one place write the same bytes: no locks.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fss_svf.data.dataset import Split
+from fss_svf.errors import DataError
+
+log = logging.getLogger(__name__)
+
+_GB = 10**9
+_MEMINFO = Path("/proc/meminfo")
+
+
+def cached(split: Split, cache_gb: float, numbers: np.ndarray | None = None) -> Split:
+    """The split with a cache, which is told in a log line; with cache_gb=0 the split as it is."""
+    if cache_gb == 0:
+        return split
+    result = CachedSplit(split, cache_gb, numbers)
+    log.info("%s", result.describe())
+    return result
+
+
+class CachedSplit(Split):
+    """A split that decodes an image once for all forked workers, as far as `cache_gb` gigabytes (10^9 bytes) reach.
+
+    Images get their places in the order of `numbers`, or of the list, until the next does not fit; the others are
+    decoded each time. Memory is taken as places are filled. What is returned from the cache is read-only.
+    Pickled, as for workers that are spawned, it goes without the shared memory and decodes each time.
+    """
+
+    def __init__(self, split: Split, cache_gb: float, numbers: np.ndarray | None = None) -> None:
+        """`numbers`: the images that will be asked for; None: all. Raises DataError when the memory is not there."""
+        super().__init__(**{field.name: getattr(split, field.name) for field in fields(Split)})
+        self.split, self.cache_gb = split, cache_gb
+        _require_memory(cache_gb)
+        wanted = np.arange(len(self.index)) if numbers is None else np.asarray(numbers, np.int64)
+        # A set, in the order given: an image asked for twice has one place.
+        wanted = wanted[np.sort(np.unique(wanted, return_index=True)[1])]
+        ends = np.cumsum(4 * self.index.sizes[wanted].astype(np.int64).prod(axis=1))
+        self.wanted, self.slots = len(wanted), int((ends <= cache_gb * _GB).sum())
+        self.bytes = int(ends[self.slots - 1]) if self.slots else 0
+        # Where in the arena each image begins; -1: it has no place.
+        self._start = np.full(len(self.index), -1, np.int64)
+        self._start[wanted[: self.slots]] = np.concatenate([[0], ends])[: self.slots]
+        self._arena, self._ready = self._shared(self.bytes), self._shared(len(self.index) if self.slots else 0)
+        self._told = False
+
+    def _shared(self, length: int) -> np.ndarray:
+        """(length,) uint8, zero, in memory that this process and those forked from it have in common."""
+        if not length:
+            return np.zeros(0, np.uint8)
+        try:
+            # Anonymous, not a file in /dev/shm: containers often allow 64 MB there.
+            return np.frombuffer(mmap.mmap(-1, length), np.uint8)
+        except OSError as error:
+            raise DataError(f"cache_gb={self.cache_gb:g}: no such memory ({error.strerror}); lower it") from None
+
+    def image_path(self, number: int) -> Path:
+        """As Split.image_path."""
+        return self.split.image_path(number)
+
+    def image(self, number: int) -> np.ndarray:
+        """As Split.image; from the cache where the pair is in it."""
+        return self._kept(number)[0] if self._is_ready(number) else self.split.image(number)
+
+    def label(self, number: int) -> np.ndarray:
+        """As Split.label; from the cache where the pair is in it."""
+        return self._kept(number)[1] if self._is_ready(number) else self.split.label(number)
+
+    def pair(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """As Split.pair, and kept from then on; raises DataError also when the size is not that of the index."""
+        if self._is_ready(number):
+            return self._kept(number)
+        image, label = self.split.pair(number)
+        height, width = self.index.sizes[number].tolist()
+        if label.shape != (height, width):
+            raise DataError(
+                f"{self.image_path(number)}: {label.shape[1]} x {label.shape[0]}, but {width} x {height} when it was "
+                "prepared; run 'fss-svf prepare' again"
+            )
+        if self._start[number] >= 0:
+            for place, values in zip(self._places(number), (image, label)):
+                place[:] = values
+            self._ready[number] = 1
+        return image, label
+
+    def describe(self) -> str:
+        """One line: how many images fit, and in how much memory."""
+        return f"cache: {self.slots:,} of {self.wanted:,} images fit, {self.bytes / _GB:.2f} of {self.cache_gb:g} GB"
+
+    def _is_ready(self, number: int) -> bool:
+        return self._start[number] >= 0 and bool(self._ready[number])
+
+    def _kept(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        image, label = self._places(number)
+        image.setflags(write=False)
+        label.setflags(write=False)
+        return image, label
+
+    def _places(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """(H, W, 3) and (H, W) views of the image's place: first its colours, then its label."""
+        height, width = self.index.sizes[number].tolist()
+        start, pixels = int(self._start[number]), height * width
+        place = self._arena[start : start + 4 * pixels]
+        return place[: 3 * pixels].reshape(height, width, 3), place[3 * pixels :].reshape(height, width)
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.slots and not self._told:
+            log.warning("cache_gb: spawned worker processes share no memory, so each image is decoded each time")
+            self._told = True
+        nothing = {"_arena": np.zeros(0, np.uint8), "_ready": np.zeros(0, np.uint8), "slots": 0, "bytes": 0}
+        return {**self.__dict__, **nothing, "_start": np.full(len(self.index), -1, np.int64)}
+
+
+def _require_memory(cache_gb: float) -> None:
+    available = _available_memory()
+    if not 0 <= cache_gb * _GB <= available:
+        raise DataError(
+            f"cache_gb={cache_gb:g}: expected 0 or more, and at most the {available / _GB:.1f} GB of memory that are "
+            "free now; lower it"
+        )
+
+
+def _available_memory() -> float:
+    """Bytes that can be had without swapping; infinity where the system does not say (macOS)."""
+    try:
+        lines = _MEMINFO.read_text().splitlines()
+    except OSError:
+        return float("inf")
+    kilobytes = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    return 1024 * kilobytes[0] if kilobytes else float("inf")

@@ -1,0 +1,115 @@
+"""Planned episodes, and their file: a small table, so that two codebases can be compared on the same episodes."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fss_svf.data.episodes import EpisodeSampler, EpisodeSpec
+from fss_svf.data.index import Index
+from fss_svf.errors import DataError
+
+COLUMNS = ("seed", "number", "class", "class_name", "query")
+
+
+@dataclass(frozen=True)
+class EpisodeList:
+    """Episodes of one seed with `shot` supports each; `specs[n]` is number n of an evaluation."""
+
+    index: Index
+    shot: int
+    seed: int
+    specs: tuple[EpisodeSpec, ...]
+
+    @classmethod
+    def drawn(cls, sampler: EpisodeSampler, count: int) -> EpisodeList:
+        """Episodes 0..count - 1 of a sampler."""
+        return cls(sampler.index, sampler.shot, sampler.seed, tuple(sampler[n] for n in range(count)))
+
+    def __len__(self) -> int:
+        return len(self.specs)
+
+    def __getitem__(self, number: int) -> EpisodeSpec:
+        return self.specs[number]
+
+    def first_supports(self, shot: int) -> EpisodeList:
+        """The same episodes with the first `shot` of their supports."""
+        return replace(self, shot=shot, specs=tuple(replace(s, supports=s.supports[:shot]) for s in self.specs))
+
+    def coverage(self, classes: Iterable[int]) -> dict[int, int]:
+        """Number of episodes of every class in `classes`."""
+        drawn = Counter(spec.class_id for spec in self.specs)
+        return {c: drawn[c] for c in classes}
+
+
+def save_episodes(path: Path, lists: Sequence[EpisodeList]) -> None:
+    """Write CSV rows of seed, number, class, class_name, query, support_1 .. support_K; images by their names."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    with partial.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow([*COLUMNS, *(f"support_{k}" for k in range(1, lists[0].shot + 1))])
+        for episodes in lists:
+            index = episodes.index
+            for spec in episodes.specs:
+                images = [index.names[image] for image in (spec.query, *spec.supports)]
+                table.writerow([episodes.seed, spec.number, spec.class_id, index.class_name(spec.class_id), *images])
+    partial.replace(path)
+
+
+def load_episodes(path: Path, index: Index, classes: Sequence[int], shot: int) -> list[EpisodeList]:
+    """The episodes of a file that save_episodes or another program wrote, one list a seed, in the file's order.
+
+    `classes`: those that may be tested. Of more supports than `shot` the first are taken. Raises DataError that names
+    the line for an unknown image or class, a class that may not be tested or is not in the image, a query among its
+    supports, too few supports.
+    """
+    image_of = {name: number for number, name in enumerate(index.names.tolist())}
+    found: dict[int, list[EpisodeSpec]] = {}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            table = csv.DictReader(file)
+            supports = [name for name in table.fieldnames or () if name.startswith("support_")]
+            missing = [name for name in COLUMNS if name not in (table.fieldnames or ())]
+            if missing:
+                raise DataError(f"{path}: no column {missing[0]!r}; expected {', '.join(COLUMNS)}, support_1, ...")
+            for row in table:
+                try:
+                    spec = _read(row, [row[name] for name in supports if row[name]][:shot], index, image_of)
+                    _require_sound(spec, index, classes, shot)
+                    found.setdefault(int(row["seed"]), []).append(spec)
+                except (ValueError, TypeError) as error:
+                    raise DataError(f"{path}, line {table.line_num}: {error}; write the file anew") from None
+    except FileNotFoundError:
+        raise DataError(f"episodes.load={path}: no such file; write one with episodes.save=FILE") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: cannot be read as a table of episodes ({error})") from None
+    if not found:
+        raise DataError(f"{path}: holds no episode")
+    return [EpisodeList(index, shot, seed, tuple(specs)) for seed, specs in found.items()]
+
+
+def _read(row: dict[str, str], supports: list[str], index: Index, image_of: dict[str, int]) -> EpisodeSpec:
+    for name in (row["query"], *supports):
+        if name not in image_of:
+            raise ValueError(f"image {name!r} is not in the dataset's index")
+    class_id = int(row["class"])
+    if not 1 <= class_id <= len(index.class_names) or index.class_name(class_id) != row["class_name"]:
+        raise ValueError(f"class {row['class']} is not {row['class_name']!r} in this dataset")
+    return EpisodeSpec(int(row["number"]), class_id, image_of[row["query"]], tuple(image_of[name] for name in supports))
+
+
+def _require_sound(spec: EpisodeSpec, index: Index, classes: Sequence[int], shot: int) -> None:
+    name = index.class_name(spec.class_id)
+    if spec.class_id not in classes:
+        raise ValueError(f"class {spec.class_id} ({name}) is not novel in this fold")
+    if len(spec.supports) < shot:
+        raise ValueError(f"{len(spec.supports)} supports, {shot} are needed")
+    if len({spec.query, *spec.supports}) != 1 + shot:
+        raise ValueError("the query and its supports are not all different images")
+    for image in (spec.query, *spec.supports):
+        if index.areas[image, spec.class_id] == 0:
+            raise ValueError(f"{index.names[image]} holds no {name}")

@@ -1,0 +1,84 @@
+"""Every episode of an evaluation, known before the first one runs: a mistake is told at once, coverage is shown."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fss_svf.config import EpisodeFiles, Protocol
+from fss_svf.data.dataset import DatasetOptions
+from fss_svf.data.episodes import make_sampler, split_classes
+from fss_svf.data.index import Index
+from fss_svf.data.manifest import EpisodeList, load_episodes, save_episodes
+from fss_svf.errors import DataError, listing
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is evaluated.
+
+    episodes   a list for every shot, one entry a seed
+    classes    the classes that may be drawn
+    left_out   novel classes that too_few_images=skip leaves out
+    protocol   with the seeds and the number of episodes as they are
+    source     what else decides the episodes, for the protocol's hash
+    """
+
+    episodes: dict[int, list[EpisodeList]]
+    classes: tuple[int, ...]
+    left_out: tuple[int, ...]
+    protocol: Protocol
+    source: dict[str, Any]
+
+
+def make_plan(
+    index: Index, options: DatasetOptions, fold: int, shots: Sequence[int], protocol: Protocol, files: EpisodeFiles
+) -> Plan:
+    """Draw the episodes by the protocol, or read them from files.load; write them to files.save. Raises DataError."""
+    novel, most = split_classes(index, options, fold, "val"), max(shots)
+    if files.load is not None:
+        lists = load_episodes(files.load, index, novel, most)
+        lengths = {len(episodes) for episodes in lists}
+        if len(lengths) != 1 or [e.seed for e in lists] != list(range(lists[0].seed, lists[0].seed + len(lists))):
+            raise DataError(f"{files.load}: expected consecutive seeds with equally many episodes; split the file")
+        protocol = replace(protocol, episodes=lengths.pop(), seed=lists[0].seed, runs=len(lists))
+        classes, left_out = novel, novel[:0]
+        source = {"episodes": hashlib.sha256(files.load.read_bytes()).hexdigest()[:16]}
+    else:
+        # What the largest shot must leave out is left out of all: shots are compared on the same classes and queries.
+        seeds = range(protocol.seed, protocol.seed + protocol.runs)
+        samplers = [make_sampler(index, options, fold, "val", most, seed, protocol.queries) for seed in seeds]
+        lists = [EpisodeList.drawn(sampler, protocol.episodes) for sampler in samplers]
+        classes, left_out = samplers[0].classes, samplers[0].skipped
+        source = {}
+    _require_coverage(lists, classes, protocol)
+    if files.save is not None:
+        save_episodes(files.save, lists)
+        log.info("episodes written to %s", files.save)
+    # A 1-shot episode is the 5-shot episode with its first support.
+    by_shot = {shot: [episodes.first_supports(shot) for episodes in lists] for shot in shots}
+    return Plan(by_shot, classes, left_out, protocol, source)
+
+
+def _require_coverage(lists: Sequence[EpisodeList], classes: Sequence[int], protocol: Protocol) -> None:
+    """Log how many episodes each class has. A class without one in some run is what protocol.never_drawn says."""
+    index = lists[0].index
+    for episodes in lists:
+        drawn = episodes.coverage(classes)
+        by_count = sorted(drawn, key=lambda c: drawn[c])
+        fewest, most = (f"{drawn[c]} ({index.class_name(c)})" for c in (by_count[0], by_count[-1]))
+        log.info("seed %d: %s episodes, %s to %s a class", episodes.seed, f"{len(episodes):,}", fewest, most)
+        absent = [index.class_name(c) for c in by_count if not drawn[c]]
+        if absent and protocol.never_drawn == "error":
+            raise DataError(
+                f"seed {episodes.seed}: {len(absent)} of {len(classes)} classes are never drawn in {len(episodes)} "
+                f"episodes: {listing(absent)}; raise protocol.episodes, or say protocol.never_drawn=leave_out (of the "
+                "mean) or zero (as PFENet, BAM and SVF count them)"
+            )
+        if absent:
+            log.warning("never drawn, %s: %s", protocol.never_drawn.replace("_", " "), ", ".join(absent))
