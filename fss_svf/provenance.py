@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from typing import Any
 import yaml
 
 from fss_svf.config import to_mapping
+from fss_svf.files import appearing_whole
 
 _PACKAGES = ("fss-svf", "torch", "torchvision", "numpy", "opencv-python-headless", "pycocotools", "hydra-core")
 
@@ -46,9 +46,8 @@ def provenance() -> dict[str, Any]:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON, whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(partial, path)
+    with appearing_whole(path) as unfinished:
+        unfinished.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _version(name: str) -> str | None:

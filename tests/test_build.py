@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from fss_svf.data import build
-from fss_svf.data.coco_draw import save_label
+from fss_svf.data.images import write_label
 from fss_svf.data.index import FORMAT, ImageRow, Index
 from fss_svf.errors import DataError
 from tests.one_line import data_error
@@ -114,7 +114,7 @@ def test_two_processes_may_write_one_file(tmp_path):
     label = (np.arange(200 * 300) % 251).astype(np.uint8).reshape(200, 300)
     items = [("a", tmp_path)] * 40
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda _: save_label(tmp_path, "a", label), range(200)))
+        list(pool.map(lambda _: write_label(tmp_path / "a.png", label), range(200)))
         list(pool.map(lambda _: build._do_chunk(tmp_path / "part.json", items, row_of), range(200)))
     assert np.array_equal(np.asarray(Image.open(tmp_path / "a.png")), label)
     assert len(json.loads((tmp_path / "part.json").read_text())) == 40

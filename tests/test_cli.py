@@ -231,10 +231,10 @@ def test_support_annotation_and_cache_reach_training_and_evaluation(fss, toy, tm
     for kind in ("null", "mask", "scribble"):
         status, _, err = fss(
             "evaluate", f"checkpoint={run}", "protocol.episodes=20", "workers=0", f"dataset.support_annotation={kind}",
-            f"name={kind}",
+            f"name=by_{kind}",
         )  # fmt: skip
         assert status == 0, err
-        result = json.loads(next(tmp_path.rglob(f"{kind}/**/result.json")).read_text())
+        result = json.loads(next(tmp_path.rglob(f"by_{kind}/**/result.json")).read_text())
         assert result["data"]["support_annotation"] == {"null": "bbox"}.get(kind, kind)
         scores[kind] = (result["protocol_hash"], result["fb_iou"])
     assert len(set(scores.values())) == 3

@@ -1,5 +1,7 @@
 """A person's own folder: endings, lists, folds by name, and what can be wrong with it."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -41,7 +43,7 @@ def options(root, **changes):
     values = {
         "root": str(root), "prepared": str(root / "prepared"), "class_partition": "contiguous", "min_area": 20,
         "filter_novel": True, "too_few_images": "error", "support_annotation": "mask", "images": "images",
-        "masks": "masks", "classes": "classes.txt", "train_list": None, "val_list": None, "allow_missing": False,
+        "masks": "masks", "classes": "classes.txt", "instances": None, "train_list": None, "val_list": None, "allow_missing": False,
         "folds": None,
     }  # fmt: skip
     return from_mapping(FolderOptions, {**values, **changes}, "dataset")
@@ -186,3 +188,30 @@ def test_mask_of_another_size(root):
     Image.fromarray(mask_of(0).T.copy()).save(root / "masks" / "photo 03.x.png")
     with data_error("photo 03.x.png", "label of 30 x 44", "image of 44 x 30"):
         folder(root).prepare(0)
+
+
+def test_instances_in_place_of_masks(root):
+    """COCO's format; folds by name work as with masks, and boxes are known."""
+    for path in (root / "masks").iterdir():
+        path.unlink()
+    images, annotations = [], []
+    for i in range(8):
+        Image.new("RGB", (44, 30)).save(root / "images" / f"{i}.jpg")
+        images.append({"id": i, "file_name": f"{i}.jpg", "height": 30, "width": 44})
+        outline = [4, 3, 24, 3, 24, 20, 4, 20]
+        annotations.append({"image_id": i, "category_id": 7 + i % 2, "segmentation": [outline], "iscrowd": 0})
+    categories = [{"id": 7, "name": "cat"}, {"id": 8, "name": "dog"}]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (root / "mine.json").write_text(json.dumps(content))
+    data = folder(root, instances="mine.json", folds=[["dog"]])
+    index = data.prepare(0)["train"]
+    assert index.class_names == ("cat", "dog")
+    assert len(index) == 8
+    split = data.split("val")
+    assert np.count_nonzero(split.label(1) == 2) == index.areas[1, 2] > 300
+    assert split.index.boxes_of(1, 2).tolist() == [[3, 4, 20, 24]]
+    assert make_sampler(index, data.options, 0, "val", 1, 0, "in_order").classes == (2,)
+    with pytest.raises(ConfigError, match="instances: expected null with lists"):
+        options(root, instances="mine.json", train_list="train.txt")
+    with data_error(root / "other.json"):
+        folder(root, instances="other.json").prepare(0)

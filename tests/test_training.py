@@ -42,6 +42,7 @@ def train_config(root, tuning="svf", **changes):
         seed=3,
         device="cpu",
         workers=0,
+        cache_gb=0.0,
         log_every=1,
         resume=None,
         recipe=Recipe(
@@ -69,6 +70,7 @@ def pretrain_config(root, **changes):
     t = train_config(root)
     config = PretrainConfig(
         name="test", fold=0, seed=3, device="cpu", workers=0, log_every=1, validate_every=2, resume=None,
+ cache_gb=0.0,
         recipe=t.recipe, dataset=t.dataset, backbone=t.backbone,
     )  # fmt: skip
     return replace(config, **changes)

@@ -136,7 +136,7 @@ def test_failed_write_leaves_the_old_label(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
     write_label(path, label_of("a"))
 
-    def full_disk(self, file, format):
+    def full_disk(self, file, **_):
         file.write_bytes(b"half")
         raise OSError("No space left on device")
 

@@ -16,11 +16,11 @@ from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from fss_svf.console import progress
 from fss_svf.data.index import FORMAT, ImageRow, Index
 from fss_svf.errors import DataError
+from fss_svf.files import appearing_whole
 
 # Images a part file: a tenth of a second of COCO's, 2,566 files of its training set. Small, so that many processes
 # finish together, and that an interrupt is answered at once.
@@ -149,10 +149,8 @@ def _end_with_parent() -> None:
 
 def _do_chunk(shard: Path, chunk: Sequence[Any], work: Callable[[Any], ImageRow]) -> int:
     rows = [work(item) for item in chunk]
-    # Of this process alone, should a worker of a killed preparation still write the same part.
-    partial = shard.with_name(f"{uuid4().hex}.partial")
-    partial.write_text(json.dumps([[row.name, row.height, row.width, row.areas, row.boxes] for row in rows]))
-    partial.replace(shard)
+    with appearing_whole(shard) as unfinished:
+        unfinished.write_text(json.dumps([[row.name, row.height, row.width, row.areas, row.boxes] for row in rows]))
     return len(chunk)
 
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
-from uuid import uuid4
 
 import cv2
 import numpy as np
-from PIL import Image
 from pycocotools import mask as coco_mask
 
 from fss_svf.data.coco_annotations import AnnotatedImage, Instance
-from fss_svf.data.images import PALETTE, image_size
+from fss_svf.data.images import image_size, write_label
 from fss_svf.data.index import ImageRow
 from fss_svf.data.voc import class_areas
 from fss_svf.errors import DataError
@@ -36,18 +34,8 @@ def draw_image(images: Path, labels: Path, mask_mode: MaskMode, item: AnnotatedI
     except Exception as error:  # pycocotools raises whatever its C code meets
         raise DataError(f"{stem}: its segmentation cannot be drawn ({error}); mend or remove the annotation") from None
     (labels / stem).parent.mkdir(parents=True, exist_ok=True)  # a name may hold sub folders
-    save_label(labels, stem, label)
+    write_label(labels / f"{stem}.png", label)
     return ImageRow(stem, height, width, class_areas(label), boxes)
-
-
-def save_label(labels: Path, stem: str, label: np.ndarray) -> None:
-    """images.write_label for many processes: a partial file is one process's own, should two draw the same image."""
-    image = Image.fromarray(label)
-    image.putpalette(PALETTE.tobytes())
-    partial = labels / f"{uuid4().hex}.partial"
-    # zlib's Z_RLE: as small as the default for labels, at a third of its time.
-    image.save(partial, format="PNG", compress_type=3)
-    partial.replace(labels / f"{stem}.png")
 
 
 def draw_label(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 
 from fss_svf.config import require
 from fss_svf.data.build import build_index, fingerprint
+from fss_svf.data.coco import Coco, CocoOptions, CocoSplit
 from fss_svf.data.dataset import Dataset, DatasetOptions, Split, SplitName, absent, require_folder
 from fss_svf.data.index import ImageRow, Index
 from fss_svf.data.voc import index_label, read_names
@@ -25,6 +26,7 @@ class FolderOptions(DatasetOptions):
     images: str
     masks: str
     classes: str
+    instances: str | None
     train_list: str | None
     val_list: str | None
     allow_missing: bool
@@ -32,6 +34,8 @@ class FolderOptions(DatasetOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        lists = self.train_list or self.val_list
+        require(self.instances is None or not lists, "instances", "null with lists of images", self.instances)
         if self.folds is not None:
             names = [name for fold in self.folds for name in fold]
             twice = sorted({name for name in names if names.count(name) > 1})
@@ -68,7 +72,7 @@ class FolderSplit(Split):
 class Folder(Dataset):
     """images/NAME.jpg (or .png, ...), masks/NAME.png of class numbers, classes.txt with a name a line, class 1 first.
 
-    Without lists both splits hold all images: the filter of novel classes keeps their images apart.
+    Or images/NAME.jpg and an instances JSON in COCO's format, in place of masks, class names and lists. Without lists both splits hold all images: the filter of novel classes keeps their images apart.
     """
 
     name = "folder"
@@ -79,6 +83,8 @@ class Folder(Dataset):
         self.images, self.masks = options.root / options.images, options.root / options.masks
 
     def prepare(self, workers: int | None) -> dict[SplitName, Index]:
+        if self.options.instances is not None:
+            return self._as_coco(self.options.instances).prepare(workers)
         for folder, key in ((self.options.root, "root"), (self.images, "images"), (self.masks, "masks")):
             require_folder(folder, f"dataset.{key}", self.name)
         class_names = self._class_names()
@@ -89,8 +95,18 @@ class Folder(Dataset):
         return {"train": train, "val": train if same else self._index("val", class_names, files, workers)}
 
     def split(self, name: SplitName) -> Split:
+        if self.options.instances is not None:
+            return self._as_coco(self.options.instances).split(name)
         index = self._open_index(self._index_path(name))
         return FolderSplit(index, self.images, "", self.masks, self._files())
+
+    def _as_coco(self, instances: str) -> Coco:
+        where = CocoSplit(annotations=instances, images=self.options.images)
+        shared = {f.name: getattr(self.options, f.name) for f in fields(DatasetOptions)}
+        missing = self.options.allow_missing
+        return Coco(
+            CocoOptions(**shared, train=where, val=where, mask_mode="full", allow_missing=missing, check_counts=False)
+        )
 
     def _index_path(self, split: SplitName) -> Path:
         names = self._list(split)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fss_svf.config import Augment
 from fss_svf.data.annotation import SupportAnnotation, annotate
-from fss_svf.data.augment import EvalTransform, TrainTransform, binary_mask
+from fss_svf.data.augment import EvalTransform, TrainTransform, binary_mask, tame_threads
 from fss_svf.data.dataset import Split
 from fss_svf.data.episodes import AUGMENTATION, EpisodeSampler, EpisodeSpec
 from fss_svf.data.manifest import EpisodeList
@@ -88,7 +87,7 @@ def batches(
 
 def _start_worker(_: int) -> None:
     torch.set_num_threads(1)
-    cv2.setNumThreads(0)
+    tame_threads()
 
 
 class Episodes:

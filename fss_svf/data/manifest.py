@@ -11,6 +11,7 @@ from pathlib import Path
 from fss_svf.data.episodes import EpisodeSampler, EpisodeSpec
 from fss_svf.data.index import Index
 from fss_svf.errors import DataError
+from fss_svf.files import appearing_whole
 
 COLUMNS = ("seed", "number", "class", "class_name", "query")
 
@@ -48,8 +49,7 @@ class EpisodeList:
 def save_episodes(path: Path, lists: Sequence[EpisodeList]) -> None:
     """Write CSV rows of seed, number, class, class_name, query, support_1 .. support_K; images by their names."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
+    with appearing_whole(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow([*COLUMNS, *(f"support_{k}" for k in range(1, lists[0].shot + 1))])
         for episodes in lists:
@@ -57,7 +57,6 @@ def save_episodes(path: Path, lists: Sequence[EpisodeList]) -> None:
             for spec in episodes.specs:
                 images = [index.names[image] for image in (spec.query, *spec.supports)]
                 table.writerow([episodes.seed, spec.number, spec.class_id, index.class_name(spec.class_id), *images])
-    partial.replace(path)
 
 
 def load_episodes(path: Path, index: Index, classes: Sequence[int], shot: int) -> list[EpisodeList]:

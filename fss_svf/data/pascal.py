@@ -18,6 +18,7 @@ from fss_svf.data.index import ImageRow, Index
 from fss_svf.data.sbd import read_sbd_label
 from fss_svf.data.voc import VOC_CLASSES, index_named, read_names
 from fss_svf.errors import DataError, listing
+from fss_svf.files import appearing_whole
 from fss_svf.registry import DATASETS
 
 log = logging.getLogger(__name__)
@@ -216,7 +217,6 @@ def merge_label(images: Path, labels: Path, source: Path) -> ImageRow:
         write_label(target, read_sbd_label(source))
     elif source != target:
         read_label(source)  # a damaged one is told by its own name
-        unfinished = target.with_suffix(".partial")
-        shutil.copyfile(source, unfinished)
-        unfinished.replace(target)
+        with appearing_whole(target) as unfinished:
+            shutil.copyfile(source, unfinished)
     return index_named(images, labels, source.stem)

@@ -15,6 +15,7 @@ from fss_svf.data.images import write_label
 from fss_svf.data.index import ImageRow, Index
 from fss_svf.data.toy_render import CLASS_NAMES, render
 from fss_svf.data.voc import VocFolder, class_areas
+from fss_svf.files import appearing_whole
 from fss_svf.registry import DATASETS
 
 
@@ -72,8 +73,7 @@ def render_files(images: Path, labels: Path, seed: int, number: int) -> ImageRow
     """Render image `number` into its JPEG and its label PNG."""
     image, label = render(seed, number)
     name = toy_name(number)
-    partial_image = images / f"{name}.partial"
-    Image.fromarray(image).save(partial_image, format="JPEG", quality=95)
-    partial_image.replace(images / f"{name}.jpg")
+    with appearing_whole(images / f"{name}.jpg") as unfinished:
+        Image.fromarray(image).save(unfinished, format="JPEG", quality=95)
     write_label(labels / f"{name}.png", label)
     return ImageRow(name, label.shape[0], label.shape[1], class_areas(label))
