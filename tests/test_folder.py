@@ -43,8 +43,8 @@ def options(root, **changes):
     values = {
         "root": str(root), "prepared": str(root / "prepared"), "class_partition": "contiguous", "min_area": 20,
         "filter_novel": True, "too_few_images": "error", "support_annotation": "mask", "images": "images",
-        "masks": "masks", "classes": "classes.txt", "instances": None, "train_list": None, "val_list": None, "allow_missing": False,
-        "folds": None,
+        "masks": "masks", "classes": "classes.txt", "instances": None, "train_list": None, "val_list": None,
+        "allow_missing": False, "folds": None,
     }  # fmt: skip
     return from_mapping(FolderOptions, {**values, **changes}, "dataset")
 

@@ -72,7 +72,8 @@ class FolderSplit(Split):
 class Folder(Dataset):
     """images/NAME.jpg (or .png, ...), masks/NAME.png of class numbers, classes.txt with a name a line, class 1 first.
 
-    Or images/NAME.jpg and an instances JSON in COCO's format, in place of masks, class names and lists. Without lists both splits hold all images: the filter of novel classes keeps their images apart.
+    Or images/NAME.jpg and an instances JSON in COCO's format, in place of masks, class names and lists. Without lists
+    both splits hold all images: the filter of novel classes keeps their images apart.
     """
 
     name = "folder"
