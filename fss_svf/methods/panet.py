@@ -100,24 +100,39 @@ def masked_means(features: Tensor, masks: Tensor) -> Tensor:
     An empty mask gives zeros.
     """
     # sum(up(f) * m) = sum(f * up^T(m)): the mask is small, the features at its size would take 0.4 GB an image.
-    with torch.autocast(features.device.type, enabled=False):  # an area has more digits than bfloat16
-        (h, w), (height, width) = features.shape[-2:], masks.shape[-2:]
-        chosen = torch.stack([masks == 0, masks == 1], dim=1).float()  # (M, 2, H, W)
-        weights = _interpolation(h, height, masks.device) @ chosen @ _interpolation(w, width, masks.device).T
-        sums = torch.einsum("mchw,mnhw->mnc", features.float(), weights)
-        return sums / (chosen.sum((2, 3)) + AREA_EPS).unsqueeze(-1)
+    with _without_autocast(features):
+        chosen = torch.stack([masks == 0, masks == 1], dim=1).to(_precision(features))  # (M, 2, H, W)
+        rows, columns = (_interpolation(n, to, chosen) for n, to in zip(features.shape[-2:], masks.shape[-2:]))
+        return _means(features, rows @ chosen @ columns.T, chosen.sum((2, 3)))
 
 
-def _interpolation(n: int, to: int, device: torch.device) -> Tensor:
+def _interpolation(n: int, to: int, like: Tensor) -> Tensor:
     """(n, to): column j holds the weights of n values in the j-th of `to` linearly interpolated ones."""
-    return F.interpolate(torch.eye(n, device=device)[None], size=to, mode="linear", align_corners=False)[0]
+    values = torch.eye(n, dtype=like.dtype, device=like.device)
+    return F.interpolate(values[None], size=to, mode="linear", align_corners=False)[0]
+
+
+def _means(features: Tensor, weights: Tensor, area: Tensor) -> Tensor:
+    """(M, C, h, w), (M, n, h, w) and (M, n) to (M, n, C): sum(features * weights) / (area + 1e-5)."""
+    with _without_autocast(features):
+        sums = torch.einsum("mchw,mnhw->mnc", features.to(weights.dtype), weights)
+        return sums / (area + AREA_EPS).unsqueeze(-1)
 
 
 def cosine_scores(features: Tensor, prototypes: Tensor) -> Tensor:
     """(M, C, h, w) and (M, n, C) to (M, n, h, w): 20 times the cosine of every position with every prototype."""
-    with torch.autocast(features.device.type, enabled=False):
-        positions = F.normalize(features.float(), dim=1, eps=COSINE_EPS)
+    with _without_autocast(features):
+        positions = F.normalize(features.to(prototypes.dtype), dim=1, eps=COSINE_EPS)
         return SCALE * torch.einsum("mchw,mnc->mnhw", positions, F.normalize(prototypes, dim=-1, eps=COSINE_EPS))
+
+
+def _without_autocast(x: Tensor) -> torch.autocast:
+    # bfloat16 has three digits: too few for an area, or for 20 times a cosine.
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def _precision(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def alignment_loss(scores: Tensor, query: Tensor, support: Tensor, masks: Tensor) -> Tensor:
@@ -127,9 +142,9 @@ def alignment_loss(scores: Tensor, query: Tensor, support: Tensor, masks: Tensor
     Mean over episodes, ways and shots; a way without a predicted pixel counts as 0, as does a mask of 255 alone.
     """
     ways, shots = masks.shape[1:3]
-    predicted = F.one_hot(scores.argmax(1), 1 + ways).to(query.dtype)  # (B, h, w, 1 + N)
-    area = predicted.sum((1, 2))  # (B, 1 + N)
-    prototypes = torch.einsum("bchw,bhwn->bnc", query, predicted) / (area + AREA_EPS).unsqueeze(-1)
+    predicted = F.one_hot(scores.argmax(1), 1 + ways).movedim(-1, 1).to(scores.dtype)  # (B, 1 + N, h, w)
+    area = predicted.sum((2, 3))  # (B, 1 + N)
+    prototypes = _means(query, predicted, area)
     pairs = torch.stack([prototypes[:, :1].expand_as(prototypes[:, 1:]), prototypes[:, 1:]], dim=2)  # (B, N, 2, C)
     pairs = pairs.unsqueeze(2).expand(-1, -1, shots, -1, -1)
     labels = masks.flatten(0, 2).long()
