@@ -177,17 +177,25 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How the rates move from step to step: constant, poly ((1 - t)^power) or cosine, t from 0 to 1.
+    """How the rates move from step to step: constant, poly ((1 - t)^power), cosine, t from 0 to 1, or steps.
 
     warmup: steps over which the rates first rise linearly.
+    milestones, factor: of steps; from each of these steps on the rates are `factor` times what they were.
     """
 
-    name: Literal["constant", "poly", "cosine"]
+    name: Literal["constant", "poly", "cosine", "steps"]
     power: float
     warmup: int
+    milestones: tuple[int, ...] = ()
+    factor: float = 0.1
 
     def __post_init__(self) -> None:
         require(self.warmup >= 0, "warmup", "a number of steps >= 0", self.warmup)
+        require(self.factor > 0, "factor", "a number > 0", self.factor)
+        rising = list(self.milestones) == sorted({m for m in self.milestones if m >= 1})
+        require(rising, "milestones", "ascending steps >= 1", list(self.milestones))
+        with_steps = (self.name == "steps") == bool(self.milestones)
+        require(with_steps, "milestones", "steps with name=steps, and none otherwise", list(self.milestones))
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,10 @@ class Episode:
     query_mask      (B, H, W)        uint8 in {0, 1, 255}; None where it is not known (prediction)
     class_id        (B,)             int64, the class of each episode, 1..C
     number          (B,)             int64, the episode's number, from which it was drawn
+
+    An episode of N classes at once (PANet alone) has a dimension of ways behind the batch: support_images
+    (B, N, K, 3, H, W) and support_masks (B, N, K, H, W), 1 on the class of the support's own way and 255 on the classes
+    of the other ways; query_mask is in {0..N, 255} and class_id (B, N).
     """
 
     query_image: Tensor
@@ -40,15 +44,22 @@ class Episode:
 
     def __post_init__(self) -> None:
         q, s, m = self.query_image.shape, self.support_images.shape, self.support_masks.shape
-        if len(q) != 4 or len(s) != 5 or q[1] != 3 or s[2] != 3 or q[0] != s[0] or m != (*s[:2], *s[3:]):
+        ranks = (len(q), len(s)) in ((4, 5), (4, 6))
+        if not ranks or q[1] != 3 or s[-3] != 3 or q[0] != s[0] or m != (*s[:-3], *s[-2:]):
             raise ValueError(
-                "Episode: expected query_image (B,3,H,W), support_images (B,K,3,H,W), support_masks (B,K,H,W), got "
-                f"{tuple(q)}, {tuple(s)}, {tuple(m)}"
+                "Episode: expected query_image (B,3,H,W), support_images (B,K,3,H,W), support_masks (B,K,H,W), or with "
+                f"N ways supports of (B,N,K,...), got {tuple(q)}, {tuple(s)}, {tuple(m)}"
             )
 
     @property
     def shot(self) -> int:
-        return self.support_images.shape[1]
+        """K, supports a class."""
+        return self.support_images.shape[-4]
+
+    @property
+    def way(self) -> int:
+        """N, classes at once."""
+        return self.support_images.shape[1] if self.support_images.dim() == 6 else 1
 
     @property
     def size(self) -> tuple[int, int]:
@@ -85,7 +96,7 @@ def normalize(images: Tensor) -> Tensor:
 class Prediction:
     """What a method says of a batch of queries.
 
-    logits  (B, 2, H, W) float: background and foreground, at the query's size
+    logits  (B, 2, H, W) float: background and foreground, at the query's size; (B, 1 + N, H, W) of N ways
     aux     further outputs by name, for losses or for looking at
     """
 

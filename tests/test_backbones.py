@@ -6,7 +6,7 @@ import torchvision
 
 from fss_svf.backbones.backbone import STAGES
 from fss_svf.backbones.resnet import ResNetOptions, TinyOptions, resnet18, resnet50, resnet101, tiny
-from fss_svf.backbones.vgg import VGGOptions, vgg16
+from fss_svf.backbones.vgg import VGGOptions, vgg16, vgg16_plain
 from fss_svf.backbones.weights import normalise_keys
 from fss_svf.errors import ConfigError, WeightsError
 from fss_svf.model import trainable_values
@@ -51,6 +51,7 @@ def test_pfenet_style_dilates_every_3x3_and_keeps_the_stride_at_8():
         (resnet50, ResNetOptions(stem="deep"), [128, 256, 512, 1024, 2048], 8),
         (resnet50, ResNetOptions(stride_in_1x1=True), [64, 256, 512, 1024, 2048], 8),
         (vgg16, VGGOptions(), [64, 128, 256, 512, 512], 16),
+        (vgg16_plain, VGGOptions(), [64, 128, 256, 512, 512], 8),
         (tiny, TinyOptions(width=8), [8, 8, 16, 32, 64], 8),
     ],
 )
@@ -64,6 +65,25 @@ def test_stages_channels_and_stride(build, options, channels, stride):
     # 65 = 64 + 1: corners stay aligned at 64 / stride + 1; VGG's pools round up to the same
     assert outputs["layer3"].shape[-1] == outputs["layer4"].shape[-1] == 64 // stride + 1
     assert backbone.stride == stride
+
+
+def test_plain_vgg_computes_panets_features():
+    """Written out: five blocks, 3x3 pools of which the fourth keeps the size, block 5 dilated and without last ReLU."""
+    torch.manual_seed(0)
+    backbone = vgg16_plain(VGGOptions())[0].eval()
+    convs = iter([m for m in backbone.modules() if isinstance(m, torch.nn.Conv2d)])
+    x = image()
+    with torch.no_grad():
+        for block, count in enumerate((2, 2, 3, 3, 3)):
+            for i in range(count):
+                conv, dilation = next(convs), 2 if block == 4 else 1
+                x = torch.nn.functional.conv2d(x, conv.weight, conv.bias, padding=dilation, dilation=dilation)
+                if (block, i) != (4, 2):
+                    x = x.relu()
+            if block < 4:
+                x = torch.nn.functional.max_pool2d(x, 3, stride=1 if block == 3 else 2, padding=1)
+        assert (x < 0).any()
+        torch.testing.assert_close(backbone(image())["layer4"], x)
 
 
 def test_stride_in_1x1_moves_the_stride():
@@ -80,7 +100,12 @@ def test_bottleneck_options_are_refused_for_basic_blocks(options):
 # The paper's numbers of trainable values (facts: 12,544 / 25,600 / 3,840).
 @pytest.mark.parametrize(
     ("build", "options", "values"),
-    [(resnet50, ResNetOptions(), 12_544), (resnet101, ResNetOptions(), 25_600), (vgg16, VGGOptions(), 3_840)],
+    [
+        (resnet50, ResNetOptions(), 12_544),
+        (resnet101, ResNetOptions(), 25_600),
+        (vgg16, VGGOptions(), 3_840),
+        (vgg16_plain, VGGOptions(), 3_840),  # the same convolutions
+    ],
 )
 def test_svf_trains_the_papers_number_of_values(build, options, values):
     svf_options = TUNINGS.entry("svf").options(include=(r"^layer[234]\.",), exclude=(), rank=None, rank_multiple=1)
@@ -126,6 +151,25 @@ def test_weights_with_the_numbered_stem_of_official_checkpoints(tmp_path):
     backbone, report = resnet50(ResNetOptions(stem="deep", weights=save(tmp_path, official)))
     assert report.ignored == ()
     assert all(torch.equal(value, reference.state_dict()[name]) for name, value in backbone.state_dict().items())
+
+
+def test_weights_of_plain_vgg_by_torchvisions_and_panets_names(tmp_path):
+    reference = torchvision.models.vgg16().features
+    firsts = {0: 0, 2: 5, 4: 10, 6: 17, 8: 24}  # of PANet's blocks, as torchvision numbers them
+    panet = {
+        f"module.encoder.backbone.features.{block}.{2 * i}.{kind}": getattr(reference[first + 2 * i], kind)
+        for block, first in firsts.items()
+        for i in range(2 if block < 4 else 3)
+        for kind in ("weight", "bias")
+    }
+    assert len(panet) == 26
+    for state in ({f"features.{k}": v for k, v in reference.state_dict().items()}, panet):
+        backbone, report = vgg16_plain(VGGOptions(weights=save(tmp_path, state)))
+        assert (report.loaded, report.ignored) == (26, ())
+        for name, value in backbone.state_dict().items():
+            assert torch.equal(value, reference.state_dict()[name.split(".", 1)[1]]), name
+    with pytest.raises(WeightsError, match="does not fit backbone=vgg16 "):
+        vgg16(VGGOptions(weights=save(tmp_path, panet)))
 
 
 def test_weights_of_a_run_serve_vgg_too(tmp_path):

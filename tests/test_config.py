@@ -101,12 +101,20 @@ def test_mapping_round_trip():
         ),
         (
             {"name": "linear", "power": 1, "warmup": 0},
-            r"schedule.name: expected one of constant \| poly \| cosine, got 'linear'",
+            r"schedule.name: expected one of constant \| poly \| cosine \| steps, got 'linear'",
         ),
         ({"name": "poly", "power": "fast", "warmup": 0}, r"schedule.power: expected a number, got 'fast'"),
         ({"name": "poly", "power": 1}, r"schedule.warmup: missing"),
         ({"name": "poly", "power": 1, "warmup": True}, r"schedule.warmup: expected a whole number, got True"),
         ({"name": "poly", "power": 1, "warmup": -1}, r"schedule.warmup: expected a number of steps >= 0, got -1"),
+        (
+            {"name": "steps", "power": 1, "warmup": 0},
+            r"schedule.milestones: expected steps with name=steps, and none otherwise, got \[\]",
+        ),
+        (
+            {"name": "steps", "power": 1, "warmup": 0, "milestones": [20, 10]},
+            r"schedule.milestones: expected ascending steps >= 1, got \[20, 10\]",
+        ),
         (7, r"schedule: expected a mapping of keys, got 7"),
     ],
 )

@@ -34,6 +34,7 @@ def train_config(root, tuning="svf", **changes):
     tunings = {
         "svf": {"include": (r"^layer[234]\.",), "exclude": (), "rank": None, "rank_multiple": 1},
         "frozen": {},
+        "full": {},
     }
     config = TrainConfig(
         name="test",
@@ -87,7 +88,7 @@ def test_exactly_the_announced_tensors_change(toy_root, tmp_path, tuning):
     model = restore_model(config.method, config.backbone, config.tuning, after, "test")
     assert changed == {name for name, p in model.named_parameters() if p.requires_grad}
     in_backbone = {name.split(".")[-1] for name in changed if name.startswith("backbone.")}
-    assert in_backbone == ({"S"} if tuning == "svf" else set())
+    assert in_backbone == {"frozen": set(), "svf": {"S"}, "full": {"weight", "bias"}}[tuning]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -207,6 +208,8 @@ def test_schedules():
     assert rate_factor(poly, 50, 100) == pytest.approx(0.5**0.9)
     assert rate_factor(cosine, 50, 100) == pytest.approx(0.5)
     assert [rate_factor(Schedule("constant", 0.9, 4), s, 100) for s in range(5)] == [0.25, 0.5, 0.75, 1, 1]
+    steps = Schedule("steps", 0.9, 0, milestones=(3, 5), factor=0.1)
+    assert [rate_factor(steps, s, 100) for s in (0, 2, 3, 4, 5, 99)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
 
 
 def test_nothing_to_train_is_an_error():

@@ -17,6 +17,10 @@ from fss_svf.errors import WeightsError, listing
 
 # A run's checkpoint stores its model's backbone under this name.
 _BACKBONE = "backbone."
+# torchvision's names where ours differ.
+_TORCHVISION = {"vgg16": "vgg16_bn", "vgg16_plain": "vgg16"}
+# The first layer of each block of torchvision's vgg16.features (without BatchNorm).
+VGG16_BLOCKS = (0, 5, 10, 17, 24)
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ def normalise_keys(content: Mapping[str, Any], vgg: bool = False) -> dict[str, T
     """Torchvision's names, from a plain state dict, one nested under 'state_dict' or 'model', semseg's, or a run's.
 
     Dropped: the prefixes 'module.' (DataParallel), 'encoder.' and 'backbone.', and 'layer0.' of the stem, whose modules
-    PFENet and BAM number (0 is conv1, 1 is bn1, 3 is conv2, ...).
+    PFENet and BAM number (0 is conv1, 1 is bn1, 3 is conv2, ...). PANet's names of its VGG16 are understood too.
     """
     for nest in ("state_dict", "model"):
         if isinstance(content.get(nest), Mapping):
@@ -101,7 +105,7 @@ def normalise_keys(content: Mapping[str, Any], vgg: bool = False) -> dict[str, T
         # A run's checkpoint: the backbone alone is taken, not its head.
         state = {key: value for key, value in state.items() if key.startswith(_BACKBONE)}
     rename = _vgg_name if vgg else _resnet_name
-    return {rename(re.sub(r"^(encoder|backbone)\.", "", key)): value for key, value in state.items()}
+    return {rename(re.sub(r"^((encoder|backbone)\.)+", "", key)): value for key, value in state.items()}
 
 
 def _resnet_name(key: str) -> str:
@@ -113,13 +117,17 @@ def _resnet_name(key: str) -> str:
 
 
 def _vgg_name(key: str) -> str:
+    # PANet numbers blocks and the pools between them, and inside a block its layers: features.2.0 is features.5.
+    panet = re.match(r"features\.([02468])\.([024])\.(\w+)$", key)
+    if panet:
+        return f"features.{VGG16_BLOCKS[int(panet[1]) // 2] + int(panet[2])}.{panet[3]}"
     # The stages are slices of torchvision's `features` that keep its numbers.
     return re.sub(r"^layer\d\.(\d+)\.(\w+)$", r"features.\1.\2", key)
 
 
 def _from_torchvision(source: str, name: str) -> dict[str, Tensor]:
     try:
-        weights = torchvision.models.get_model_weights(name)[source]
+        weights = torchvision.models.get_model_weights(_TORCHVISION.get(name, name))[source]
     except (KeyError, ValueError):
         raise WeightsError(
             f"backbone.weights={source}: neither a file ({Path(source).absolute()}) nor torchvision weights of {name}"

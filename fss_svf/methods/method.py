@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from fss_svf.backbones.backbone import Backbone
 from fss_svf.episode import IGNORE, Code, Episode, Prediction
+from fss_svf.errors import ConfigError
 
 
 class FewShotMethod(nn.Module, ABC):
@@ -17,12 +19,15 @@ class FewShotMethod(nn.Module, ABC):
     BatchNorm stays in eval mode also while training (fix_bn of the official recipes).
     """
 
-    # Whether the method has anything to train; the controls have not.
+    # Whether the method has anything to train beside the backbone; the controls have not.
     trainable = True
+    # Whether it segments several classes at once.
+    many_ways = False
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self.backbone = backbone
+        self.register_forward_pre_hook(_check_ways, with_kwargs=True)
 
     @abstractmethod
     def encode_query(self, images: Tensor) -> Code:
@@ -34,7 +39,7 @@ class FewShotMethod(nn.Module, ABC):
 
     @abstractmethod
     def segment(self, query: Code, support: Code, size: tuple[int, int]) -> Prediction:
-        """Segment B queries; support rows are regrouped to (B, K, ...). Logits come at `size` (H, W)."""
+        """Segment B queries; support rows are regrouped to (B, K, ...), of N ways (B, N, K, ...). Logits come at `size`."""
 
     def losses(self, prediction: Prediction, episode: Episode) -> dict[str, Tensor]:
         """Loss terms by name; their plain sum is minimised. Default: cross-entropy of the logits, 255 ignored."""
@@ -44,7 +49,7 @@ class FewShotMethod(nn.Module, ABC):
         """Encode and segment a batch of episodes. Methods override this to share one backbone pass."""
         support = self.encode_support(*flat_supports(episode))
         query = self.encode_query(episode.query_image)
-        return self.segment(query, regroup(support, episode.shot), episode.size)
+        return self.segment(query, regroup(support, episode.shot, episode.way), episode.size)
 
     def train(self, mode: bool = True) -> FewShotMethod:
         super().train(mode)
@@ -54,14 +59,24 @@ class FewShotMethod(nn.Module, ABC):
         return self
 
 
+def _check_ways(method: nn.Module, args: tuple[Episode, ...], kwargs: Mapping[str, Episode]) -> None:
+    """Before every forward. Raises ConfigError for an episode of several classes that the method would confuse."""
+    way = (*args, *kwargs.values())[0].way
+    if way > 1 and not method.many_ways:
+        raise ConfigError(
+            f"way={way}: {type(method).__name__} segments one class an episode; use method=panet, or way=1"
+        )
+
+
 def flat_supports(episode: Episode) -> tuple[Tensor, Tensor]:
-    """Support images (B * K, 3, H, W) and masks (B * K, H, W), episode by episode."""
-    return episode.support_images.flatten(0, 1), episode.support_masks.flatten(0, 1)
+    """Support images (B * K, 3, H, W) and masks (B * K, H, W), episode by episode, in each way by way."""
+    return episode.support_images.flatten(0, -4), episode.support_masks.flatten(0, -3)
 
 
-def regroup(code: Code, shot: int) -> Code:
-    """(B * K, ...) rows to (B, K, ...)."""
-    return {name: value.unflatten(0, (-1, shot)) for name, value in code.items()}
+def regroup(code: Code, shot: int, way: int = 1) -> Code:
+    """(B * K, ...) rows to (B, K, ...); of several ways (B * N * K, ...) to (B, N, K, ...)."""
+    shape = (-1, shot) if way == 1 else (-1, way, shot)
+    return {name: value.unflatten(0, shape) for name, value in code.items()}
 
 
 def cross_entropy(logits: Tensor, mask: Tensor | None) -> Tensor:

@@ -37,17 +37,22 @@ def set_rates(optimizer: torch.optim.Optimizer, schedule: Schedule, step: int, t
 
 
 def rate_factor(schedule: Schedule, step: int, total: int) -> float:
-    """At step t of T: constant 1, poly (1 - t/T)^power, cosine (1 + cos(pi t/T)) / 2; times (t + 1) / warmup below 1."""
+    """At step t of T: constant 1, poly (1 - t/T)^power, cosine (1 + cos(pi t/T)) / 2, steps factor^(milestones <= t).
+
+    Times (t + 1) / warmup below 1.
+    """
     if step < schedule.warmup:
-        return (step + 1) / schedule.warmup * _decay(schedule, step / total)
-    return _decay(schedule, step / total)
+        return (step + 1) / schedule.warmup * _decay(schedule, step, total)
+    return _decay(schedule, step, total)
 
 
-def _decay(schedule: Schedule, t: float) -> float:
+def _decay(schedule: Schedule, step: int, total: int) -> float:
     if schedule.name == "poly":
-        return float((1 - t) ** schedule.power)
+        return float((1 - step / total) ** schedule.power)
     if schedule.name == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * t))
+        return 0.5 * (1 + math.cos(math.pi * step / total))
+    if schedule.name == "steps":
+        return float(schedule.factor ** sum(m <= step for m in schedule.milestones))
     return 1.0
 
 
