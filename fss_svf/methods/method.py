@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fss_svf.backbones.backbone import Backbone
 from fss_svf.episode import IGNORE, Code, Episode, Prediction
+from fss_svf.registry import Choice
 
 
 class FewShotMethod(nn.Module, ABC):
@@ -19,6 +22,12 @@ class FewShotMethod(nn.Module, ABC):
 
     # Whether the method has anything to train; the controls have not.
     trainable = True
+    # Whether its training reads Episode.base_mask and base_class.
+    needs_base_mask = False
+    # The options that may be other ones in an evaluation than in the training.
+    evaluation_options: tuple[str, ...] = ()
+    # What weights of its own beside the backbone's were trained on: dataset, fold, classes.
+    trained_on: Mapping[str, Any] | None = None
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
@@ -45,6 +54,15 @@ class FewShotMethod(nn.Module, ABC):
         support = self.encode_support(*flat_supports(episode))
         query = self.encode_query(episode.query_image)
         return self.segment(query, regroup(support, episode.shot), episode.size)
+
+    def check_run(self, dataset: str, fold: int, classes: Sequence[str], backbone: Choice) -> None:
+        """Raise ConfigError or WeightsError where the method cannot train on these base classes and this backbone."""
+
+    def check_shot(self, shot: int) -> None:
+        """Raise ConfigError where the method cannot segment with so many supports."""
+
+    def fit_state(self, state: Mapping[str, Any]) -> None:
+        """Make the parts whose number or shape weights decide those of a state dict, before it is loaded."""
 
     def train(self, mode: bool = True) -> FewShotMethod:
         super().train(mode)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from fss_svf.svf.layers import CONVERTED, PlainLayer, SVFLayer, become_svf, factorise
+from fss_svf.svf.layers import CONVERTED, PlainLayer, SVFLayer, become_plain, become_svf, factorise
 
 
 def decompose(
@@ -137,6 +138,14 @@ def disabled(module: nn.Module) -> Iterator[nn.Module]:
     finally:
         for layer, was in before:
             layer._disabled = was
+
+
+def plain_copy(module: nn.Module) -> nn.Module:
+    """A copy of `module` as it was before decompose: plain layers with the pretrained weights. The module stays."""
+    duplicate = copy.deepcopy(module)
+    for _, layer in list(layers(duplicate)):
+        become_plain(layer)
+    return duplicate
 
 
 @dataclass(frozen=True)
