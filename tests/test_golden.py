@@ -16,8 +16,13 @@ from tests.golden import episodes, fill
 GOLDEN = Path(__file__).parent / "golden"
 METHODS = {"aspp": "baseline", "pfenet": "pfenet", "bam": "bam"}
 CASES = [f"{name}_r50_{case}" for name in METHODS for case in ("1shot", "5shot", "1shot_svf")]
-# The SVF cases compare two float32 SVDs of 53 weights (their signs and last digits differ by LAPACK and its threads).
+# Relative to the largest logit. The SVF cases multiply 53 weights together from float32 factors of two LAPACKs.
 LOGITS = {False: 1e-5, True: 5e-5}
+# Relative. Gradients of S are those of single singular vectors, which float32 fixes less well the closer their values
+# lie: evaluated in float64 throughout, norms in layer4 differ from the golden ones by 1.0e-3 (PFENet) and 1.7e-3 (BAM).
+HEAD_GRADIENT, S_GRADIENT = 1e-3, 3e-3
+
+fill.values = cache(fill.values)  # the cases share nearly all tensors
 
 
 @cache
@@ -56,11 +61,6 @@ def decomposed(state, backbone):
         s = s * (1 + 0.1 * torch.cos(torch.arange(len(s)))) if trains else s
         out |= {f"{layer}.conv_U.weight": u, f"{layer}.conv_V.weight": v, f"{layer}.vector_S": s.view(1, -1, 1, 1)}
     return out
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(one_thread):
-    """The SVDs above."""
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -124,10 +124,11 @@ def compare_training(model, episode, golden):
     norms = dict(zip(map(our_name, golden["grad_names"]), golden["grad_norms"]))
     assert gradients.keys() == norms.keys()
     for name, norm in norms.items():
-        assert float(gradients[name].norm()) == pytest.approx(norm, rel=1e-3), name
+        bound = S_GRADIENT if name.endswith(".S") else HEAD_GRADIENT
+        assert float(gradients[name].norm()) == pytest.approx(norm, rel=bound), name
     for key in (k for k in golden if k.startswith("svf_grad::")):
         ours = gradients[our_name(key.removeprefix("svf_grad::"))].flatten()[:16].numpy()
-        np.testing.assert_allclose(ours, golden[key], rtol=1e-2, atol=1e-3 * np.abs(golden[key]).max(), err_msg=key)
+        assert np.abs(ours - golden[key]).max() <= S_GRADIENT * np.abs(golden[key]).max(), key
 
 
 def our_name(official):

@@ -41,7 +41,8 @@ def decompose(
     chosen = _choose(module, _patterns(include), _patterns(exclude))
     # All factors before the first conversion, so that an error leaves no model half converted.
     factors: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}
-    for name, layer in tqdm(chosen, desc="SVD", unit="layer", disable=not progress):
+    at_once = all(layer.weight.is_meta for _, layer in chosen)
+    for name, layer in tqdm(chosen, desc="SVD", unit="layer", disable=at_once or not progress):
         weight = layer.weight
         try:
             if not isinstance(weight, nn.Parameter):
