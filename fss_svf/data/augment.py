@@ -40,11 +40,14 @@ class TrainTransform:
     def __call__(
         self, image: np.ndarray, label: np.ndarray, random: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(H, W, 3) and (H, W) uint8 to (size, size, 3) and (size, size) uint8."""
-        warp = self._warp(label, random)
+        """(H, W, 3) and (H, W) uint8 to (size, size, 3) and (size, size) uint8.
+
+        Several labels of one image, (H, W, n), move together; the first decides which crop will do.
+        """
+        warp = self._warp(label if label.ndim == 2 else label[..., 0], random)
         target = (self.size, self.size)
         image = cv2.warpAffine(image, warp, target, flags=cv2.INTER_LINEAR, borderValue=_PAD)
-        label = cv2.warpAffine(label, warp, target, flags=cv2.INTER_NEAREST, borderValue=IGNORE)
+        label = cv2.warpAffine(label, warp, target, flags=cv2.INTER_NEAREST, borderValue=(IGNORE,) * 4)
         if random.random() < self.augment.blur:
             image = cv2.GaussianBlur(image, (5, 5), 0)
         return image, label

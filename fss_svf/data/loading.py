@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import cv2
@@ -90,20 +90,39 @@ def _start_worker(_: int) -> None:
 
 
 class TrainEpisodes:
-    """Makes augmented training episodes by number."""
+    """Makes augmented training episodes by number; `base`: with base_mask and base_class of these classes, for BAM."""
 
-    def __init__(self, split: Split, sampler: EpisodeSampler, size: int, augment: Augment) -> None:
+    def __init__(
+        self,
+        split: Split,
+        sampler: EpisodeSampler,
+        size: int,
+        augment: Augment,
+        base: Sequence[int] | None = None,
+    ) -> None:
         self.split, self.sampler = split, sampler
         self.transform = TrainTransform(size, augment)
+        self.lookup = None if base is None else base_label_lookup(base)
 
     def __call__(self, number: int) -> Episode:
         spec = self.sampler[number]
         random = np.random.default_rng([self.sampler.seed, number, AUGMENTATION])
-        pairs = []
+        pairs: list[tuple[np.ndarray, np.ndarray]] = []
         for image_number in (spec.query, *spec.supports):
             image, label = self.split.pair(image_number)
-            pairs.append(self.transform(image, binary_mask(label, spec.class_id), random))
-        return _episode(pairs, spec.class_id, number)
+            mask = binary_mask(label, spec.class_id)
+            if self.lookup is not None and not pairs:
+                mask = np.dstack([mask, self.lookup[label]])
+            pairs.append(self.transform(image, mask, random))
+        if self.lookup is None:
+            return _episode(pairs, spec.class_id, number)
+        image, masks = pairs[0]
+        pairs[0] = image, np.ascontiguousarray(masks[..., 0])
+        return replace(
+            _episode(pairs, spec.class_id, number),
+            base_mask=torch.from_numpy(np.ascontiguousarray(masks[..., 1]))[None],
+            base_class=torch.tensor([int(self.lookup[spec.class_id])]),
+        )
 
 
 class EvalEpisodes:
@@ -162,10 +181,8 @@ def base_label_lookup(base: Sequence[int]) -> np.ndarray:
 
 def collate_episodes(items: list[Episode]) -> Episode:
     """Join episodes along the batch dimension."""
-    joined = {}
-    for name in ("query_image", "support_images", "support_masks", "query_mask", "class_id", "number"):
-        joined[name] = torch.cat([getattr(item, name) for item in items])
-    return Episode(**joined)
+    present = [f.name for f in fields(Episode) if getattr(items[0], f.name) is not None]
+    return Episode(**{name: torch.cat([getattr(item, name) for item in items]) for name in present})
 
 
 def collate_eval(items: list[EvalBatch]) -> EvalBatch:

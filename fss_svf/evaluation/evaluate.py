@@ -55,6 +55,8 @@ def evaluate(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:
     split = dataset.split("val")
     classes = split_classes(split.index, dataset.options, subject.fold, "val")
     refuse_leak(subject.trained_on, map(split.index.class_name, classes), f"checkpoint={config.checkpoint}")
+    for shot in config.shots:
+        subject.model.check_shot(shot)
     device = choose_device(config.device)
     place(subject.model, device)
     write_run_folder(out, config)
@@ -105,19 +107,22 @@ def _from_checkpoint(config: EvaluateConfig) -> Subject:
     assert config.checkpoint is not None
     content = load_checkpoint(config.checkpoint, "train")
     trained = from_mapping(TrainConfig, content["config"])
-    for key in ("method", "backbone"):
-        if getattr(config, key):
+    changeable: tuple[str, ...] = METHODS.entry(trained.method.name).build.evaluation_options  # type: ignore[attr-defined]
+    for key, allowed in (("method", changeable), ("backbone", ())):
+        others = set(getattr(config, key)) - set(allowed)
+        if others:
             raise ConfigError(
                 f"{key}: checkpoint={config.checkpoint} was trained with {key}={getattr(trained, key).name} and its own "
-                f"options of it; leave {key} out"
+                f"options of it; leave {key}{'' if 'name' in others else '.' + min(others)} out"
             )
+    method = _choose(METHODS, {**to_mapping(trained.method), **config.method})
     if config.fold not in (None, trained.fold):
         raise ConfigError(
             f"fold={config.fold}: checkpoint={config.checkpoint} was trained on fold {trained.fold} and has seen the "
             f"novel classes of fold {config.fold}; leave fold out, or give a checkpoint of fold {config.fold}"
         )
     what = f"checkpoint={config.checkpoint}"
-    model = restore_model(trained.method, trained.backbone, trained.tuning, content["model"], what)
+    model = restore_model(method, trained.backbone, trained.tuning, content["model"], what)
     return Subject(
         model=model,
         dataset=_dataset(config.dataset, trained.dataset),
@@ -133,6 +138,7 @@ def _from_checkpoint(config: EvaluateConfig) -> Subject:
             "shot": trained.shot,
             "recipe": trained.recipe.name,
             "seed": trained.seed,
+            "method_options_changed": dict(config.method),
             # best.pt is the best on the test fold itself, as in the papers: optimistic
             "selection": "best mIoU on the novel classes" if config.checkpoint.name == "best.pt" else "last step",
         },
@@ -147,9 +153,11 @@ def _from_config(config: EvaluateConfig) -> Subject:
             raise ConfigError(f"evaluate: give checkpoint=PATH, or {key}=NAME (with dataset, method, backbone, size)")
     if config.size is None:
         raise ConfigError("size: without a checkpoint evaluate needs the input size in pixels, such as size=473")
+    if METHODS.entry(config.method["name"]).build.trainable:  # type: ignore[attr-defined]
+        raise ConfigError(
+            f"method={config.method['name']}: has parameters to train; give checkpoint=PATH of a trained one"
+        )
     method, backbone = _choose(METHODS, config.method), _choose(BACKBONES, config.backbone)
-    if METHODS.entry(method.name).build.trainable:  # type: ignore[attr-defined]
-        raise ConfigError(f"method={method.name}: has parameters to train; give checkpoint=PATH of a trained one")
     torch.manual_seed(config.seed)  # of random weights, the same in each job of a sweep
     frozen = Choice("frozen", TUNINGS.entry("frozen").options())
     model, report = build_model(method, backbone, frozen)
