@@ -47,7 +47,10 @@ class TrainTransform:
         warp = self._warp(label if label.ndim == 2 else label[..., 0], random)
         target = (self.size, self.size)
         image = cv2.warpAffine(image, warp, target, flags=cv2.INTER_LINEAR, borderValue=_PAD)
-        label = cv2.warpAffine(label, warp, target, flags=cv2.INTER_NEAREST, borderValue=(IGNORE,) * 4)
+        # One by one: OpenCV rounds the places of several channels in another way than those of one.
+        labels = [label] if label.ndim == 2 else [np.ascontiguousarray(x) for x in np.moveaxis(label, -1, 0)]
+        moved = [cv2.warpAffine(x, warp, target, flags=cv2.INTER_NEAREST, borderValue=IGNORE) for x in labels]
+        label = moved[0] if label.ndim == 2 else np.dstack(moved)
         if random.random() < self.augment.blur:
             image = cv2.GaussianBlur(image, (5, 5), 0)
         return image, label
