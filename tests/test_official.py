@@ -1,5 +1,6 @@
 """The importer on what the golden cases do not have: VGG16, COCO, K shots with SVF, the base learner, what does not fit."""
 
+import json
 import re
 import subprocess
 import sys
@@ -11,11 +12,16 @@ from torch import nn
 from fss_svf import load_official, svf
 from fss_svf.backbones.resnet import ResNetOptions, resnet18
 from fss_svf.backbones.vgg import VGGOptions, vgg16
+from fss_svf.checkpoint import load_checkpoint
+from fss_svf.config import TrainConfig, from_mapping
 from fss_svf.errors import ConfigError, WeightsError
 from fss_svf.methods.bam import BAM, BAMOptions
 from fss_svf.methods.base_learner import BaseLearner
 from fss_svf.methods.baseline import Baseline, BaselineOptions
 from fss_svf.methods.pfenet import PFENet, PFENetOptions
+from fss_svf.model import restore_model
+from tests.conftest import TOY
+from tests.test_cli import one_line
 from tests.test_methods import episode
 
 VGG_STARTS = (0, 7, 14, 24, 34)
@@ -203,6 +209,48 @@ def test_the_users_tensors_stay_theirs(vgg_bam):
     model = load_official(state, "bam", "vgg16", 5, "coco")
     theirs = {v.data_ptr() for v in state.values()}
     assert not theirs & {v.data_ptr() for v in model.state_dict().values()}
+
+
+def test_from_the_command_line_to_a_number(fss, toy_root, tmp_path):
+    """An imported run evaluates, and trains on."""
+    torch.manual_seed(0)
+    backbone = resnet18(ResNetOptions(dilation="pfenet"))[0].requires_grad_(False)
+    reference = as_trained(BAM(backbone, BAMOptions(width=8, shot=2, base_classes=15)))
+    torch.save({"state_dict": official(reference, "bam")}, tmp_path / "best.pth")
+    common = (*TOY, f"dataset.root={toy_root}", "fold=0", "method=bam", "backbone=resnet18", "recipe=bam", "workers=0")
+    small = ("recipe.size=65", "recipe.batch_size=2", "recipe.max_steps=1", "validate.episodes=2")
+    paths = (f"source={tmp_path / 'best.pth'}", f"target={tmp_path / 'run'}")
+    status, _, err = fss("import-official", *common, *small, *paths, "shot=1")
+    assert status == 1
+    assert "shot=1, but it was trained at 2 shots by its kshot_rw; say shot=2" in one_line(err)
+    assert fss("import-official", *common, *small, *paths, "shot=2")[0] == 0
+    content = load_checkpoint(tmp_path / "run", "train")
+    assert content["trained_on"]["backbone_weights"] == "official best.pth"
+    imported = restore_model(*choices(content), content["model"], "run")
+    same(imported.eval(), reference, episode(shot=2))
+    status, _, err = fss("import-official", *common, *small, *paths, "shot=2")
+    assert status == 1
+    assert f"target={tmp_path / 'run'}: holds a run already" in one_line(err)
+
+    evaluation = (f"checkpoint={tmp_path / 'run'}", "protocol.episodes=2", "workers=0", f"hydra.run.dir={tmp_path}/out")
+    status, _, err = fss("evaluate", *evaluation, "shot=[1,3]")
+    assert status == 1
+    assert "shot=3: this BAM was trained at 2 shots" in one_line(err)
+    status, _, err = fss("evaluate", *evaluation, "shot=[1,3]", "+method.other_shots=mean")
+    assert status == 0, err
+    result = json.loads((tmp_path / "out" / "3shot" / "result.json").read_text())
+    assert set(result["also"]) == {"meta"}
+    assert result["checkpoint"]["method_options_changed"] == {"other_shots": "mean"}
+    status, _, err = fss("evaluate", *evaluation, "+method.width=9")
+    assert status == 1
+    assert "leave method.width out" in one_line(err)
+    assert fss("train", f"resume={tmp_path / 'run'}", "workers=0")[0] == 0
+    assert load_checkpoint(tmp_path / "run", "train")["step"] == 1
+
+
+def choices(content):
+    config = from_mapping(TrainConfig, content["config"])
+    return config.method, config.backbone, config.tuning
 
 
 def test_importing_the_package_imports_no_torch():

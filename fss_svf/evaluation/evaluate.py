@@ -17,6 +17,7 @@ from fss_svf.data.dataset import Dataset
 from fss_svf.data.episodes import make_sampler, split_classes
 from fss_svf.data.loading import EvalEpisodes
 from fss_svf.errors import ConfigError
+from fss_svf.evaluation.counts import Counts
 from fss_svf.evaluation.engine import Run, evaluate_run
 from fss_svf.methods.method import FewShotMethod
 from fss_svf.model import build_model, choose_device, place, refuse_leak, restore_model, trainable_values
@@ -224,12 +225,20 @@ def _result(
         "num_episodes": protocol.episodes * protocol.runs,
         "seeds": [protocol.seed + i for i in range(protocol.runs)],
         "episodes_per_class": {name: sum(int(r.counts.episodes[c]) for r in runs) for c, name in names.items()},
+        "also": {name: _mean([run.others[name] for run in runs]) for name in runs[0].others},
         "runs": [{"miou": run.counts.miou(), "fb_iou": run.counts.fb_iou()} for run in runs],
         "backbone_weights": subject.weights,
         "trainable_backbone_values": trainable_values(backbone),
         "checkpoint": subject.checkpoint,
         "data": data,
         "classes_left_out": left_out,
+    }
+
+
+def _mean(counts: list[Counts]) -> dict[str, float]:
+    return {
+        "miou": sum(c.miou() for c in counts) / len(counts),
+        "fb_iou": sum(c.fb_iou() for c in counts) / len(counts),
     }
 
 

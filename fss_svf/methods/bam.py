@@ -54,6 +54,7 @@ class BAM(PriorASPP):
     """Adds to the codes: gram (C2, C2) of the low feature; of queries base, the base learner's logits."""
 
     needs_base_mask = True
+    also_evaluated = ("meta",)
     evaluation_options = ("other_shots",)
 
     def __init__(self, backbone: Backbone, options: BAMOptions) -> None:

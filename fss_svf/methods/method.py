@@ -24,6 +24,8 @@ class FewShotMethod(nn.Module, ABC):
     trainable = True
     # Whether its training reads Episode.base_mask and base_class.
     needs_base_mask = False
+    # Names of Prediction.aux whose (B, 2, H, W) logits are predictions too, measured beside the method's own.
+    also_evaluated: tuple[str, ...] = ()
     # The options that may be other ones in an evaluation than in the training.
     evaluation_options: tuple[str, ...] = ()
     # What weights of its own beside the backbone's were trained on: dataset, fold, classes.

@@ -79,7 +79,14 @@ def train(config: TrainConfig, out: Path) -> float:
             writer.add_image("episodes", draw_episodes(run.pictures), step, dataformats="HWC")
         log.info("step %d: mIoU %.2f, FB-IoU %.2f", step, 100 * run.counts.miou(), 100 * run.counts.fb_iou())
         classes = {f"iou/{index.class_name(c)}": iou for c, iou in run.counts.per_class().items()}
-        return {"score": run.counts.miou(), "miou": run.counts.miou(), "fb_iou": run.counts.fb_iou(), **classes}
+        others = {f"miou_{name}": counts.miou() for name, counts in run.others.items()}
+        return {
+            "score": run.counts.miou(),
+            "miou": run.counts.miou(),
+            "fb_iou": run.counts.fb_iou(),
+            **others,
+            **classes,
+        }
 
     task = Task(
         verb="train",
