@@ -124,6 +124,9 @@ def read_official(
     if method == "bam":
         state = _share_stages(state)
         options |= _bam_options(state, shot, dataset, what)
+    if method == "baseline":
+        # It is the official optimizer that leaves this layer out, not the module.
+        options.setdefault("down_query_trains", True)
     if "down_query.0.weight" in state:
         options.setdefault("width", len(state["down_query.0.weight"]))
     values: dict[str, Any] = {"include": (r"^layer[234]\.",), "exclude": (), "rank": None, "rank_multiple": 4}

@@ -69,7 +69,6 @@ def test_equals_the_official_implementation(case):
     golden = np.load(GOLDEN / f"{case}.npz")
     info = json.loads(str(golden["info"]))
     svf = info["svf"]
-    options = {"down_query_trains": True} if name == "aspp" else {}
     model = load_official(
         {"state_dict": {f"module.{k}": v for k, v in checkpoint(name, shots).items()}},
         method=METHODS[name],
@@ -77,7 +76,6 @@ def test_equals_the_official_implementation(case):
         shot=info["shot"],
         dataset=info["dataset"],
         tuning="svf" if svf else "frozen",
-        **options,
     )
     episode = make_episode(info)
     compare_outputs(model, episode, golden, LOGITS[svf])
