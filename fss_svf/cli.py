@@ -28,6 +28,11 @@ VERBS = {
     "prepare": ("PrepareConfig", "fss_svf.data.prepare", "checks a download, builds masks and the index, once"),
     "pretrain": ("PretrainConfig", "fss_svf.training.pretrain", "trains the base learner of a fold (BAM's stage 1)"),
     "train": ("TrainConfig", "fss_svf.training.train", "meta-trains a method with a tuning"),
+    "import-official": (
+        "ImportConfig",
+        "fss_svf.training.import_official",
+        "makes a run folder of an official checkpoint",
+    ),
     "evaluate": ("EvaluateConfig", "fss_svf.evaluation.evaluate", "measures mIoU and FB-IoU by a protocol"),
     "report": ("ReportConfig", "fss_svf.reporting.report", "gathers results into a table"),
 }
@@ -101,7 +106,7 @@ def run_job(verb: str, cfg: DictConfig) -> Any:
         hydra_config = HydraConfig.get()
         if getattr(checked, "resume", None) is not None:
             checked = _continued(verb, checked, list(hydra_config.overrides.task))
-        run = getattr(importlib.import_module(module), verb)
+        run = getattr(importlib.import_module(module), verb.replace("-", "_"))
         return run(checked, Path(hydra_config.runtime.output_dir))
     except (FssError, OmegaConfBaseException) as error:
         text = str(error) if isinstance(error, FssError) else _one_line(error, verb)

@@ -359,6 +359,15 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class ImportConfig(TrainConfig):
+    """The run that the official checkpoint `source` is to be the outcome of, written to `target`."""
+
+    source: Path = field(kw_only=True)
+    target: Path = field(kw_only=True)
+    dilation: Literal["pfenet", "torchvision"] | None = field(kw_only=True)
+
+
+@dataclass(frozen=True)
 class EvaluateConfig:
     """What is null comes from the checkpoint; without a checkpoint nothing may be null but `checkpoint`."""
 

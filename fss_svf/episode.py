@@ -29,6 +29,9 @@ class Episode:
     query_mask      (B, H, W)        uint8 in {0, 1, 255}; None where it is not known (prediction)
     class_id        (B,)             int64, the class of each episode, 1..C
     number          (B,)             int64, the episode's number, from which it was drawn
+    base_mask       (B, H, W)        uint8 in {0..n, 255}: the query's base classes, renumbered 1..n in ascending order;
+                                     only for methods that ask for it (needs_base_mask)
+    base_class      (B,)             int64, the episode's class in base_mask's numbers; 0 where it is not a base class
 
     An episode of N classes at once (PANet alone) has a dimension of ways behind the batch: support_images
     (B, N, K, 3, H, W) and support_masks (B, N, K, H, W), 1 on the class of the support's own way and 255 on the classes
@@ -41,6 +44,8 @@ class Episode:
     query_mask: Tensor | None = None
     class_id: Tensor | None = None
     number: Tensor | None = None
+    base_mask: Tensor | None = None
+    base_class: Tensor | None = None
 
     def __post_init__(self) -> None:
         q, s, m = self.query_image.shape, self.support_images.shape, self.support_masks.shape

@@ -36,14 +36,16 @@ def restore_model(
     """The model of a checkpoint. Raises WeightsError naming the tensors that do not fit; `what` is the file."""
     # On the meta device nothing is initialised or decomposed only to be overwritten.
     with torch.device("meta"):
-        model, _ = build_model(method, without_weights(backbone), tuning)
+        model, _ = build_model(without_weights(method), without_weights(backbone), tuning)
+        model.fit_state(state)
     load_state(model, state, what, assign=True)
     return model
 
 
-def without_weights(backbone: Choice) -> Choice:
-    """The same backbone, whose weights a checkpoint will bring."""
-    return replace(backbone, options=replace(backbone.options, weights=None))
+def without_weights(choice: Choice) -> Choice:
+    """The same backbone or method, whose weights a checkpoint will bring."""
+    none = {key: None for key in ("weights", "base_learner") if hasattr(choice.options, key)}
+    return replace(choice, options=replace(choice.options, **none))
 
 
 def load_state(model: nn.Module, state: Mapping[str, Any], what: str, assign: bool = False) -> None:

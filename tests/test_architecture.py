@@ -9,8 +9,8 @@ PACKAGE = Path(fss_svf.__file__).parent
 LAYERS = [
     {"errors", "registry", "config", "provenance", "episode", "console", "files"},
     {"backbones", "svf"},
-    {"methods", "tuning", "data"},
-    {"model", "checkpoint"},
+    {"methods", "tuning", "data", "checkpoint"},
+    {"model", "official"},
     {"reporting"},
     {"evaluation"},
     {"training"},

@@ -46,6 +46,11 @@ def makers(root):
     images = make_sampler(train.index, options, 0, "train", 0, 5, "shuffled_epochs")
     return {
         "train": (TrainEpisodes(train, episodes, SIZE, AUGMENT), collate_episodes, range(40, 50)),
+        "base": (
+            TrainEpisodes(train, episodes, SIZE, AUGMENT, base=episodes.classes),
+            collate_episodes,
+            range(40, 50),
+        ),
         "eval": (
             EvalEpisodes(val, tests, EvalTransform(SIZE, "pad")),
             collate_eval,
@@ -64,7 +69,8 @@ def tensors(batch):
     """Every tensor of a batch, as one list."""
     if isinstance(batch, EvalBatch):
         return [*tensors(batch.episode), *batch.original_masks]
-    return [getattr(batch, field.name) for field in dataclasses.fields(batch)]
+    found = [getattr(batch, field.name) for field in dataclasses.fields(batch)]
+    return [tensor for tensor in found if tensor is not None]
 
 
 def equal(one, other):
@@ -77,7 +83,7 @@ def equal(one, other):
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker")
-@pytest.mark.parametrize("kind", ["train", "eval", "labels", "resized"])
+@pytest.mark.parametrize("kind", ["train", "base", "eval", "labels", "resized"])
 def test_batches_do_not_depend_on_workers_or_batch_size(toy_root, kind):
     make, collate, numbers = makers(toy_root)[kind]
     whole = collate([make(number) for number in numbers])
@@ -89,7 +95,7 @@ def test_batches_do_not_depend_on_workers_or_batch_size(toy_root, kind):
         assert equal(collate(parts), whole)
 
 
-@pytest.mark.parametrize("kind", ["train", "eval", "labels", "resized"])
+@pytest.mark.parametrize("kind", ["train", "base", "eval", "labels", "resized"])
 def test_makers_can_be_pickled(toy_root, kind):
     """Where workers are spawned and not forked (macOS, Python 3.14), they get the maker by pickle."""
     make, _, numbers = makers(toy_root)[kind]

@@ -1,19 +1,29 @@
 """What every method promises on the seam, and the blocks behind them."""
 
+from dataclasses import fields
+
 import pytest
 import torch
 from torch import nn
 
-from fss_svf.backbones.resnet import TinyOptions, tiny
+from fss_svf.backbones.resnet import ResNetOptions, TinyOptions, resnet18, resnet50, tiny
 from fss_svf.backbones.vgg import VGGOptions, vgg16
 from fss_svf.episode import Episode
 from fss_svf.methods.base_learner import BaseLearner
 from fss_svf.methods.baseline import Baseline, BaselineOptions
-from fss_svf.methods.blocks import masked_average_pooling, prior_mask
+from fss_svf.methods.blocks import gram_distance, gram_matrix, masked_average_pooling, prior_mask
 from fss_svf.methods.method import cross_entropy, flat_supports, regroup
+from fss_svf.methods.pfenet import PFENet, PFENetOptions
 from fss_svf.registry import METHODS
 
-BACKBONES = {"tiny": lambda: tiny(TinyOptions(width=8))[0], "vgg16": lambda: vgg16(VGGOptions())[0]}
+BACKBONES = {
+    "tiny": lambda: tiny(TinyOptions(width=8))[0],
+    "vgg16": lambda: vgg16(VGGOptions())[0],
+    "resnet18": lambda: resnet18(ResNetOptions())[0],
+    "resnet50": lambda: resnet50(ResNetOptions(dilation="pfenet"))[0],
+}
+# What makes a method small and fast; a BAM takes the shots of its training.
+SMALL = {"width": 16, "bins": (9, 4, 0.5), "base_classes": 3}
 
 
 def episode(batch=2, shot=1, size=65, seed=0):
@@ -28,33 +38,52 @@ def episode(batch=2, shot=1, size=65, seed=0):
     )
 
 
-def model(name, backbone="tiny"):
+def model(name, backbone="tiny", shot=1):
     torch.manual_seed(1)
-    return METHODS.entry(name).build(BACKBONES[backbone](), METHODS.entry(name).options())
+    entry = METHODS.entry(name)
+    values = {**SMALL, "shot": shot}
+    options = entry.options(**{f.name: values[f.name] for f in fields(entry.options) if f.name in values})
+    net = BACKBONES[backbone]().requires_grad_(False)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):  # as if trained: no two layers alike
+            nn.init.uniform_(module.running_mean, -0.1, 0.1)
+    return entry.build(net, options)
 
 
 @pytest.mark.parametrize("shot", [1, 5])
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("name", METHODS.names())
 def test_encoding_apart_equals_forward(name, backbone, shot):
-    method, e = model(name, backbone).eval(), episode(shot=shot)
+    size = 65 if backbone == "tiny" else 33
+    method, e = model(name, backbone, shot).eval(), episode(shot=shot, size=size)
     with torch.no_grad():
-        whole = method(e).logits
+        whole = method(e)
         support = regroup(method.encode_support(*flat_supports(e)), shot)
-        parts = method.segment(method.encode_query(e.query_image), support, e.size).logits
-    assert whole.shape == (2, 2, 65, 65)
-    assert torch.isfinite(whole).all()
-    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)
+        parts = method.segment(method.encode_query(e.query_image), support, e.size)
+    assert whole.logits.shape == (2, 2, size, size)
+    assert whole.aux.keys() == parts.aux.keys()
+    for ours, theirs in [(parts.logits, whole.logits), *((parts.aux[k], whole.aux[k]) for k in whole.aux)]:
+        assert ours.shape[-2:] == (size, size)
+        assert torch.isfinite(theirs).all()
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * max(1, float(theirs.abs().max())))
 
 
 @pytest.mark.parametrize("name", METHODS.names())
 def test_an_episode_does_not_see_its_batch(name):
-    method, e = model(name).eval(), episode(batch=3, shot=2)
+    method, e = model(name, shot=2).eval(), episode(batch=3, shot=2)
     with torch.no_grad():
         together = method(e).logits
         for i in range(3):
             alone = Episode(e.query_image[i : i + 1], e.support_images[i : i + 1], e.support_masks[i : i + 1])
             torch.testing.assert_close(method(alone).logits, together[i : i + 1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+def test_shots_have_no_order(name):
+    method, e = model(name, shot=3).eval(), episode(shot=3)
+    turned = Episode(e.query_image, e.support_images.flip(1), e.support_masks.flip(1))
+    with torch.no_grad():
+        torch.testing.assert_close(method(e).logits, method(turned).logits, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", METHODS.names())
@@ -123,6 +152,34 @@ def test_prior_mask_by_plain_loops():
                     best[y, x] = ((s.T @ q) / (s.norm(dim=0) * q.norm() + 1e-7)).max()
             expected = (best - best.min()) / (best.max() - best.min() + 1e-7)
             torch.testing.assert_close(found[b, k, 0], expected)
+
+
+def test_gram_distance_by_hand():
+    """Two channels that agree have 1 everywhere; two that never fire together 0 off the diagonal."""
+    agree, apart = torch.tensor([[[1.0, 2.0]], [[2.0, 4.0]]]), torch.tensor([[[1.0, 0.0]], [[0.0, 3.0]]])
+    query, support = gram_matrix(agree[None]), gram_matrix(torch.stack([agree, apart]))[None]
+    torch.testing.assert_close(gram_distance(query, support), torch.tensor([[0.0, 2**0.5 / 2]]))
+
+
+def test_the_pyramid_has_absolute_sizes_and_ratios():
+    """A ratio of the feature's height (9 of 65 pixels): 1.0 pools nothing away, 0.5 to 4 cells; the same as absolute."""
+    e, outputs = episode(), []
+    for bins in ((9, 4), (1.0, 0.5)):
+        torch.manual_seed(0)
+        method = PFENet(tiny(TinyOptions(width=8))[0], PFENetOptions(width=8, bins=bins)).train()
+        outputs.append(method.eval()(e).logits)
+    assert torch.equal(*outputs)
+
+
+def test_pfenets_auxiliary_loss_is_the_mean_over_bins():
+    e = episode()
+    method = PFENet(tiny(TinyOptions(width=8))[0], PFENetOptions(width=8, bins=(9, 4), auxiliary_weight=0.5)).train()
+    with torch.no_grad():
+        prediction = method(e)
+    assert prediction.aux["bins"].shape == (2, 2, 2, 65, 65)
+    each = [float(cross_entropy(prediction.aux["bins"][:, i], e.query_mask)) for i in range(2)]
+    assert float(method.losses(prediction, e)["auxiliary"]) == pytest.approx(0.5 * sum(each) / 2)
+    assert "bins" not in method.eval()(e).aux
 
 
 def test_background_says_background():

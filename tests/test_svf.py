@@ -434,6 +434,24 @@ def test_disabled_nests_and_takes_a_part_of_a_model() -> None:
         assert not torch.equal(model(x), pretrained)  # the other two layers are tuned
 
 
+def test_plain_copy_is_the_pretrained_model_bit_for_bit_and_the_model_stays() -> None:
+    model, x = net(), image()
+    pretrained, names = model(x), set(model.state_dict())
+    svf.decompose(model)
+    change(model)
+    tuned = model(x)
+    svf.merge(model)
+    copied = svf.plain_copy(model)
+    assert not list(svf.layers(copied))
+    assert set(copied.state_dict()) == names
+    assert type(copied[0]) is type(net()[0])
+    assert torch.equal(copied(x), pretrained)
+    svf.unmerge(model)
+    assert torch.equal(model(x), tuned)
+    svf.decompose(copied)  # a plain layer in every respect
+    assert not {p.data_ptr() for p in copied.parameters()} & {p.data_ptr() for p in model.parameters()}
+
+
 # Rank
 
 

@@ -21,6 +21,8 @@ _BACKBONE = "backbone."
 _TORCHVISION = {"vgg16": "vgg16_bn", "vgg16_plain": "vgg16"}
 # The first layer of each block of torchvision's vgg16.features (without BatchNorm).
 VGG16_BLOCKS = (0, 5, 10, 17, 24)
+# The first module of each stage in torchvision's vgg16_bn.features.
+_VGG_STARTS = (0, 7, 14, 24, 34)
 
 
 @dataclass(frozen=True)
@@ -91,16 +93,21 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
+def plain_state(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a state dict, also of one nested under 'state_dict' or 'model', without DataParallel's 'module.'."""
+    for nest in ("state_dict", "model"):
+        if isinstance(content.get(nest), Mapping):
+            content = content[nest]
+    return {key.removeprefix("module."): value for key, value in content.items() if isinstance(value, Tensor)}
+
+
 def normalise_keys(content: Mapping[str, Any], vgg: bool = False) -> dict[str, Tensor]:
     """Torchvision's names, from a plain state dict, one nested under 'state_dict' or 'model', semseg's, or a run's.
 
     Dropped: the prefixes 'module.' (DataParallel), 'encoder.' and 'backbone.', and 'layer0.' of the stem, whose modules
     PFENet and BAM number (0 is conv1, 1 is bn1, 3 is conv2, ...). PANet's names of its VGG16 are understood too.
     """
-    for nest in ("state_dict", "model"):
-        if isinstance(content.get(nest), Mapping):
-            content = content[nest]
-    state = {re.sub(r"^module\.", "", key): value for key, value in content.items() if isinstance(value, Tensor)}
+    state = plain_state(content)
     if any(key.startswith(_BACKBONE) for key in state):
         # A run's checkpoint: the backbone alone is taken, not its head.
         state = {key: value for key, value in state.items() if key.startswith(_BACKBONE)}
@@ -108,12 +115,23 @@ def normalise_keys(content: Mapping[str, Any], vgg: bool = False) -> dict[str, T
     return {rename(re.sub(r"^((encoder|backbone)\.)+", "", key)): value for key, value in state.items()}
 
 
+def name_in_stage(stage: int, key: str, vgg: bool) -> str:
+    """The name inside a stage of this project's backbones for one inside semseg's, PFENet's or BAM's stage."""
+    number, _, rest = key.partition(".")
+    if not number.isdecimal():
+        return key
+    if vgg:
+        # Slices of torchvision's `features`: they keep its numbers, or count from 0 in every stage.
+        first = _VGG_STARTS[stage]
+        return f"{int(number) + first if int(number) < first else int(number)}.{rest}"
+    if stage == 0:
+        layer, kind = divmod(int(number), 3)  # convolution, BatchNorm, ReLU, three times in a deep stem
+        return f"{('conv', 'bn', 'relu')[kind]}{layer + 1}.{rest}"
+    return key
+
+
 def _resnet_name(key: str) -> str:
-    numbered = re.match(r"layer0\.(\d)\.(.+)", key)
-    if numbered:
-        layer, kind = divmod(int(numbered[1]), 3)  # convolution, BatchNorm, ReLU, three times in a deep stem
-        return f"{('conv', 'bn', 'relu')[kind]}{layer + 1}.{numbered[2]}"
-    return key.removeprefix("layer0.")
+    return name_in_stage(0, key.removeprefix("layer0."), vgg=False) if key.startswith("layer0.") else key
 
 
 def _vgg_name(key: str) -> str:
@@ -121,8 +139,8 @@ def _vgg_name(key: str) -> str:
     panet = re.match(r"features\.([02468])\.([024])\.(\w+)$", key)
     if panet:
         return f"features.{VGG16_BLOCKS[int(panet[1]) // 2] + int(panet[2])}.{panet[3]}"
-    # The stages are slices of torchvision's `features` that keep its numbers.
-    return re.sub(r"^layer\d\.(\d+)\.(\w+)$", r"features.\1.\2", key)
+    inside = re.match(r"layer(\d)\.(\d+\.\w+)$", key)
+    return f"features.{name_in_stage(int(inside[1]), inside[2], vgg=True)}" if inside else key
 
 
 def _from_torchvision(source: str, name: str) -> dict[str, Tensor]:

@@ -42,9 +42,11 @@ class TrainTransform:
     augment: Augment
 
     def __call__(
-        self, image: np.ndarray, label: np.ndarray, random: np.random.Generator
+        self, image: np.ndarray, label: np.ndarray, random: np.random.Generator, foreground: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """(H, W, 3) and (H, W) uint8 to (size, size, 3) and (size, size) uint8; the inputs may be read-only.
+
+        foreground: the class number that the crop must show; None: all classes alike.
 
         The new image is a view of (3, size, size) memory, so that a loader's transposition costs nothing.
         """
@@ -66,13 +68,14 @@ class TrainTransform:
             label = cv2.resize(label, frame, interpolation=cv2.INTER_NEAREST_EXACT)
             if flip:
                 image, label = cv2.flip(image, 1), cv2.flip(label, 1)
-        left, top = self._corner(label, random)
+        shown = cv2.inRange(label, 1, IGNORE - 1) if foreground is None else cv2.inRange(label, foreground, foreground)
+        left, top = self._corner(shown, random)
         columns, into_columns = _window(left, self.size, frame[0])
         rows, into_rows = _window(top, self.size, frame[1])
         if angle:
             warp[:, 2] -= columns.start, rows.start
-            shown = (columns.stop - columns.start, rows.stop - rows.start)
-            part = cv2.warpAffine(image, warp, shown, flags=cv2.INTER_LINEAR, borderValue=_PAD)
+            window = (columns.stop - columns.start, rows.stop - rows.start)
+            part = cv2.warpAffine(image, warp, window, flags=cv2.INTER_LINEAR, borderValue=_PAD)
         else:
             part = image[rows, columns]
         part = cv2.cvtColor(part, cv2.COLOR_RGBA2RGB)
@@ -87,10 +90,9 @@ class TrainTransform:
         new_label[into_rows, into_columns] = label[rows, columns]
         return new_image.transpose(1, 2, 0), new_label
 
-    def _corner(self, label: np.ndarray, random: np.random.Generator) -> tuple[int, int]:
-        """(left, top) of the crop in the warped label; negative where the label is padded."""
-        rooms = [length - self.size for length in label.shape[::-1]]
-        foreground = cv2.inRange(label, 1, IGNORE - 1)
+    def _corner(self, foreground: np.ndarray, random: np.random.Generator) -> tuple[int, int]:
+        """(left, top) of the crop in the warped label, whose (h, w) foreground is not 0; negative where it is padded."""
+        rooms = [length - self.size for length in foreground.shape[::-1]]
         wanted = self.augment.keep_foreground * cv2.countNonZero(foreground)
         for _ in range(_CROP_TRIES):
             # A side shorter than the crop is padded evenly, a longer one is cut at random.

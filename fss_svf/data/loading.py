@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -108,27 +108,42 @@ class Episodes:
         boxes = self.split.index.boxes_of(number, spec.class_id)
         return image, annotate(binary_mask(label, spec.class_id), self.annotation, boxes)
 
-    def pairs(self, spec: EpisodeSpec) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """The query, then the supports."""
-        yield self.query(spec)
-        for k in range(len(spec.supports)):
-            yield self.support(spec, k)
+    def supports(self, spec: EpisodeSpec) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """All supports, like `query`."""
+        return (self.support(spec, k) for k in range(len(spec.supports)))
 
 
 class TrainEpisodes(Episodes):
-    """Makes augmented training episodes by number."""
+    """Makes augmented training episodes by number; `base`: with base_mask and base_class of these classes, for BAM."""
 
     def __init__(
-        self, split: Split, sampler: EpisodeSampler, size: int, augment: Augment, annotation: SupportAnnotation = "mask"
+        self,
+        split: Split,
+        sampler: EpisodeSampler,
+        size: int,
+        augment: Augment,
+        annotation: SupportAnnotation = "mask",
+        base: Sequence[int] | None = None,
     ) -> None:
         super().__init__(split, annotation)
         self.sampler = sampler
         self.transform = TrainTransform(size, augment)
+        self.lookup = None if base is None else base_label_lookup(base)
 
     def __call__(self, number: int) -> Episode:
         spec = self.sampler[number]
         random = np.random.default_rng([self.sampler.seed, number, AUGMENTATION])
-        return _episode([self.transform(*pair, random) for pair in self.pairs(spec)], spec.class_id, number)
+        if self.lookup is None:
+            query, base = self.transform(*self.query(spec), random), {}
+        else:
+            # The class of a training episode is a base class: the base labels hold its mask too, and move once.
+            image, label = self.split.pair(spec.query)
+            own = int(self.lookup[spec.class_id])
+            image, base_mask = self.transform(image, self.lookup[label], random, foreground=own)
+            query = image, binary_mask(base_mask, own)
+            base = {"base_mask": torch.from_numpy(base_mask)[None], "base_class": torch.tensor([own])}
+        supports = [self.transform(*pair, random) for pair in self.supports(spec)]
+        return replace(_episode([query, *supports], spec.class_id, number), **base)
 
 
 class EvalEpisodes(Episodes):
@@ -142,7 +157,7 @@ class EvalEpisodes(Episodes):
 
     def __call__(self, number: int) -> EvalBatch:
         spec = self.episodes[number]
-        pairs = list(self.pairs(spec))
+        pairs = [self.query(spec), *self.supports(spec)]
         transformed = [self.transform(*pair) for pair in pairs]
         return EvalBatch(_episode(transformed, spec.class_id, number), [torch.from_numpy(pairs[0][1])])
 
@@ -185,10 +200,8 @@ def base_label_lookup(base: Sequence[int]) -> np.ndarray:
 
 def collate_episodes(items: list[Episode]) -> Episode:
     """Join episodes along the batch dimension."""
-    joined = {}
-    for name in ("query_image", "support_images", "support_masks", "query_mask", "class_id", "number"):
-        joined[name] = torch.cat([getattr(item, name) for item in items])
-    return Episode(**joined)
+    present = [f.name for f in fields(Episode) if getattr(items[0], f.name) is not None]
+    return Episode(**{name: torch.cat([getattr(item, name) for item in items]) for name in present})
 
 
 def collate_eval(items: list[EvalBatch]) -> EvalBatch:

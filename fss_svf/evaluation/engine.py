@@ -19,10 +19,14 @@ from fss_svf.reporting.pictures import EpisodePicture
 
 @dataclass(frozen=True)
 class Run:
-    """The outcome of one run of a protocol: its counts, and the first few episodes to look at."""
+    """The outcome of one run of a protocol: its counts, and the first few episodes to look at.
+
+    others: counts of a method's further predictions (FewShotMethod.also_evaluated) by name
+    """
 
     counts: Counts
     pictures: list[EpisodePicture]
+    others: dict[str, Counts]
 
 
 @torch.inference_mode()
@@ -39,26 +43,31 @@ def evaluate_run(
     model.eval()
     episodes = make.episodes
     counts = Counts(len(episodes.index.class_names))
+    others = {name: Counts(len(episodes.index.class_names)) for name in model.also_evaluated}
     drawn: list[EpisodePicture] = []
     svf.merge(model)
     try:
         with progress(len(episodes), f"{episodes.shot}-shot, seed {episodes.seed}", "episode") as bar:
             for batch in batches(make, collate_eval, range(len(episodes)), batch_size, workers):
-                for i, mask in enumerate(predicted_masks(model, batch, protocol, device)):
+                prediction = model(batch.episode.to(device).normalized())
+                for i, mask in enumerate(masks_at_label(prediction.logits, batch, protocol)):
                     truth, class_id = _truth(batch, i, protocol), int(batch.episode.class_id[i])
                     both, either = counts.update(class_id, mask, truth)
                     if len(drawn) < pictures:
                         drawn.append(_picture(make, int(batch.episode.number[i]), class_id, mask, truth, both, either))
+                for name, its in others.items():
+                    for i, mask in enumerate(masks_at_label(prediction.aux[name], batch, protocol)):
+                        its.update(int(batch.episode.class_id[i]), mask, _truth(batch, i, protocol))
                 bar.set_postfix_str(f"mIoU {100 * counts.miou():.1f}", refresh=False)
                 bar.update(len(batch.original_masks))
     finally:
         svf.unmerge(model)
-    return Run(counts, drawn)
+    return Run(counts, drawn, others)
 
 
-def predicted_masks(model: FewShotMethod, batch: EvalBatch, protocol: Protocol, device: torch.device) -> list[Tensor]:
-    """A bool mask on the CPU for each episode, in the size and place of the protocol's label."""
-    logits = model(batch.episode.to(device).normalized()).logits.float()
+def masks_at_label(logits: Tensor, batch: EvalBatch, protocol: Protocol) -> list[Tensor]:
+    """(B, 2, H, W) logits as a bool mask on the CPU for each episode, in the size and place of the protocol's label."""
+    logits = logits.float()
     if protocol.label == "resized":
         return list((logits[:, 1] > logits[:, 0]).cpu())
     return [_stretch(logits[i], mask.shape, protocol.resize) for i, mask in enumerate(batch.original_masks)]

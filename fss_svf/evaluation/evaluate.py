@@ -18,6 +18,7 @@ from fss_svf.data.dataset import Dataset
 from fss_svf.data.episodes import split_classes
 from fss_svf.data.loading import EvalEpisodes
 from fss_svf.errors import ConfigError
+from fss_svf.evaluation.counts import Counts
 from fss_svf.evaluation.engine import Run, evaluate_run
 from fss_svf.evaluation.plan import Plan, make_plan
 from fss_svf.methods.method import FewShotMethod
@@ -57,6 +58,8 @@ def evaluate(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:
     split = dataset.split("val")
     classes = split_classes(split.index, dataset.options, subject.fold, "val")
     refuse_leak(subject.trained_on, map(split.index.class_name, classes), f"checkpoint={config.checkpoint}")
+    for shot in config.shots:
+        subject.model.check_shot(shot)
     device = choose_device(config.device)
     place(subject.model, device)
     write_run_folder(out, config)
@@ -96,19 +99,22 @@ def _from_checkpoint(config: EvaluateConfig) -> Subject:
     assert config.checkpoint is not None
     content = load_checkpoint(config.checkpoint, "train")
     trained = from_mapping(TrainConfig, content["config"])
-    for key in ("method", "backbone"):
-        if getattr(config, key):
+    changeable: tuple[str, ...] = METHODS.entry(trained.method.name).build.evaluation_options  # type: ignore[attr-defined]
+    for key, allowed in (("method", changeable), ("backbone", ())):
+        others = set(getattr(config, key)) - set(allowed)
+        if others:
             raise ConfigError(
                 f"{key}: checkpoint={config.checkpoint} was trained with {key}={getattr(trained, key).name} and its own "
-                f"options of it; leave {key} out"
+                f"options of it; leave {key}{'' if 'name' in others else '.' + min(others)} out"
             )
+    method = _choose(METHODS, {**to_mapping(trained.method), **config.method})
     if config.fold not in (None, trained.fold):
         raise ConfigError(
             f"fold={config.fold}: checkpoint={config.checkpoint} was trained on fold {trained.fold} and has seen the "
             f"novel classes of fold {config.fold}; leave fold out, or give a checkpoint of fold {config.fold}"
         )
     what = f"checkpoint={config.checkpoint}"
-    model = restore_model(trained.method, trained.backbone, trained.tuning, content["model"], what)
+    model = restore_model(method, trained.backbone, trained.tuning, content["model"], what)
     return Subject(
         model=model,
         dataset=_dataset(config.dataset, trained.dataset),
@@ -124,6 +130,7 @@ def _from_checkpoint(config: EvaluateConfig) -> Subject:
             "shot": trained.shot,
             "recipe": trained.recipe.name,
             "seed": trained.seed,
+            "method_options_changed": dict(config.method),
             # best.pt is the best on the test fold itself, as in the papers: optimistic
             "selection": "best mIoU on the novel classes" if config.checkpoint.name == "best.pt" else "last step",
         },
@@ -138,9 +145,11 @@ def _from_config(config: EvaluateConfig) -> Subject:
             raise ConfigError(f"evaluate: give checkpoint=PATH, or {key}=NAME (with dataset, method, backbone, size)")
     if config.size is None:
         raise ConfigError("size: without a checkpoint evaluate needs the input size in pixels, such as size=473")
+    if METHODS.entry(config.method["name"]).build.trainable:  # type: ignore[attr-defined]
+        raise ConfigError(
+            f"method={config.method['name']}: has parameters to train; give checkpoint=PATH of a trained one"
+        )
     method, backbone = _choose(METHODS, config.method), _choose(BACKBONES, config.backbone)
-    if METHODS.entry(method.name).build.trainable:  # type: ignore[attr-defined]
-        raise ConfigError(f"method={method.name}: has parameters to train; give checkpoint=PATH of a trained one")
     dataset = _choose(DATASETS, config.dataset)
     check_fold(config.fold or 0, dataset)
     torch.manual_seed(config.seed)  # of random weights, the same in each job of a sweep
@@ -205,12 +214,20 @@ def _result(
         "num_episodes": protocol.episodes * protocol.runs,
         "seeds": [protocol.seed + i for i in range(protocol.runs)],
         "episodes_per_class": {name: sum(int(r.counts.episodes[c]) for r in runs) for c, name in names.items()},
+        "also": {name: _mean([run.others[name] for run in runs]) for name in runs[0].others},
         "runs": [{"miou": m, "fb_iou": f} for m, f in zip(miou, fb_iou)],
         "backbone_weights": subject.weights,
         "trainable_backbone_values": trainable_values(subject.model.backbone),
         "checkpoint": subject.checkpoint,
         "data": data,
         "classes_left_out": [names[c] for c in plan.left_out],
+    }
+
+
+def _mean(counts: list[Counts]) -> dict[str, float]:
+    return {
+        "miou": sum(c.miou() for c in counts) / len(counts),
+        "fb_iou": sum(c.fb_iou() for c in counts) / len(counts),
     }
 
 

@@ -1,15 +1,19 @@
-"""The base learner: a PSPNet that segments the base classes of a fold (BAM's stage 1).
+"""The base learner: a PSPNet that segments the base classes of a fold (BAM's stage 1), and how BAM holds a trained one.
 
 Source: BAM (CVPR 2022), section 4.2; layer shapes as in methods of its official code.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fss_svf.backbones.backbone import Backbone
+from fss_svf import svf
+from fss_svf.backbones.backbone import STAGES, Backbone
+from fss_svf.errors import WeightsError, listing
 from fss_svf.methods.blocks import resize
 
 BINS = (1, 2, 3, 6)
@@ -31,24 +35,98 @@ class PyramidPooling(nn.Module):
         return torch.cat([x, *(resize(p, x.shape[-2:]) for p in pooled)], dim=1)
 
 
+def base_classifier(channels: int, classes: int) -> nn.Sequential:
+    """The pyramid's output (B, 2 * channels, h, w) to logits of background and `classes` base classes."""
+    width = min(512, channels)  # 512 in BAM, for ResNet and VGG alike
+    return nn.Sequential(
+        nn.Conv2d(2 * channels, width, 3, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(inplace=True),
+        nn.Dropout2d(0.1),
+        nn.Conv2d(width, classes + 1, 1),
+    )
+
+
 class BaseLearner(nn.Module):
     """Backbone, pyramid pooling and a classifier over background and `classes` base classes."""
 
     def __init__(self, backbone: Backbone, classes: int) -> None:
         super().__init__()
         channels = backbone.channels["layer4"]
-        width = min(512, channels)  # 512 in BAM, for ResNet and VGG alike
         self.backbone = backbone
         self.ppm = PyramidPooling(channels)
-        self.cls = nn.Sequential(
-            nn.Conv2d(2 * channels, width, 3, padding=1, bias=False),
-            nn.BatchNorm2d(width),
-            nn.ReLU(inplace=True),
-            nn.Dropout2d(0.1),
-            nn.Conv2d(width, classes + 1, 1),
-        )
+        self.cls = base_classifier(channels, classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) normalised images to logits (B, classes + 1, H, W)."""
         x = self.cls(self.ppm(self.backbone(images)["layer4"]))
         return resize(x, images.shape[-2:])
+
+
+class BaseBranch(nn.Module):
+    """A trained base learner, frozen, on another method's backbone.
+
+    It sees the weights the base learner was trained with: those of the backbone where they are the same, of SVF layers
+    the pretrained ones; `stages` holds a copy of every stage where that is not so (other weights, or weights that the
+    tuning itself changes). Dropout follows the method's mode, as in the official code.
+    """
+
+    def __init__(self, backbone: Backbone, classes: int) -> None:
+        super().__init__()
+        self.ppm = PyramidPooling(backbone.channels["layer4"])
+        self.cls = base_classifier(backbone.channels["layer4"], classes)
+        self.stages = nn.ModuleDict()
+        self.hold(backbone, [name for name in STAGES if _changes(getattr(backbone, name))])
+
+    @property
+    def classes(self) -> int:
+        """The number of base classes."""
+        return len(self.cls[4].bias) - 1  # type: ignore[arg-type]
+
+    def hold(self, backbone: Backbone, names: list[str]) -> None:
+        """Hold copies of exactly these stages, with the backbone's pretrained weights."""
+        self.stages = nn.ModuleDict({name: svf.plain_copy(getattr(backbone, name)) for name in names})
+        self.requires_grad_(False)
+
+    def load(self, state: Mapping[str, Tensor], backbone: Backbone, what: str) -> None:
+        """Take the weights of a BaseLearner. Raises WeightsError naming the tensors that do not fit."""
+        stages = {name: svf.plain_copy(getattr(backbone, name)) for name in STAGES}
+        wanted = {f"{part}.{k}": v for part in ("ppm", "cls") for k, v in getattr(self, part).state_dict().items()}
+        wanted |= {f"backbone.{name}.{k}": v for name in STAGES for k, v in stages[name].state_dict().items()}
+        problems = [
+            k for k in {**wanted, **state} if k not in state or k not in wanted or wanted[k].shape != state[k].shape
+        ]
+        if problems:
+            raise WeightsError(f"{what}: made on another backbone than this run's, see {listing(problems, 3)}")
+        for part in ("ppm", "cls"):
+            getattr(self, part).load_state_dict(_part(state, part))
+        for name, stage in stages.items():
+            theirs = _part(state, f"backbone.{name}")
+            if name in self.stages or any(not torch.equal(v, theirs[k]) for k, v in stage.state_dict().items()):
+                stage.load_state_dict(theirs)
+                self.stages[name] = stage
+        self.requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, backbone: Backbone, images: Tensor, outputs: Mapping[str, Tensor]) -> Tensor:
+        """Base logits (B, classes + 1, h, w) of images, of which the backbone's stages said `outputs`.
+
+        Only the stages from the first that says something else here are run again.
+        """
+        x, again = images, list(STAGES)
+        while again and again[0] not in self.stages and not any(svf.layers(getattr(backbone, again[0]))):
+            x = outputs[again.pop(0)]
+        with svf.disabled(backbone):
+            for name in again:
+                x = self.stages[name](x) if name in self.stages else getattr(backbone, name)(x)
+        return self.cls(self.ppm(x))
+
+
+def _changes(stage: nn.Module) -> bool:
+    """Whether training changes what svf.disabled(stage) computes: anything but singular values is trainable."""
+    singular = {id(s) for _, s in svf.singular_values(stage)}
+    return any(p.requires_grad and id(p) not in singular for p in stage.parameters())
+
+
+def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(f"{prefix}."): value for key, value in state.items() if key.startswith(f"{prefix}.")}

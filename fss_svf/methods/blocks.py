@@ -57,6 +57,22 @@ def _best_cosine(query: Tensor, support: Tensor) -> Tensor:
     return similarity.amax(1)
 
 
+def gram_matrix(features: Tensor) -> Tensor:
+    """(B, C, h, w) to (B, C, C): cosine similarities of channels over all positions, BAM's picture of a scene."""
+    with torch.autocast(features.device.type, enabled=False):
+        x = features.float().flatten(2)
+        norms = x.norm(dim=2, keepdim=True)
+        return x @ x.transpose(1, 2) / (norms @ norms.transpose(1, 2) + COSINE_EPS)
+
+
+def gram_distance(query: Tensor, support: Tensor) -> Tensor:
+    """BAM's adjustment factor (section 4.4): Gram matrices (B, C, C) and (B, K, C, C) to (B, K).
+
+    The Frobenius norm of the difference over that of a matrix of ones.
+    """
+    return (query.unsqueeze(1) - support).flatten(2).norm(dim=2) / query.shape[-1]
+
+
 def conv_relu(inputs: int, outputs: int, kernel: int = 1, dilation: int = 1, bias: bool = False) -> nn.Sequential:
     """A convolution that keeps the size, and ReLU."""
     padding = dilation * (kernel // 2)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from fss_svf.backbones.backbone import Backbone
 from fss_svf.episode import IGNORE, Code, Episode, Prediction
 from fss_svf.errors import ConfigError
+from fss_svf.registry import Choice
 
 
 class FewShotMethod(nn.Module, ABC):
@@ -23,6 +25,14 @@ class FewShotMethod(nn.Module, ABC):
     trainable = True
     # Whether it segments several classes at once.
     many_ways = False
+    # Whether its training reads Episode.base_mask and base_class.
+    needs_base_mask = False
+    # Names of Prediction.aux whose (B, 2, H, W) logits are predictions too, measured beside the method's own.
+    also_evaluated: tuple[str, ...] = ()
+    # The options that may be other ones in an evaluation than in the training.
+    evaluation_options: tuple[str, ...] = ()
+    # What weights of its own beside the backbone's were trained on: dataset, fold, classes.
+    trained_on: Mapping[str, Any] | None = None
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
@@ -50,6 +60,15 @@ class FewShotMethod(nn.Module, ABC):
         support = self.encode_support(*flat_supports(episode))
         query = self.encode_query(episode.query_image)
         return self.segment(query, regroup(support, episode.shot, episode.way), episode.size)
+
+    def check_run(self, dataset: str, fold: int, classes: Sequence[str], backbone: Choice) -> None:
+        """Raise ConfigError or WeightsError where the method cannot train on these base classes and this backbone."""
+
+    def check_shot(self, shot: int) -> None:
+        """Raise ConfigError where the method cannot segment with so many supports."""
+
+    def fit_state(self, state: Mapping[str, Any]) -> None:
+        """Make the parts whose number or shape weights decide those of a state dict, before it is loaded."""
 
     def train(self, mode: bool = True) -> FewShotMethod:
         super().train(mode)

@@ -18,7 +18,7 @@ from fss_svf.svf.adapter import (
     load_adapter_state_dict,
     save_adapter,
 )
-from fss_svf.svf.decompose import decompose, disabled, layers, merge, report, singular_values, unmerge
+from fss_svf.svf.decompose import decompose, disabled, layers, merge, plain_copy, report, singular_values, unmerge
 from fss_svf.svf.layers import SVFConv2d, SVFLayer, SVFLinear
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "load_adapter",
     "load_adapter_state_dict",
     "merge",
+    "plain_copy",
     "report",
     "save_adapter",
     "singular_values",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from fss_svf.svf.layers import CONVERTED, PlainLayer, SVFLayer, become_svf, factorise
+from fss_svf.svf.layers import CONVERTED, PlainLayer, SVFLayer, become_plain, become_svf, factorise
 
 
 def decompose(
@@ -40,7 +41,8 @@ def decompose(
     chosen = _choose(module, _patterns(include), _patterns(exclude))
     # All factors before the first conversion, so that an error leaves no model half converted.
     factors: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}
-    for name, layer in tqdm(chosen, desc="SVD", unit="layer", disable=not progress):
+    at_once = all(layer.weight.is_meta for _, layer in chosen)
+    for name, layer in tqdm(chosen, desc="SVD", unit="layer", disable=at_once or not progress):
         weight = layer.weight
         try:
             if not isinstance(weight, nn.Parameter):
@@ -137,6 +139,14 @@ def disabled(module: nn.Module) -> Iterator[nn.Module]:
     finally:
         for layer, was in before:
             layer._disabled = was
+
+
+def plain_copy(module: nn.Module) -> nn.Module:
+    """A copy of `module` as it was before decompose: plain layers with the pretrained weights. The module stays."""
+    duplicate = copy.deepcopy(module)
+    for _, layer in list(layers(duplicate)):
+        become_plain(layer)
+    return duplicate
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ pretrained W bit for bit, whatever the precision of the factors.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -97,6 +99,14 @@ def become_svf(layer: PlainLayer, groups: int, factors: tuple[Tensor, Tensor, Te
     layer._disabled = False
     layer.exact = layer.rank == full
     return layer
+
+
+def become_plain(layer: SVFLayer) -> None:
+    """Undo become_svf: a plain layer with the pretrained weight."""
+    for name in ("S", "S0", "U", "Vh", "_merged", "_disabled", "exact"):
+        delattr(layer, name)
+    plain: Any = next(plain for plain, converted in CONVERTED.items() if converted is type(layer))
+    layer.__class__ = plain
 
 
 def factorise(weight: Tensor, groups: int, rank: int | None, rank_multiple: int) -> tuple[Tensor, Tensor, Tensor]:

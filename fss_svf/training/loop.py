@@ -129,14 +129,19 @@ def fit(
 
 
 def seen_in_training(
-    config: TrainConfig | PretrainConfig, index: Index, classes: Sequence[int], weights: LoadReport
+    config: TrainConfig | PretrainConfig,
+    index: Index,
+    classes: Sequence[int],
+    weights: LoadReport,
+    others: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What a checkpoint remembers of its data, the classes that its starting weights had seen included."""
-    earlier = (weights.trained_on or {}).get("classes", ())
+    """What a checkpoint remembers of its data: its classes, then those its starting weights and `others` had seen."""
+    own = [index.class_name(c) for c in classes]
+    earlier = {name for seen in (weights.trained_on, others) for name in (seen or {}).get("classes", ())}
     return {
         "dataset": config.dataset.name,
         "fold": config.fold,
-        "classes": [index.class_name(c) for c in classes] + sorted(earlier),
+        "classes": own + sorted(earlier - set(own)),
         "index": index.hash,
         "backbone_weights": weights.label,
     }

@@ -43,18 +43,23 @@ def train(config: TrainConfig, out: Path) -> float:
         splits["val"].index, options, config.fold, "val", config.shot, protocol.seed, protocol.queries
     )
     novel = [index.class_name(c) for c in split_classes(index, options, config.fold, "val")]
+    base = split_classes(index, options, config.fold, "train")
     _announce(config, training, testing, novel)
 
     if resumed is not None:
         check_same_data(resumed, index.hash)
         # Built like a new one and then filled by `fit`, not restored: resuming is exact to the bit.
-        model, _ = build_model(config.method, without_weights(config.backbone), config.tuning)
+        model, _ = build_model(without_weights(config.method), without_weights(config.backbone), config.tuning)
+        model.fit_state(resumed["model"])
         trained_on = resumed["trained_on"]
     else:
         model, loaded = build_model(config.method, config.backbone, config.tuning)
+        model.check_run(config.dataset.name, config.fold, [index.class_name(c) for c in base], config.backbone)
         refuse_leak(loaded.trained_on, novel, f"backbone.weights={loaded.source}")
+        refuse_leak(model.trained_on, novel, f"method={config.method.name}")
         log.info("%s", loaded)
-        trained_on = seen_in_training(config, index, training.classes, loaded)
+        trained_on = seen_in_training(config, index, training.classes, loaded, model.trained_on)
+    model.check_shot(config.shot)
     log.info(
         "tuning %s: %s trainable values in the backbone, %s in all",
         config.tuning.name,
@@ -80,7 +85,14 @@ def train(config: TrainConfig, out: Path) -> float:
             writer.add_image("episodes", draw_episodes(run.pictures), step, dataformats="HWC")
         log.info("step %d: mIoU %.2f, FB-IoU %.2f", step, 100 * run.counts.miou(), 100 * run.counts.fb_iou())
         classes = {f"iou/{index.class_name(c)}": iou for c, iou in run.counts.per_class().items()}
-        return {"score": run.counts.miou(), "miou": run.counts.miou(), "fb_iou": run.counts.fb_iou(), **classes}
+        others = {f"miou_{name}": counts.miou() for name, counts in run.others.items()}
+        return {
+            "score": run.counts.miou(),
+            "miou": run.counts.miou(),
+            "fb_iou": run.counts.fb_iou(),
+            **others,
+            **classes,
+        }
 
     task = Task(
         verb="train",
@@ -92,6 +104,7 @@ def train(config: TrainConfig, out: Path) -> float:
             config.recipe.size,
             config.recipe.augment,
             options.support_annotation,
+            base if model.needs_base_mask else None,
         ),
         collate=collate_episodes,
         epoch=len(training),

@@ -1,0 +1,188 @@
+"""BAM: a meta learner corrected by a base learner that knows what the base classes look like.
+
+Source: Learning What Not to Segment (CVPR 2022, arXiv 2203.07615), sections 4.2 to 4.4, and the behaviour of its code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fss_svf.backbones.backbone import STAGES, Backbone
+from fss_svf.checkpoint import load_checkpoint
+from fss_svf.config import require, to_mapping
+from fss_svf.episode import Code, Episode, Prediction
+from fss_svf.errors import ConfigError, WeightsError
+from fss_svf.methods.base_learner import BaseBranch
+from fss_svf.methods.blocks import gram_distance, gram_matrix, resize
+from fss_svf.methods.method import cross_entropy
+from fss_svf.methods.prior_guided import PriorASPP, Stages, low_feature
+from fss_svf.registry import METHODS, Choice
+
+
+@dataclass(frozen=True)
+class BAMOptions:
+    """width: channels of the meta learner.
+
+    shot             K of the training; above 1 it is the shape of the layer that weights the shots
+    other_shots      at another K > 1: error, or the plain mean of the shots (not in the paper)
+    kshot_trans_dim  hidden channels of that layer; 0: a single K x K layer without bias, started at 1 / K
+    base_learner     a run folder or checkpoint of 'fss-svf pretrain'; None: random, for tests and for loading
+    base_classes     of a random base learner; a checkpoint brings its own
+    """
+
+    width: int = 256
+    shot: int = 1
+    other_shots: Literal["error", "mean"] = "error"
+    kshot_trans_dim: int = 2
+    base_learner: Path | None = None
+    base_classes: int = 15
+
+    def __post_init__(self) -> None:
+        for key in ("width", "shot", "base_classes"):
+            require(getattr(self, key) >= 1, key, "a whole number >= 1", getattr(self, key))
+        require(self.kshot_trans_dim >= 0, "kshot_trans_dim", "a whole number >= 0", self.kshot_trans_dim)
+
+
+@METHODS.register("bam", BAMOptions)
+class BAM(PriorASPP):
+    """Adds to the codes: gram (C2, C2) of the low feature; of queries base, the base learner's logits."""
+
+    needs_base_mask = True
+    also_evaluated = ("meta",)
+    evaluation_options = ("other_shots",)
+
+    def __init__(self, backbone: Backbone, options: BAMOptions) -> None:
+        super().__init__(backbone, options.width)
+        self.shot, self.other_shots = options.shot, options.other_shots
+        if self.shot > 1:
+            self.kshot = _kshot_layer(self.shot, options.kshot_trans_dim)
+        # 1x1 convolutions that start by passing on their first channel, the meta learner's.
+        self.gram_merge, self.cls_merge = _merge_layer(), _merge_layer()
+        self.base = BaseBranch(backbone, options.base_classes)
+        self.base_learner = options.base_learner
+        if options.base_learner is not None:
+            self._load_base_learner(load_checkpoint(options.base_learner, "pretrain"))
+
+    def forward(self, episode: Episode) -> Prediction:
+        query, support = self.encode(episode)
+        if self.training:
+            if episode.base_class is None:
+                raise ValueError(
+                    "BAM trains on episodes with base_class and base_mask; TrainEpisodes(base=True) makes them"
+                )
+            query["own"] = episode.base_class
+        return self.segment(query, support, episode.size)
+
+    def query_code(self, images: Tensor, stages: Stages) -> Code:
+        code = super().query_code(images, stages)
+        return {**code, "gram": gram_matrix(low_feature(stages)), "base": self.base(self.backbone, images, stages)}
+
+    def support_code(self, stages: Stages, mask: Tensor) -> Code:
+        return {**super().support_code(stages, mask), "gram": gram_matrix(low_feature(stages))}
+
+    def segment(self, query: Code, support: Code, size: tuple[int, int]) -> Prediction:
+        """Logits are the ensemble's probabilities (no softmax follows); aux: logits of meta (B, 2, H, W), and of base."""
+        distance = gram_distance(query["gram"], support["gram"])  # (B, K): how unlike the scenes are
+        weight = self._shot_weights(distance)
+        prototype = torch.einsum("bk,bkc->bc", weight, support["prototype"])
+        prior = torch.einsum("bk,bkchw->bchw", weight, self.priors(query, support))
+        meta = self.logits(query["feature"], prototype, prior)
+        final = self._ensemble(meta, query["base"], (weight * distance).sum(1), query.get("own"))
+        return Prediction(resize(final, size), {"meta": resize(meta, size), "base": resize(query["base"], size)})
+
+    def losses(self, prediction: Prediction, episode: Episode) -> dict[str, Tensor]:
+        """main is the cross-entropy of probabilities taken for logits, as published; base moves nothing."""
+        terms = super().losses(prediction, episode)
+        terms["meta"] = cross_entropy(prediction.aux["meta"], episode.query_mask)
+        if episode.base_mask is not None:
+            terms["base"] = cross_entropy(prediction.aux["base"], episode.base_mask)
+        return terms
+
+    def _shot_weights(self, distance: Tensor) -> Tensor:
+        """(B, K) distances to weights that sum to 1. The layer sees them in ascending order, so shots have no order."""
+        shots = distance.shape[1]
+        self.check_shot(shots)
+        if shots != self.shot or shots == 1:
+            return torch.full_like(distance, 1 / shots)
+        ascending, order = distance.sort(dim=1)
+        scores = self.kshot(ascending[:, :, None, None]).flatten(1)
+        return scores.gather(1, order.argsort(dim=1)).softmax(dim=1)
+
+    def _ensemble(self, meta: Tensor, base: Tensor, distance: Tensor, own: Tensor | None) -> Tensor:
+        """Logits (B, 2, h, w) and (B, n + 1, h, w), distances (B,) to (B, 2, h, w).
+
+        own: (B,) the base class of each episode, whose channel says nothing against it in training.
+        """
+        meta, base = meta.softmax(1), base.softmax(1)
+        channels = torch.arange(base.shape[1], device=base.device)
+        against = (channels > 0) if own is None else (channels > 0) & (channels != own[:, None])
+        base_map = (base * against.to(base.dtype).view(-1, len(channels), 1, 1)).sum(1, keepdim=True)
+        distance = distance.view(-1, 1, 1, 1).expand_as(base_map)
+        background, object_ = (self.gram_merge(torch.cat([m, distance], dim=1)) for m in meta.split(1, dim=1))
+        background = self.cls_merge(torch.cat([background, base_map], dim=1))
+        return torch.cat([background, object_], dim=1)
+
+    # What depends on the run and on weights
+
+    def check_shot(self, shot: int) -> None:
+        if shot not in (1, self.shot) and self.other_shots == "error":
+            raise ConfigError(
+                f"shot={shot}: this BAM was trained at {self.shot} shot{'s' * (self.shot > 1)} and has no weights for "
+                f"{shot}; train it with shot={shot}, or take the plain mean of the shots: +method.other_shots=mean"
+            )
+
+    def check_run(self, dataset: str, fold: int, classes: Sequence[str], backbone: Choice) -> None:
+        if self.base_learner is None:
+            raise ConfigError(
+                f"method.base_learner: null; BAM needs the base learner of this fold: fss-svf pretrain dataset={dataset} "
+                f"fold={fold} backbone={backbone.name}, then method.base_learner=ITS_RUN_FOLDER"
+            )
+        assert self.trained_on is not None
+        theirs, ours = dict(self._base_backbone), to_mapping(backbone)
+        options = [f"backbone.{k}={theirs.get(k)}" for k in ours if k != "weights" and ours[k] != theirs.get(k)]
+        wrong = {
+            f"dataset={self.trained_on['dataset']}": self.trained_on["dataset"] != dataset,
+            f"fold={self.trained_on['fold']}": self.trained_on["fold"] != fold,
+            f"backbone={theirs['name']}": theirs["name"] != backbone.name,
+            ", ".join(options): bool(options),
+            "other base classes": list(self.trained_on["classes"][: self.base.classes]) != list(classes),
+        }
+        found = next((what for what, is_wrong in wrong.items() if is_wrong), None)
+        if found is not None:
+            raise WeightsError(
+                f"method.base_learner={self.base_learner}: made with {found}, which is not this run's; pretrain one for "
+                f"dataset={dataset} fold={fold} backbone={backbone.name} and its options"
+            )
+
+    def fit_state(self, state: Mapping[str, Any]) -> None:
+        head = state.get("base.cls.4.bias")
+        if head is not None and len(head) != self.base.classes + 1:
+            self.base = BaseBranch(self.backbone, len(head) - 1)
+        self.base.hold(self.backbone, [s for s in STAGES if any(k.startswith(f"base.stages.{s}.") for k in state)])
+
+    def _load_base_learner(self, content: Mapping[str, Any]) -> None:
+        self.base = BaseBranch(self.backbone, len(content["model"]["cls.4.bias"]) - 1)
+        self.base.load(content["model"], self.backbone, f"method.base_learner={self.base_learner}")
+        self.trained_on = content["trained_on"]
+        self._base_backbone: Mapping[str, Any] = content["config"]["backbone"]
+
+
+def _merge_layer() -> nn.Conv2d:
+    layer = nn.Conv2d(2, 1, 1, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([1.0, 0.0]).view(1, 2, 1, 1))
+    return layer
+
+
+def _kshot_layer(shot: int, hidden: int) -> nn.Module:
+    if hidden:
+        return nn.Sequential(nn.Conv2d(shot, hidden, 1), nn.ReLU(inplace=True), nn.Conv2d(hidden, shot, 1))
+    layer = nn.Conv2d(shot, shot, 1, bias=False)
+    nn.init.constant_(layer.weight, 1 / shot)
+    return layer

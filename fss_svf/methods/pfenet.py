@@ -1,0 +1,83 @@
+"""PFENet: prior mask and feature enrichment over a pyramid of sizes.
+
+Source: Prior Guided Feature Enrichment Network (arXiv 2008.01449), sections 3.2 and 3.3, and the behaviour of its code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fss_svf.backbones.backbone import Backbone
+from fss_svf.config import require
+from fss_svf.episode import Code, Episode, Prediction
+from fss_svf.methods.blocks import ResidualPair, classifier, conv_relu, resize
+from fss_svf.methods.method import cross_entropy
+from fss_svf.methods.prior_guided import PriorGuided, tiled
+from fss_svf.registry import METHODS
+
+
+@dataclass(frozen=True)
+class PFENetOptions:
+    """width: channels of the head. bins: sizes of the pyramid, in cells a side; as ratios of the feature's height up to 1.
+
+    auxiliary_weight: of the mean cross-entropy of the pyramid's own outputs.
+    """
+
+    width: int = 256
+    bins: tuple[float, ...] = (60, 30, 15, 8)
+    auxiliary_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(self.width >= 1, "width", "a whole number >= 1", self.width)
+        require(bool(self.bins) and all(b > 0 for b in self.bins), "bins", "numbers above 0", self.bins)
+        require(self.auxiliary_weight >= 0, "auxiliary_weight", "a number >= 0", self.auxiliary_weight)
+
+
+@METHODS.register("pfenet", PFENetOptions)
+class PFENet(PriorGuided):
+    """K shots: the mean of prototypes and of priors, so that any K can be evaluated."""
+
+    def __init__(self, backbone: Backbone, options: PFENetOptions) -> None:
+        super().__init__(backbone, options.width)
+        width, n = options.width, len(options.bins)
+        self.bins, self.auxiliary_weight = options.bins, options.auxiliary_weight
+        self.merge = nn.ModuleList(conv_relu(2 * width + 1, width) for _ in range(n))
+        self.across = nn.ModuleList(conv_relu(2 * width, width) for _ in range(n - 1))
+        self.within = nn.ModuleList(ResidualPair(width) for _ in range(n))
+        self.auxiliary = nn.ModuleList(classifier(width) for _ in range(n))
+        self.reduce = conv_relu(n * width, width)
+        self.residual = ResidualPair(width)
+        self.classifier = classifier(width)
+
+    def segment(self, query: Code, support: Code, size: tuple[int, int]) -> Prediction:
+        """In training, aux["bins"] holds the pyramid's own logits (B, bins, 2, H, W)."""
+        feature, prototype = query["feature"], support["prototype"].mean(1)
+        prior = self.priors(query, support).mean(1).to(feature.dtype)
+        enriched: list[Tensor] = []
+        auxiliary: list[Tensor] = []
+        for i, bin in enumerate(self.bins):
+            # Cells beyond the feature's own size repeat it: small images are pooled upwards, as in the official code.
+            cells = max(1, int(feature.shape[-2] * bin)) if bin <= 1 else int(bin)
+            pooled = F.adaptive_avg_pool2d(feature, cells)
+            x = self.merge[i](torch.cat([pooled, tiled(prototype, pooled), resize(prior, pooled.shape[-2:])], dim=1))
+            if enriched:
+                finer = resize(enriched[-1], x.shape[-2:])
+                x = x + self.across[i - 1](torch.cat([x, finer], dim=1))
+            x = self.within[i](x)
+            if self.training:
+                auxiliary.append(resize(self.auxiliary[i](x), size))
+            enriched.append(resize(x, feature.shape[-2:]))
+        logits = self.classifier(self.residual(self.reduce(torch.cat(enriched, dim=1))))
+        return Prediction(resize(logits, size), {"bins": torch.stack(auxiliary, dim=1)} if auxiliary else {})
+
+    def losses(self, prediction: Prediction, episode: Episode) -> dict[str, Tensor]:
+        """main, and of a prediction made in training auxiliary: the mean over bins, weighted."""
+        terms = super().losses(prediction, episode)
+        if "bins" in prediction.aux:
+            bins = [cross_entropy(logits, episode.query_mask) for logits in prediction.aux["bins"].unbind(1)]
+            terms["auxiliary"] = self.auxiliary_weight * torch.stack(bins).mean()
+        return terms

@@ -1,0 +1,114 @@
+"""What the baseline, PFENet and BAM share: mid-level features, prototypes and the prior of the deepest stage.
+
+Source: PFENet (arXiv 2008.01449), sections 3.2 and 4.1; SVF's baseline and BAM keep its encoding.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fss_svf.backbones.backbone import Backbone
+from fss_svf.episode import Code, Episode, Prediction
+from fss_svf.methods.blocks import (
+    ASPP,
+    ResidualPair,
+    classifier,
+    conv_relu,
+    foreground,
+    masked_average_pooling,
+    prior_mask,
+    resize,
+)
+from fss_svf.methods.method import FewShotMethod, flat_supports, regroup
+
+# The outputs of a backbone's stages by name, for B images.
+Stages = dict[str, Tensor]
+
+
+class PriorGuided(FewShotMethod):
+    """Encodes for a subclass's `segment`.
+
+    query code    feature (B, width, h, w); deep (B, C4, h4, w4)
+    support code  prototype (M, width); deep (M, C4, h4, w4), the object alone
+    """
+
+    def __init__(self, backbone: Backbone, width: int) -> None:
+        super().__init__(backbone)
+        mid = backbone.channels["layer2"] + backbone.channels["layer3"]
+        self.down_query = nn.Sequential(*conv_relu(mid, width), nn.Dropout2d(0.5))
+        self.down_support = nn.Sequential(*conv_relu(mid, width), nn.Dropout2d(0.5))
+
+    def encode_query(self, images: Tensor) -> Code:
+        stages = self.backbone(images, last="layer3")
+        return self.query_code(images, {**stages, "layer4": self.backbone.layer4(stages["layer3"])})
+
+    def encode_support(self, images: Tensor, masks: Tensor) -> Code:
+        stages, mask = self.backbone(images, last="layer3"), foreground(masks)
+        return self.support_code({**stages, "layer4": self.backbone.layer4(_masked(stages["layer3"], mask))}, mask)
+
+    def encode(self, episode: Episode) -> tuple[Code, Code]:
+        """Both codes, the supports' regrouped to (B, K, ...), in one backbone pass over queries and supports."""
+        images, masks = flat_supports(episode)
+        b, mask = len(episode.query_image), foreground(masks)
+        stages = self.backbone(torch.cat([episode.query_image, images]), last="layer3")
+        high = stages["layer3"]
+        stages["layer4"] = self.backbone.layer4(torch.cat([high[:b], _masked(high[b:], mask)]))
+        query = self.query_code(episode.query_image, {name: x[:b] for name, x in stages.items()})
+        support = self.support_code({name: x[b:] for name, x in stages.items()}, mask)
+        return query, regroup(support, episode.shot)
+
+    def forward(self, episode: Episode) -> Prediction:
+        return self.segment(*self.encode(episode), episode.size)
+
+    def query_code(self, images: Tensor, stages: Stages) -> Code:
+        """The code of query images from their stages."""
+        return {"feature": self.down_query(mid_feature(stages)), "deep": stages["layer4"]}
+
+    def support_code(self, stages: Stages, mask: Tensor) -> Code:
+        """The code of supports from their stages (layer4 of the masked layer3) and masks (M, 1, H, W)."""
+        feature = self.down_support(mid_feature(stages))
+        prototype = masked_average_pooling(feature, resize(mask, feature.shape[-2:]))
+        return {"prototype": prototype, "deep": _masked(stages["layer4"], mask)}
+
+    def priors(self, query: Code, support: Code) -> Tensor:
+        """The prior of every shot at the feature's size: (B, K, 1, h, w) in [0, 1]."""
+        priors = prior_mask(query["deep"], support["deep"])
+        size = query["feature"].shape[-2:]
+        return resize(priors.flatten(0, 1), size).unflatten(0, priors.shape[:2])
+
+
+class PriorASPP(PriorGuided):
+    """The head of SVF's baseline, which is BAM's meta learner too."""
+
+    def __init__(self, backbone: Backbone, width: int) -> None:
+        super().__init__(backbone, width)
+        self.merge = conv_relu(2 * width + 1, width)
+        self.aspp = ASPP(width)
+        self.reduce = conv_relu(5 * width, width)
+        self.residual = ResidualPair(width)
+        self.classifier = classifier(width)
+
+    def logits(self, feature: Tensor, prototype: Tensor, prior: Tensor) -> Tensor:
+        """(B, width, h, w), (B, width) and (B, 1, h, w) to logits (B, 2, h, w)."""
+        x = self.merge(torch.cat([feature, tiled(prototype, feature), prior.to(feature.dtype)], dim=1))
+        return self.classifier(self.residual(self.reduce(self.aspp(x))))
+
+
+def mid_feature(stages: Stages) -> Tensor:
+    """layer3 and layer2 at layer3's size (VGG16's is coarser): the mid-level feature of PFENet and its heirs."""
+    return torch.cat([stages["layer3"], low_feature(stages)], dim=1)
+
+
+def low_feature(stages: Stages) -> Tensor:
+    """layer2 at layer3's size."""
+    return resize(stages["layer2"], stages["layer3"].shape[-2:])
+
+
+def tiled(vector: Tensor, like: Tensor) -> Tensor:
+    """(B, C) repeated over the positions of `like`: (B, C, h, w)."""
+    return vector[:, :, None, None].expand(-1, -1, *like.shape[-2:])
+
+
+def _masked(features: Tensor, mask: Tensor) -> Tensor:
+    return features * resize(mask, features.shape[-2:])
