@@ -518,7 +518,8 @@ def test_found_in_the_root_and_beside_it(root, name):
     for folder, path in ((root, f"data/{name}"), (root.parent, name)):
         raw = zip_bytes(FILES.items()) if name.lower().endswith("zip") else tar_bytes(FILES.items(), "g" in name)
         (folder / name).write_bytes(raw)
-        assert found(root, "VOC") == found(root, "x", "Images") == path
+        assert found(root, "VOC") == found(root, "x", "VOC/Images") == path
+        assert found(root, "Images") is None  # not where it is wanted
         assert found(root, "a.jpg") is None  # a file, no folder
         assert found(root, "VO") is None
         assert found(root) is None
@@ -527,7 +528,7 @@ def test_found_in_the_root_and_beside_it(root, name):
 
 def test_found_by_an_empty_folder(archive, root):
     write(archive, [("VOC/Images", None)])
-    assert find_archive(root, ("Images",)) == archive
+    assert find_archive(root, ("VOC/Images",)) == archive
 
 
 def test_roots_own_before_that_beside_it_then_by_name(root):
@@ -588,7 +589,7 @@ def test_half_a_download_is_found_and_said(root, ending):
     path = write(root / f"annotations_2014{ending}")
     path.write_bytes(path.read_bytes()[:4000])
     assert find_archive(root, ("other",)) is None
-    assert find_archive(root, ("Images",)) == path
+    assert find_archive(root, ("VOC/Images",)) == path
     with data_error(path, "half a download"):
         unpack(path, root)
 

@@ -225,7 +225,7 @@ def test_base_labels_move_with_the_query(toy_root):
     sampler = make_sampler(split.index, dataset.options, 1, "train", 1, 3, "shuffled_epochs")
     base = split_classes(split.index, dataset.options, 1, "train")
     augment = train_config(toy_root).recipe.augment
-    with_base, plain = (TrainEpisodes(split, sampler, 65, augment, classes) for classes in (base, None))
+    with_base, plain = (TrainEpisodes(split, sampler, 65, augment, base=classes) for classes in (base, None))
     for number in range(20):
         e, p = with_base(number), plain(number)
         assert torch.equal(e.query_image, p.query_image)
@@ -264,7 +264,8 @@ def test_every_method_learns_and_only_what_is_announced_changes(toy_root, base_r
     model = restore_model(config.method, config.backbone, config.tuning, after, "test")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {name for name, p in model.named_parameters() if p.requires_grad}
-    assert {n.split(".")[-1] for n in changed if n.startswith("backbone.")} == ({"S"} if tuning == "svf" else set())
+    in_backbone = {name.split(".")[-1] for name in changed if name.startswith("backbone.")}
+    assert in_backbone == {"frozen": set(), "svf": {"S"}, "full": {"weight", "bias"}}[tuning]
     losses = scalars(tmp_path, "loss/main")
     assert sum(losses[-4:]) < sum(losses[:4])
 

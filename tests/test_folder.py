@@ -215,3 +215,33 @@ def test_instances_in_place_of_masks(root):
         options(root, instances="mine.json", train_list="train.txt")
     with data_error(root / "other.json"):
         folder(root, instances="other.json").prepare(0)
+
+
+def test_lists_of_one_name_have_indexes_of_their_own(root):
+    for folder_name, names in (("a", [0, 1, 2]), ("b", [7, 8])):
+        (root / folder_name).mkdir()
+        (root / folder_name / "list.txt").write_text("".join(f"photo {i:02d}.x.JPG\n" for i in names))
+    data = folder(root, train_list="a/list.txt", val_list="b/list.txt")
+    data.prepare(0)
+    assert len(data.split("train").index) == 3
+    assert len(data.split("val").index) == 2
+    # A list that was edited since is not taken for the one that was prepared.
+    (root / "a" / "list.txt").write_text("photo 05.x\n")
+    with data_error("not prepared"):
+        data.split("train")
+
+
+def test_image_that_went_away_since(root):
+    data = folder(root)
+    data.prepare(0)
+    (root / "images" / "photo 03.x.jpeg").unlink()
+    with data_error(root / "images", "photo 03.x", "prepare"):
+        data.split("train").pair(3)
+
+
+def test_text_of_other_editors(root):
+    (root / "classes.txt").write_text("\n".join(CLASSES), encoding="utf-8-sig")
+    assert folder(root).prepare(0)["train"].class_names == CLASSES
+    (root / "classes.txt").write_text("\n".join(CLASSES), encoding="utf-16")
+    with data_error(root / "classes.txt", "UTF-8"):
+        folder(root).prepare(0)

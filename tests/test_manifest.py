@@ -141,8 +141,8 @@ def test_files_that_are_no_table(index, tmp_path):
     with data_error(path, "no such file", "episodes.save"):
         load_episodes(path, index, CLASSES, 1)
     for content, words in (
-        (b"", ["no column"]),
-        (b"number,class\n1,2\n", ["no column 'seed'"]),
+        (b"", ["expected the columns seed, number", "found none"]),
+        (b"number,class\n1,2\n", ["expected the columns seed, number", "found number, class"]),
         (",".join(HEAD).encode() + b"\n", ["holds no episode"]),
         (b"\xff\xfe\x00\x01", ["cannot be read"]),
     ):
@@ -151,3 +151,40 @@ def test_files_that_are_no_table(index, tmp_path):
             load_episodes(path, index, CLASSES, 1)
     with data_error(tmp_path, "cannot be read"):
         load_episodes(tmp_path, index, CLASSES, 1)
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([1, 1], ["line 3", "episode 0, expected 1"]),
+        ([1, 3], ["line 3", "episode 2, expected 1"]),
+    ],
+)
+def test_lines_that_are_missing_or_twice(index, tmp_path, rows, words):
+    save_episodes(tmp_path / "e.csv", lists(index, shot=2, seeds=(7,), count=5))
+    lines = (tmp_path / "e.csv").read_text().splitlines()
+    (tmp_path / "e.csv").write_text("\n".join([lines[0], *(lines[i] for i in rows)]) + "\n")
+    with data_error(tmp_path / "e.csv", *words):
+        load_episodes(tmp_path / "e.csv", index, CLASSES, 2)
+
+
+def test_other_programs_habits(index, tmp_path):
+    """A byte order mark is read over; columns in another order, more cells than columns and a negative seed are told."""
+    save_episodes(tmp_path / "e.csv", lists(index, shot=2))
+    text = (tmp_path / "e.csv").read_text()
+    (tmp_path / "bom.csv").write_text("\ufeff" + text, encoding="utf-8")
+    assert [e.specs for e in load_episodes(tmp_path / "bom.csv", index, CLASSES, 2)] == [
+        e.specs for e in lists(index, shot=2)
+    ]
+    (tmp_path / "e.csv").write_text(text.replace("support_1,support_2", "support_2,support_1"))
+    with data_error("expected the columns", "found seed"):
+        load_episodes(tmp_path / "e.csv", index, CLASSES, 2)
+    (tmp_path / "e.csv").write_text(text.replace("\n", ",x\n").replace("support_2,x", "support_2"))
+    with data_error("line 2", "more cells"):
+        load_episodes(tmp_path / "e.csv", index, CLASSES, 2)
+    row = good_row(index)
+    row[0] = -1
+    with data_error("line 2", "negative"):
+        load_episodes(write(tmp_path / "e.csv", HEAD, row), index, CLASSES, 2)
+    with data_error(tmp_path, "cannot be written"):
+        save_episodes(tmp_path, lists(index))

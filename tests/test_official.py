@@ -232,7 +232,13 @@ def test_from_the_command_line_to_a_number(fss, toy_root, tmp_path):
     assert status == 1
     assert f"target={tmp_path / 'run'}: holds a run already" in one_line(err)
 
-    evaluation = (f"checkpoint={tmp_path / 'run'}", "protocol.episodes=2", "workers=0", f"hydra.run.dir={tmp_path}/out")
+    evaluation = (
+        f"checkpoint={tmp_path / 'run'}",
+        "protocol.episodes=2",
+        "protocol.never_drawn=leave_out",
+        "workers=0",
+        f"hydra.run.dir={tmp_path}/out",
+    )
     status, _, err = fss("evaluate", *evaluation, "shot=[1,3]")
     assert status == 1
     assert "shot=3: this BAM was trained at 2 shots" in one_line(err)

@@ -80,7 +80,7 @@ def dataset(root, **changes):
         "support_annotation": "mask",
         "train_list": root.parent / "list.txt",
         "allow_missing": False,
-        "check_counts": True,
+        "check_counts": False,
     }
     return Pascal(PascalOptions(**{**values, **changes}))
 
@@ -188,7 +188,12 @@ def test_training_on_a_val_image_is_refused(root):
 
 
 def test_each_list_has_its_own_index(root):
+    """Also two of one name, and one that was edited."""
     dataset(root).prepare(0)
+    (root.parent / "elsewhere").mkdir()
+    (root.parent / "elsewhere" / "list.txt").write_text(f"{VOC_ONLY}\n")
+    with data_error("not prepared"):
+        dataset(root, train_list=root.parent / "elsewhere" / "list.txt").split("train")
     (root.parent / "short.txt").write_text(f"{BOTH}\n")
     other = dataset(root, train_list=root.parent / "short.txt")
     assert len(other.prepare(0)["train"]) == 1
@@ -323,6 +328,16 @@ def test_unprepared(root):
 # Archives
 
 
+def test_vocs_test_set_is_not_taken_for_it(root):
+    """It lies on the same page and has the same folders."""
+    fresh = root.parent / "fresh"
+    (fresh / "VOCdevkit" / "VOC2012" / "ImageSets" / "Segmentation").mkdir(parents=True)
+    for name, folder in (("VOCtrainval.tar", "VOCdevkit"), ("benchmark.tgz", "benchmark_RELEASE")):
+        with tarfile.open(fresh / name, "w:gz" if name.endswith("gz") else "w") as archive:
+            archive.add(root / folder, folder)
+    assert len(dataset(fresh, train_list=root.parent / "list.txt").prepare(0)["train"]) == 3
+
+
 @pytest.mark.parametrize("beside", [False, True])
 def test_archives_are_unpacked(root, beside):
     before = {split: index.hash for split, index in dataset(root).prepare(0).items()}
@@ -343,21 +358,21 @@ def test_archives_are_unpacked(root, beside):
 def test_whole_data_must_give_the_papers_counts(root, monkeypatch):
     monkeypatch.setattr(pascal, "sbd_train_noval", lambda: [BOTH, SBD_ONLY])
     with data_error("train: the folds list", "4208 / 3726 / 2752 / 4510", "check_counts=false"):
-        dataset(root, train_list=None).prepare(0)
+        dataset(root, train_list=None, check_counts=True).prepare(0)
     with data_error("not prepared"):
         dataset(root, train_list=None).split("train")
     unchecked = dataset(root, train_list=None, check_counts=False)
     assert len(unchecked.prepare(0)["train"]) == 3
     # An index that was made unchecked is not taken for a checked one.
     with data_error("check_counts=false"):
-        dataset(root, train_list=None).prepare(0)
+        dataset(root, train_list=None, check_counts=True).prepare(0)
 
 
 def test_counts_that_fit(root, monkeypatch):
     monkeypatch.setattr(pascal, "sbd_train_noval", lambda: [BOTH, SBD_ONLY])
     # None of these labels reaches 2,048 pixels.
     monkeypatch.setattr(pascal, "PAPERS", dict.fromkeys(PAPERS, (0, 0, 0, 0)))
-    assert len(dataset(root, train_list=None).prepare(0)["train"]) == 3
+    assert len(dataset(root, train_list=None, check_counts=True).prepare(0)["train"]) == 3
 
 
 def test_real_counts(tmp_path):
@@ -374,7 +389,7 @@ def test_real_counts(tmp_path):
             image = Image.new("L", label.size)
             image.save(root / "JPEGImages" / member.name.split("/")[1].replace(".png", ".jpg"))
     shutil.copy(masks, root / "voc2012_masks.tar")
-    data = dataset(root, train_list=None, min_area=2048)
+    data = dataset(root, train_list=None, min_area=2048, check_counts=True)
     indexes = data.prepare(2)
     assert [len(indexes[split]) for split in ("train", "val")] == [5953, 1449]
     assert {key: counts_of_folds(indexes[key[0]], data.options, *key, "contiguous") for key in PAPERS} == PAPERS

@@ -1,6 +1,7 @@
 """All episodes of an evaluation are known before it starts: shots share them, coverage is told, files replace them."""
 
 import logging
+from dataclasses import replace
 
 import pytest
 
@@ -74,14 +75,25 @@ def test_saved_episodes_are_evaluated_again(index, options, tmp_path):
         assert [e.specs for e in loaded.episodes[shot]] == [e.specs for e in drawn.episodes[shot]]
     assert (loaded.protocol.seed, loaded.protocol.runs, loaded.protocol.episodes) == (5, 2, 30)
     assert drawn.protocol == protocol()
-    # A result of a file's episodes has a hash of its own.
+    # Written and read back they are one measurement; without a file the protocol alone tells them.
     assert list(loaded.source) == ["episodes"]
-    assert loaded.protocol.hash(**loaded.source) != drawn.protocol.hash(**drawn.source)
+    assert loaded.source == drawn.source
+    assert make_plan(index, options, 0, (1, 3), protocol(), NONE).source == {}
+
+
+def test_file_of_a_fold_with_a_class_too_small(index, options, tmp_path):
+    """What was left out when the file was written is left out again."""
+    path = tmp_path / "episodes.csv"
+    drawn = make_plan(index, options, 0, (5,), protocol(), EpisodeFiles(path, None))
+    loaded = make_plan(index, options, 0, (5,), protocol(), EpisodeFiles(None, path))
+    assert (loaded.classes, loaded.left_out) == (drawn.classes, drawn.left_out) == ((1,), (2,))
+    with data_error("never drawn", "add to it"):
+        make_plan(index, replace(options, too_few_images="error"), 0, (5,), protocol(), EpisodeFiles(None, path))
 
 
 def test_seeds_of_unequal_length(index, options, tmp_path):
     path = tmp_path / "episodes.csv"
     make_plan(index, options, 0, (1,), protocol(), EpisodeFiles(path, None))
-    path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
+    path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")  # the last of the second seed
     with data_error(path, "equally many"):
         make_plan(index, options, 0, (1,), protocol(), EpisodeFiles(None, path))

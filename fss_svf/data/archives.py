@@ -58,7 +58,7 @@ def unpack_until(done: Callable[[], bool], root: Path, wanted: Sequence[str]) ->
 
 
 def find_archive(root: Path, wanted: Sequence[str], tried: Collection[Path] = ()) -> Path | None:
-    """The archive in `root`, or else beside it, that holds a folder of a name in `wanted`; of several the first by name.
+    """The archive in `root`, or else beside it, that begins with a folder in `wanted`; of several the first by name.
 
     Only its first members are looked at. An archive that cannot be opened is passed over, but for one that is called
     like a wanted folder, as train2014.zip: that raises DataError.
@@ -152,11 +152,12 @@ def _archives(folder: Path) -> list[Path]:
 
 
 def _holds(archive: Path, wanted: Sequence[str]) -> bool:
+    paths = [PurePosixPath(path).parts for path in wanted]
     with _reading(archive):
         file = archive.open("rb")
     with file:
         for member in islice((m for m in _members(archive, file) if not m.is_junk), FIRST_MEMBERS):
-            if not set(wanted).isdisjoint(member.folders):
+            if any(member.folders[: len(parts)] == parts for parts in paths):
                 return True
             if member.size > LARGE:
                 return False

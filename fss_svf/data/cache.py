@@ -44,13 +44,13 @@ class CachedSplit(Split):
         """`numbers`: the images that will be asked for; None: all. Raises DataError when the memory is not there."""
         super().__init__(**{field.name: getattr(split, field.name) for field in fields(Split)})
         self.split, self.cache_gb = split, cache_gb
-        _require_memory(cache_gb)
         wanted = np.arange(len(self.index)) if numbers is None else np.asarray(numbers, np.int64)
         # A set, in the order given: an image asked for twice has one place.
         wanted = wanted[np.sort(np.unique(wanted, return_index=True)[1])]
         ends = np.cumsum(4 * self.index.sizes[wanted].astype(np.int64).prod(axis=1))
         self.wanted, self.slots = len(wanted), int((ends <= cache_gb * _GB).sum())
         self.bytes = int(ends[self.slots - 1]) if self.slots else 0
+        _require_memory(cache_gb, self.bytes)
         # Where in the arena each image begins; -1: it has no place.
         self._start = np.full(len(self.index), -1, np.int64)
         self._start[wanted[: self.slots]] = np.concatenate([[0], ends])[: self.slots]
@@ -124,12 +124,12 @@ class CachedSplit(Split):
         return {**self.__dict__, **nothing, "_start": np.full(len(self.index), -1, np.int64)}
 
 
-def _require_memory(cache_gb: float) -> None:
+def _require_memory(cache_gb: float, needed: int) -> None:
     available = _available_memory()
-    if not 0 <= cache_gb * _GB <= available:
+    if not cache_gb >= 0 or needed > available:
         raise DataError(
-            f"cache_gb={cache_gb:g}: expected 0 or more, and at most the {available / _GB:.1f} GB of memory that are "
-            "free now; lower it"
+            f"cache_gb={cache_gb:g}: expected 0 or more, and its {needed / _GB:.1f} GB of images within the "
+            f"{available / _GB:.1f} GB of memory that are free now; lower it"
         )
 
 

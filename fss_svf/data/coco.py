@@ -55,11 +55,14 @@ class Coco(Dataset):
     """COCO-20i, or anything in COCO's format. Classes are numbered 1..C in the order of their category ids."""
 
     name = "coco"
+    # The keys that messages name; dataset=folder has others.
+    keys = {"annotations": "dataset.{split}.annotations", "images": "dataset.{split}.images"}  # noqa: RUF012
     options: CocoOptions
 
     def prepare(self, workers: int | None) -> dict[SplitName, Index]:
-        for name in ("train", "val"):
-            self._unpack(getattr(self.options, name))
+        if self.name == Coco.name:
+            for where in (self.options.train, self.options.val):
+                self._unpack(where)
         require_folder(self.options.root, "dataset.root", self.name)
         train = self._prepare_split("train", workers)
         # One JSON may serve as both splits: the filter of novel classes keeps their images apart.
@@ -73,10 +76,10 @@ class Coco(Dataset):
 
     def _unpack(self, where: CocoSplit) -> None:
         """Fetch what is not there out of archives such as train2014.zip and annotations_trainval2014.zip."""
-        root = self.options.root
-        for path in (where.images, where.annotations):
-            folder = Path(path) if path == where.images else Path(path).parent
-            unpack_until((root / path).exists, root, (folder.name,))
+        images, annotations = self.options.root / where.images, self.options.root / where.annotations
+        # An empty folder, made after the tree in data/README.md, is no image folder yet.
+        unpack_until(lambda: images.is_dir() and any(images.iterdir()), self.options.root, (where.images,))
+        unpack_until(annotations.exists, self.options.root, (str(Path(where.annotations).parent),))
 
     def _prepared(self, name: SplitName) -> Path:
         # Each way of drawing masks has its own folder, so that choosing another one cannot read the wrong labels.
@@ -89,12 +92,12 @@ class Coco(Dataset):
     def _prepare_split(self, name: SplitName, workers: int | None) -> Index:
         where: CocoSplit = getattr(self.options, name)
         images = self.options.root / where.images
-        require_folder(images, f"dataset.{name}.images", self.name)
+        require_folder(images, self.keys["images"].format(split=name), self.name)
         path = self.options.root / where.annotations
         if not path.is_file():
             raise DataError(
-                f"dataset=coco: no annotation file {path.absolute()}; set dataset.{name}.annotations to the "
-                "instances_*.json under dataset.root"
+                f"dataset={self.name}: no annotation file {path.absolute()}; set "
+                f"{self.keys['annotations'].format(split=name)} to the instances_*.json under dataset.root"
             )
         annotations = Annotations(path)
         stems = [image.stem for image in annotations.images]

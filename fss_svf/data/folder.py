@@ -12,11 +12,9 @@ from fss_svf.data.build import build_index, fingerprint
 from fss_svf.data.coco import Coco, CocoOptions, CocoSplit
 from fss_svf.data.dataset import Dataset, DatasetOptions, Split, SplitName, absent, require_folder
 from fss_svf.data.index import ImageRow, Index
-from fss_svf.data.voc import index_label, read_names
+from fss_svf.data.voc import IMAGE_ENDINGS, index_label, read_lines, read_names
 from fss_svf.errors import ConfigError, DataError, did_you_mean, listing
 from fss_svf.registry import DATASETS
-
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -34,6 +32,8 @@ class FolderOptions(DatasetOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        is_json = self.instances is None or self.instances.endswith(".json")
+        require(is_json, "instances", "null or a .json file", self.instances)
         lists = self.train_list or self.val_list
         require(self.instances is None or not lists, "instances", "null with lists of images", self.instances)
         if self.folds is not None:
@@ -65,7 +65,10 @@ class FolderSplit(Split):
     files: Mapping[str, str]
 
     def image_path(self, number: int) -> Path:
-        return self.images / self.files[str(self.index.names[number])]
+        name = str(self.index.names[number])
+        if name not in self.files:
+            raise DataError(f"{self.images}: no image {name} any more; put it back, or run 'fss-svf prepare' again")
+        return self.images / self.files[name]
 
 
 @DATASETS.register("folder", FolderOptions)
@@ -105,13 +108,21 @@ class Folder(Dataset):
         where = CocoSplit(annotations=instances, images=self.options.images)
         shared = {f.name: getattr(self.options, f.name) for f in fields(DatasetOptions)}
         missing = self.options.allow_missing
-        return Coco(
+        coco = Coco(
             CocoOptions(**shared, train=where, val=where, mask_mode="full", allow_missing=missing, check_counts=False)
         )
+        coco.name, coco.keys = self.name, {"annotations": "dataset.instances", "images": "dataset.images"}
+        return coco
 
     def _index_path(self, split: SplitName) -> Path:
-        names = self._list(split)
-        return self.options.prepared / f"{Path(names).stem if names else 'all'}.npz"
+        listed = self._list(split)
+        o, names = self.options, None if listed is None else self._listed_names(split, listed)
+        # Other images, masks or lists have an index of their own: a run cannot read the wrong one.
+        decided_by = fingerprint(o.images, o.masks, o.classes, names)[:8]
+        return o.prepared / f"{'all' if listed is None else Path(listed).stem}-{decided_by}.npz"
+
+    def _listed_names(self, split: SplitName, listed: str) -> list[str]:
+        return read_names(self.options.root / listed, f"dataset.{split}_list")
 
     def _list(self, split: SplitName) -> str | None:
         return self.options.train_list if split == "train" else self.options.val_list
@@ -120,7 +131,7 @@ class Folder(Dataset):
         path = self.options.root / self.options.classes
         if not path.is_file():
             raise DataError(f"dataset=folder: no {path}; write the class names into it, one a line, class 1 first")
-        names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+        names = [line.strip() for line in read_lines(path) if line.strip()]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice or not 1 <= len(names) <= 254:
             found = f"{listing(twice)} twice" if twice else f"{len(names)} of them"
@@ -143,7 +154,7 @@ class Folder(Dataset):
         self, split: SplitName, class_names: tuple[str, ...], files: Mapping[str, str], workers: int | None
     ) -> Index:
         listed = self._list(split)
-        names = list(files) if listed is None else read_names(self.options.root / listed, self.name)
+        names = list(files) if listed is None else self._listed_names(split, listed)
         no_mask = absent(self.masks, names, ".png")
         missing = [*(n for n in names if n not in files), *no_mask]
         gone = set(missing)

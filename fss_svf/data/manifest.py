@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -48,15 +50,20 @@ class EpisodeList:
 
 def save_episodes(path: Path, lists: Sequence[EpisodeList]) -> None:
     """Write CSV rows of seed, number, class, class_name, query, support_1 .. support_K; images by their names."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with appearing_whole(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow([*COLUMNS, *(f"support_{k}" for k in range(1, lists[0].shot + 1))])
-        for episodes in lists:
-            index = episodes.index
-            for spec in episodes.specs:
-                images = [index.names[image] for image in (spec.query, *spec.supports)]
-                table.writerow([episodes.seed, spec.number, spec.class_id, index.class_name(spec.class_id), *images])
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with appearing_whole(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
+            table = csv.writer(file)
+            table.writerow([*COLUMNS, *(f"support_{k}" for k in range(1, lists[0].shot + 1))])
+            for episodes in lists:
+                index = episodes.index
+                for spec in episodes.specs:
+                    images = [index.names[image] for image in (spec.query, *spec.supports)]
+                    table.writerow(
+                        [episodes.seed, spec.number, spec.class_id, index.class_name(spec.class_id), *images]
+                    )
+    except OSError as error:
+        raise DataError(f"episodes.save={path}: cannot be written ({error}); give another file") from None
 
 
 def load_episodes(path: Path, index: Index, classes: Sequence[int], shot: int) -> list[EpisodeList]:
@@ -69,17 +76,24 @@ def load_episodes(path: Path, index: Index, classes: Sequence[int], shot: int) -
     image_of = {name: number for number, name in enumerate(index.names.tolist())}
     found: dict[int, list[EpisodeSpec]] = {}
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             table = csv.DictReader(file)
-            supports = [name for name in table.fieldnames or () if name.startswith("support_")]
-            missing = [name for name in COLUMNS if name not in (table.fieldnames or ())]
-            if missing:
-                raise DataError(f"{path}: no column {missing[0]!r}; expected {', '.join(COLUMNS)}, support_1, ...")
+            names = list(table.fieldnames or ())
+            wanted = [*COLUMNS, *(f"support_{k}" for k in range(1, max(shot, len(names) - len(COLUMNS)) + 1))]
+            if names != wanted:
+                raise DataError(f"{path}: expected the columns {', '.join(wanted)}, found {', '.join(names) or 'none'}")
             for row in table:
                 try:
-                    spec = _read(row, [row[name] for name in supports if row[name]][:shot], index, image_of)
+                    if None in row:
+                        raise ValueError("more cells than columns")
+                    specs = found.setdefault(_seed(row["seed"]), [])
+                    spec = _read(
+                        row, [row[name] for name in wanted[len(COLUMNS) :] if row[name]][:shot], index, image_of
+                    )
                     _require_sound(spec, index, classes, shot)
-                    found.setdefault(int(row["seed"]), []).append(spec)
+                    if spec.number != len(specs):
+                        raise ValueError(f"episode {spec.number}, expected {len(specs)}: a line is missing or twice")
+                    specs.append(spec)
                 except (ValueError, TypeError) as error:
                     raise DataError(f"{path}, line {table.line_num}: {error}; write the file anew") from None
     except FileNotFoundError:
@@ -89,6 +103,22 @@ def load_episodes(path: Path, index: Index, classes: Sequence[int], shot: int) -
     if not found:
         raise DataError(f"{path}: holds no episode")
     return [EpisodeList(index, shot, seed, tuple(specs)) for seed, specs in found.items()]
+
+
+def episodes_hash(lists: Sequence[EpisodeList]) -> str:
+    """16 hex digits over what is shown: seeds, classes and images by name."""
+    rows = [
+        [episodes.seed, spec.class_id, *(str(episodes.index.names[image]) for image in (spec.query, *spec.supports))]
+        for episodes in lists
+        for spec in episodes.specs
+    ]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+
+
+def _seed(text: str) -> int:
+    if int(text) < 0:
+        raise ValueError(f"seed {text} is negative")
+    return int(text)
 
 
 def _read(row: dict[str, str], supports: list[str], index: Index, image_of: dict[str, int]) -> EpisodeSpec:

@@ -56,14 +56,15 @@ class Places:
 
     @classmethod
     def under(cls, root: Path) -> Places:
-        voc = _first(root, ("", "VOCdevkit/VOC2012", "VOC2012"), "ImageSets/Segmentation")
+        # By VOC's training list: its test set, on the same page, has the same folders.
+        voc = _first(root, ("", "VOCdevkit/VOC2012", "VOC2012"), "ImageSets/Segmentation/train.txt")
         aug = _first(root, ("SegmentationClassAug",)) or (_first(voc, ("SegmentationClassAug",)) if voc else None)
         sbd = _first(root, ("benchmark_RELEASE/dataset/cls", "dataset/cls", "cls"))
         return cls(voc, aug, sbd)
 
 
 def _first(base: Path, folders: tuple[str, ...], holding: str = "") -> Path | None:
-    return next((base / folder for folder in folders if (base / folder / holding).is_dir()), None)
+    return next((base / folder for folder in folders if (base / folder / holding).exists()), None)
 
 
 @DATASETS.register("pascal", PascalOptions)
@@ -75,13 +76,13 @@ class Pascal(Dataset):
 
     def prepare(self, workers: int | None) -> dict[SplitName, Index]:
         root = self.options.root
-        unpack_until(lambda: Places.under(root).voc is not None, root, ("VOC2012", "JPEGImages"))
+        unpack_until(lambda: Places.under(root).voc is not None, root, ("VOCdevkit/VOC2012", "VOC2012", "JPEGImages"))
         unpack_until(self._labelled, root, ("SegmentationClassAug", "benchmark_RELEASE"))
         places = Places.under(root)
         if places.voc is None:
             raise DataError(
-                f"dataset=pascal: no VOC 2012 under {root} (VOCdevkit/VOC2012/ImageSets/Segmentation, or its archive); set "
-                "dataset.root to where it is (data/README.md shows the tree)"
+                f"dataset=pascal: no VOC 2012 under {root} (VOCdevkit/VOC2012/ImageSets/Segmentation/train.txt, or its "
+                "archive); set dataset.root to where it is (data/README.md shows the tree)"
             )
         if places.aug is None and places.sbd is None:
             raise DataError(
@@ -92,15 +93,18 @@ class Pascal(Dataset):
             "train": label_sources(places, self._train_names(places.voc)),
             "val": label_sources(places, _voc_names(places.voc, "val")),
         }
-        papers = self._complete(places, sources) and self.options.check_counts and self.options.train_list is None
+        papers = self._complete(places, sources) and self.options.check_counts
         self.options.prepared.mkdir(parents=True, exist_ok=True)
         return {split: self._index(split, sources[split], places, papers, workers) for split in sources}
 
     def split(self, name: SplitName) -> Split:
         places = Places.under(self.options.root)
-        index = self._open_index(self._index_path(name, places))
         if places.voc is None:
-            raise DataError(f"dataset=pascal: no VOC 2012 under {self.options.root}; set dataset.root to where it is")
+            raise DataError(
+                f"dataset=pascal: not prepared, there is no VOC 2012 under {self.options.root}; set dataset.root to "
+                "where it is, and run 'fss-svf prepare dataset=pascal' first"
+            )
+        index = self._open_index(self._index_path(name, places))
         return Split(index, places.voc / "JPEGImages", ".jpg", self._labels(places))
 
     def _labelled(self) -> bool:
@@ -109,7 +113,7 @@ class Pascal(Dataset):
 
     def _train_names(self, voc: Path) -> list[str]:
         if self.options.train_list is not None:
-            names = read_names(self.options.train_list, self.name)
+            names = read_names(self.options.train_list, "dataset.train_list")
         else:
             names = list(dict.fromkeys([*sbd_train_noval(), *_voc_names(voc, "train")]))
         tested = set(_voc_names(voc, "val"))
@@ -122,10 +126,13 @@ class Pascal(Dataset):
         return names
 
     def _index_path(self, split: SplitName, places: Places) -> Path:
+        assert places.voc is not None
         # Labels of another source, and another list, have their own index: a run cannot read the wrong one.
         source = "aug" if places.aug else "sbd"
-        train_list = self.options.train_list if split == "train" else None
-        return self.options.prepared / f"{split}-{source}{f'-{train_list.stem}' if train_list else ''}.npz"
+        listed = (
+            f"-{fingerprint(self._train_names(places.voc))[:8]}" if split == "train" and self.options.train_list else ""
+        )
+        return self.options.prepared / f"{split}-{source}{listed}.npz"
 
     def _labels(self, places: Places) -> Path:
         return places.aug or self.options.prepared / "labels"
@@ -143,10 +150,11 @@ class Pascal(Dataset):
                 if lacking:
                     missing |= dict.fromkeys(lacking)
                     del of_split[name]
+        report = self.options.prepared / "missing.txt"
         if not missing:
+            report.unlink(missing_ok=True)
             return True
         self.options.prepared.mkdir(parents=True, exist_ok=True)
-        report = self.options.prepared / "missing.txt"
         report.write_text("".join(f"{file}\n" for file in missing))
         text = f"dataset=pascal: {len(missing):,} files are missing: {listing(missing, 2)} (all in {report})"
         kept = " and ".join(f"{len(of_split):,} of {split}" for split, of_split in sources.items())
@@ -167,7 +175,7 @@ class Pascal(Dataset):
 
         def check(index: Index) -> None:
             for (of, filtered), expected in PAPERS.items():
-                if papers and of == split:
+                if papers and of == split and (of == "val" or self.options.train_list is None):
                     require_papers_counts(index, self.options, split, filtered, "contiguous", expected)
 
         names = list(sources)
@@ -193,7 +201,7 @@ def sbd_train_noval() -> list[str]:
 
 
 def _voc_names(voc: Path, split: SplitName) -> list[str]:
-    return read_names(voc / "ImageSets" / "Segmentation" / f"{split}.txt", "pascal")
+    return read_names(voc / "ImageSets" / "Segmentation" / f"{split}.txt", "dataset=pascal")
 
 
 def label_sources(places: Places, names: list[str]) -> dict[str, Path]:

@@ -19,6 +19,9 @@ VOC_CLASSES = (
     "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+_ENDING = re.compile(f"({'|'.join(map(re.escape, IMAGE_ENDINGS))})$", re.IGNORECASE)
+
 
 class VocFolder(Dataset):
     """A dataset in VOC's layout under options.root. Subclasses name their classes and their label folder."""
@@ -45,7 +48,7 @@ class VocFolder(Dataset):
 
     def _index(self, split: SplitName, workers: int | None) -> Index:
         path = self.options.root / "ImageSets" / "Segmentation" / f"{split}.txt"
-        names = read_names(path, self.name)
+        names = read_names(path, f"dataset={self.name}")
         names = require_images(self.images, names, ".jpg", allow_missing=None)
         # Size and time of the labels stand for their content: an edited label makes the index anew.
         stats = [(self.labels / f"{name}.png").stat() for name in self._labelled(names)]
@@ -69,18 +72,27 @@ class VocFolder(Dataset):
         return names
 
 
-def read_names(path: Path, dataset: str) -> list[str]:
-    """The image names of a list file, one a line, each once. Raises DataError when there is none.
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file in UTF-8, with or without a byte order mark. Raises DataError for another encoding."""
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as UTF-8 text ({error}); save it anew") from None
+
+
+def read_names(path: Path, what: str) -> list[str]:
+    """The image names of a list file, one a line, each once. `what` asked for it: a config key, or a dataset.
 
     Lines of other projects' lists ("JPEGImages/NAME.jpg SegmentationClassAug/NAME.png") are read as NAME.
+    Raises DataError when there is none.
     """
-    if not path.exists():
-        raise DataError(f"dataset={dataset}: no list {path}; the download is incomplete")
-    lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    if not path.is_file():
+        raise DataError(f"{what}: no list {path}; set the key to where it is, or finish the download")
+    lines = [line.strip() for line in read_lines(path) if line.strip()]
     if not lines:
-        raise DataError(f"dataset={dataset}: the list {path} is empty; the download is incomplete")
+        raise DataError(f"{what}: the list {path} is empty; write it anew, or finish the download")
     first = [re.sub(r"^(\S+\.jpg)\s+\S+\.png$", r"\1", line) for line in lines]
-    return list(dict.fromkeys(re.sub(r"\.(jpg|png)$", "", Path(line).name) for line in first))
+    return list(dict.fromkeys(_ENDING.sub("", Path(line).name) for line in first))
 
 
 def index_label(image: Path, label: Path, name: str) -> ImageRow:

@@ -54,6 +54,7 @@ def evaluate(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:
     """
     subject = _from_checkpoint(config) if config.checkpoint else _from_config(config)
     protocol = replace(config.protocol, seed=config.seed, runs=config.seeds)
+    check_fold(subject.fold, subject.dataset)
     dataset: Dataset = DATASETS.build(subject.dataset)
     split = dataset.split("val")
     classes = split_classes(split.index, dataset.options, subject.fold, "val")
@@ -108,7 +109,8 @@ def _from_checkpoint(config: EvaluateConfig) -> Subject:
                 f"options of it; leave {key}{'' if 'name' in others else '.' + min(others)} out"
             )
     method = _choose(METHODS, {**to_mapping(trained.method), **config.method})
-    if config.fold not in (None, trained.fold):
+    # Another dataset has other folds; whether its novel classes were seen is told by their names.
+    if config.fold not in (None, trained.fold) and "name" not in config.dataset:
         raise ConfigError(
             f"fold={config.fold}: checkpoint={config.checkpoint} was trained on fold {trained.fold} and has seen the "
             f"novel classes of fold {config.fold}; leave fold out, or give a checkpoint of fold {config.fold}"
@@ -118,7 +120,7 @@ def _from_checkpoint(config: EvaluateConfig) -> Subject:
     return Subject(
         model=model,
         dataset=_dataset(config.dataset, trained.dataset),
-        fold=trained.fold,
+        fold=trained.fold if config.fold is None else config.fold,
         size=config.size or trained.recipe.tested_at,
         method=trained.method.name,
         backbone=trained.backbone.name,
@@ -150,15 +152,13 @@ def _from_config(config: EvaluateConfig) -> Subject:
             f"method={config.method['name']}: has parameters to train; give checkpoint=PATH of a trained one"
         )
     method, backbone = _choose(METHODS, config.method), _choose(BACKBONES, config.backbone)
-    dataset = _choose(DATASETS, config.dataset)
-    check_fold(config.fold or 0, dataset)
     torch.manual_seed(config.seed)  # of random weights, the same in each job of a sweep
     frozen = Choice("frozen", TUNINGS.entry("frozen").options())
     model, report = build_model(method, backbone, frozen)
     log.info("%s", report)
     return Subject(
         model=model,
-        dataset=dataset,
+        dataset=_choose(DATASETS, config.dataset),
         fold=config.fold or 0,
         size=config.size,
         method=method.name,
@@ -233,7 +233,7 @@ def _mean(counts: list[Counts]) -> dict[str, float]:
 
 def _data_choices(dataset: Dataset, largest_shot: int) -> dict[str, Any]:
     """The dataset's options that decide what is measured; the same for every fold."""
-    keys = ("class_partition", "min_area", "mask_mode", "support_annotation", "too_few_images")
+    keys = ("class_partition", "folds", "min_area", "mask_mode", "support_annotation", "too_few_images")
     found = {key: getattr(dataset.options, key) for key in keys if hasattr(dataset.options, key)}
     # Which classes are left out depends on the largest shot.
     return {**found, "largest_shot": largest_shot} if found["too_few_images"] == "skip" else found

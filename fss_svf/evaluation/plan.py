@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ from fss_svf.config import EpisodeFiles, Protocol
 from fss_svf.data.dataset import DatasetOptions
 from fss_svf.data.episodes import make_sampler, split_classes
 from fss_svf.data.index import Index
-from fss_svf.data.manifest import EpisodeList, load_episodes, save_episodes
+from fss_svf.data.manifest import EpisodeList, episodes_hash, load_episodes, save_episodes
 from fss_svf.errors import DataError, listing
 
 log = logging.getLogger(__name__)
@@ -47,16 +46,24 @@ def make_plan(
         if len(lengths) != 1 or [e.seed for e in lists] != list(range(lists[0].seed, lists[0].seed + len(lists))):
             raise DataError(f"{files.load}: expected consecutive seeds with equally many episodes; split the file")
         protocol = replace(protocol, episodes=lengths.pop(), seed=lists[0].seed, runs=len(lists))
-        classes, left_out = novel, novel[:0]
-        source = {"episodes": hashlib.sha256(files.load.read_bytes()).hexdigest()[:16]}
+        log.info(
+            "%s: %d seeds from %d on, %d episodes each", files.load, protocol.runs, protocol.seed, protocol.episodes
+        )
+        drawn = {spec.class_id for episodes in lists for spec in episodes.specs}
+        skipped = novel[:0]
+        if options.too_few_images == "skip":
+            skipped = make_sampler(index, options, fold, "val", most, protocol.seed, protocol.queries).skipped
+        left_out = tuple(c for c in skipped if c not in drawn)
     else:
         # What the largest shot must leave out is left out of all: shots are compared on the same classes and queries.
         seeds = range(protocol.seed, protocol.seed + protocol.runs)
         samplers = [make_sampler(index, options, fold, "val", most, seed, protocol.queries) for seed in seeds]
         lists = [EpisodeList.drawn(sampler, protocol.episodes) for sampler in samplers]
-        classes, left_out = samplers[0].classes, samplers[0].skipped
-        source = {}
-    _require_coverage(lists, classes, protocol)
+        left_out = samplers[0].skipped
+    classes = tuple(c for c in novel if c not in left_out)
+    # Written and read back, episodes are the same measurement; drawn ones are told by the protocol itself.
+    source = {"episodes": episodes_hash(lists)} if files.save or files.load else {}
+    require_coverage(lists, classes, protocol)
     if files.save is not None:
         save_episodes(files.save, lists)
         log.info("episodes written to %s", files.save)
@@ -65,7 +72,7 @@ def make_plan(
     return Plan(by_shot, classes, left_out, protocol, source)
 
 
-def _require_coverage(lists: Sequence[EpisodeList], classes: Sequence[int], protocol: Protocol) -> None:
+def require_coverage(lists: Sequence[EpisodeList], classes: Sequence[int], protocol: Protocol) -> None:
     """Log how many episodes each class has. A class without one in some run is what protocol.never_drawn says."""
     index = lists[0].index
     for episodes in lists:
@@ -77,8 +84,8 @@ def _require_coverage(lists: Sequence[EpisodeList], classes: Sequence[int], prot
         if absent and protocol.never_drawn == "error":
             raise DataError(
                 f"seed {episodes.seed}: {len(absent)} of {len(classes)} classes are never drawn in {len(episodes)} "
-                f"episodes: {listing(absent)}; raise protocol.episodes, or say protocol.never_drawn=leave_out (of the "
-                "mean) or zero (as PFENet, BAM and SVF count them)"
+                f"episodes: {listing(absent)}; raise protocol.episodes (a file's: add to it), or say "
+                "protocol.never_drawn=leave_out (of the mean) or zero (as PFENet, BAM and SVF count them)"
             )
         if absent:
             log.warning("never drawn, %s: %s", protocol.never_drawn.replace("_", " "), ", ".join(absent))

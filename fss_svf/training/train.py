@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from fss_svf.data.loading import EvalEpisodes, TrainEpisodes, collate_episodes
 from fss_svf.data.manifest import EpisodeList
 from fss_svf.episode import Episode
 from fss_svf.evaluation.engine import evaluate_run
+from fss_svf.evaluation.plan import require_coverage
 from fss_svf.model import build_model, choose_device, place, refuse_leak, trainable_values, without_weights
 from fss_svf.registry import DATASETS
 from fss_svf.reporting.pictures import draw_episodes
@@ -68,9 +70,12 @@ def train(config: TrainConfig, out: Path) -> float:
     )
     place(model, device)
 
+    validation = EpisodeList.drawn(testing, config.validate.episodes)
+    # Fewer episodes than in an evaluation may well miss a class: told, not an error.
+    require_coverage([validation], testing.classes, replace(protocol, never_drawn="leave_out"))
     make_test = EvalEpisodes(
         splits["val"],
-        EpisodeList.drawn(testing, config.validate.episodes),
+        validation,
         EvalTransform(config.recipe.tested_at, protocol.resize),
         options.support_annotation,
     )
