@@ -1,4 +1,4 @@
-"""Checkpoints of the official implementations of SVF's baseline, PFENet, BAM and its base learner, as our models.
+"""Checkpoints of the official implementations of SVF's baseline, PFENet, BAM and its base learner, PANet, as our models.
 
 Only names and shapes are known here; every number comes from the checkpoint.
 """
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fss_svf.backbones.weights import name_in_stage, plain_state, read_checkpoint
 from fss_svf.errors import ConfigError, WeightsError, listing
+from fss_svf.methods import panet
 from fss_svf.methods.base_learner import BaseLearner
 from fss_svf.methods.method import FewShotMethod
 from fss_svf.model import build_backbone, load_state, restore_model, without_weights
@@ -58,6 +59,7 @@ _NAMES: dict[str, dict[str, str]] = {
         "learner_base.1": "base.cls",
     },
     "base_learner": {**{f"ppm.{theirs}": f"ppm.{ours}" for theirs, ours in _PYRAMID.items()}, "cls": "cls"},
+    "panet": {},  # nothing beside its VGG16
 }
 # Official tensors that nothing reads: the baseline's leftover of BAM, the PSPNet's second names of its stages.
 _UNUSED = {"baseline": ("kshot_rw",), "base_learner": ("encoder",)}
@@ -90,7 +92,7 @@ def load_official(
     """The model of an official checkpoint, in eval mode. Raises WeightsError naming what does not fit.
 
     source    a file, or its content: a state dict, also nested under 'state_dict', also with 'module.' before the names
-    method    baseline (SVF's aspp.py), pfenet, bam, or base_learner (BAM's PSPNet)
+    method    baseline (SVF's aspp.py), pfenet, bam, panet, or base_learner (BAM's PSPNet)
     shot      K of the training, which shapes BAM
     tuning    frozen; svf for an official SVF checkpoint (conv_U, conv_V, vector_S)
     dilation  of a ResNet; default: pfenet for BAM, torchvision for SVF's baseline and PFENet. The original PFENet: pfenet
@@ -175,6 +177,9 @@ def _translate(source: Path | str | Mapping[str, Any], method: str, backbone: st
 
 
 def _our_name(name: str, method: str, vgg: bool) -> str | None:
+    if method == "panet":
+        ours = panet.our_name(name)
+        return None if ours == name else ours
     in_stage = re.match(r"layer([0-4])(p?)\.(.+)", name)
     if in_stage:
         stage, original, rest = in_stage.groups()
@@ -187,6 +192,8 @@ def _our_name(name: str, method: str, vgg: bool) -> str | None:
 
 
 def _backbone(name: str, method: str, dilation: str | None, deep_stem: bool) -> Choice:
+    if method == "panet" and name == "vgg16":
+        name = "vgg16_plain"  # PANet's has no BatchNorm
     kind = BACKBONES.entry(name).options
     if not name.startswith("resnet"):
         return Choice(name, kind())

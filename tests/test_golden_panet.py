@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from fss_svf.backbones.vgg import VGGOptions, vgg16_plain
-from fss_svf.episode import Episode
-from fss_svf.methods.panet import PANet, PANetOptions, our_name
+from fss_svf import Episode, load_official
+from fss_svf.errors import WeightsError
 from tests.golden import episodes, fill
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -20,8 +19,9 @@ def test_equals_the_official_implementation(case):
     golden = np.load(GOLDEN / f"{case}.npz")
     info = json.loads(str(golden["info"]))
     official = fill.official_state_dict(GOLDEN / "panet_vgg_1way1shot.keys.json", "panet")
-    model = PANet(vgg16_plain(VGGOptions())[0], PANetOptions())
-    model.load_state_dict({our_name(f"module.{name}"): value for name, value in official.items()})
+    # As DataParallel saves it.
+    state = {f"module.{name}": value for name, value in official.items()}
+    model = load_official(state, method="panet", backbone="vgg16", shot=info["shot"])
     images, masks, _, query = episodes.panet_episode(*(info[key] for key in ("ways", "shot", "batch", "size", "seed")))
     episode = Episode(
         query_image=query[0],
@@ -35,3 +35,13 @@ def test_equals_the_official_implementation(case):
         align = model.losses(model(episode), episode)["align"]
     assert np.abs(logits - golden["logits"]).max() <= 1e-5 * np.abs(golden["logits"]).max()
     assert align.item() == pytest.approx(float(golden["align_loss"]), rel=1e-5)
+
+
+def test_what_is_not_panets_is_named():
+    official = fill.official_state_dict(GOLDEN / "panet_vgg_1way1shot.keys.json", "panet")
+    with pytest.raises(WeightsError, match=r"encoder\.head\.weight"):
+        load_official({**official, "encoder.head.weight": torch.zeros(1)}, method="panet", backbone="vgg16")
+    lost = official.pop("encoder.backbone.features.2.0.weight")
+    assert lost.shape[0] == 128
+    with pytest.raises(WeightsError, match=r"backbone\.layer1\.5\.weight is missing"):
+        load_official(official, method="panet", backbone="vgg16")
