@@ -123,7 +123,7 @@ MISTAKES = [
     (("train", "fold=7"), "fold: expected 0..3, got 7"),
     (("train", "fold=one"), "fold: expected a whole number, got 'one'"),
     (("train", "device=tpu9"), "device=tpu9: expected auto, cpu, cuda or cuda:N"),
-    (("train", "dataset.root=/nowhere"), "dataset=pascal: not prepared, there is no VOC 2012 under /nowhere; set dataset.root"),
+    (("train", "dataset.root=/nowhere"), "dataset=pascal: not prepared, there is no VOC 2012 under /nowhere; set"),
     (("prepare", "dataset=coco", "dataset.root=/nowhere"), "dataset=coco: no folder /nowhere; set dataset.root"),
     (("evaluate",), "evaluate: give checkpoint=PATH, or dataset=NAME"),
     (("evaluate", "checkpoint=nowhere.pt"), "nowhere.pt: no such checkpoint"),
