@@ -1,0 +1,147 @@
+"""The example of docs/adding_a_method.md: it is the page's, it keeps the seam's promises, and its commands work."""
+
+import dataclasses
+import importlib.util
+import re
+import shlex
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from fss_svf import cli
+from fss_svf.checkpoint import load_checkpoint
+from fss_svf.config import from_mapping
+from fss_svf.data.episodes import make_sampler
+from fss_svf.data.loading import TrainEpisodes, collate_episodes
+from fss_svf.methods.method import FewShotMethod
+from fss_svf.model import build_model, restore_model
+from fss_svf.registry import DATASETS, METHODS, TUNINGS, Choice
+from fss_svf.training.optim import make_optimizer, require_gradients
+from fss_svf.training.train import train
+from tests import test_methods
+from tests.conftest import TOY
+from tests.test_training import train_config
+
+DOCS = Path(__file__).parent.parent / "docs"
+PAGE = (DOCS / "adding_a_method.md").read_text()
+NAME = "nearest_prototype"
+CODE, YAML = (DOCS / "examples" / f"{NAME}.{ending}" for ending in ("py", "yaml"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered():
+    """The example, registered for this module only: other tests ask for a YAML of every registered method."""
+    names = METHODS.names()  # imports the others first, which would be forgotten with the copy
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            METHODS, "_entries", {k: v for k, v in METHODS._entries.items() if k != NAME}
+        )  # or already copied in
+        spec = importlib.util.spec_from_file_location(f"example_{NAME}", CODE)
+        module = importlib.util.module_from_spec(spec)
+        patch.setitem(sys.modules, spec.name, module)  # dataclasses look their annotations up there
+        spec.loader.exec_module(module)
+        yield
+    assert METHODS.names() == names
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
+
+
+def options():
+    return METHODS.entry(NAME).options
+
+
+def test_the_page_shows_the_files_in_full():
+    assert blocks("python") == [CODE.read_text()]
+    assert blocks("yaml") == [YAML.read_text()]
+    assert len(CODE.read_text().splitlines()) < 60
+
+
+def test_the_page_names_every_optional_member():
+    table = set(re.findall(r"^\| `(\w+)", PAGE, flags=re.MULTILINE))
+    theirs = {name for name in vars(FewShotMethod) if not name.startswith("_")} - {"train"}
+    assert theirs <= table
+
+
+def test_its_yaml_holds_its_options_and_their_defaults():
+    values = yaml.safe_load(YAML.read_text())
+    assert values.pop("name") == NAME
+    assert set(values) == {f.name for f in dataclasses.fields(options())}
+    assert from_mapping(options(), values) == options()()
+
+
+@pytest.mark.parametrize("shot", [1, 5])
+def test_encoding_apart_equals_forward(shot):
+    test_methods.test_encoding_apart_equals_forward(NAME, "tiny", shot)
+
+
+def test_it_keeps_the_promises_of_every_method():
+    test_methods.test_an_episode_does_not_see_its_batch(NAME)
+    test_methods.test_shots_have_no_order(NAME)
+    for value in (0, 255):
+        test_methods.test_an_empty_support_mask_gives_finite_logits(NAME, value)
+
+
+@pytest.mark.parametrize("tuning", TUNINGS.names())
+def test_its_loss_falls(toy_root, tuning):
+    """On four episodes again and again: the loss of new ones says more of them than of so short a training."""
+    config = train_config(toy_root, tuning, method=Choice(NAME, options()(width=16)))
+    split = DATASETS.build(config.dataset).split("train")
+    sampler = make_sampler(split.index, config.dataset.options, 0, "train", 1, config.seed, "shuffled_epochs")
+    draw = TrainEpisodes(split, sampler, config.recipe.size, config.recipe.augment)
+    batch = collate_episodes([draw(number) for number in range(4)]).normalized()
+    torch.manual_seed(config.seed)
+    model = build_model(config.method, config.backbone, config.tuning)[0].train()
+    optimizer = make_optimizer(model, model.backbone, replace(config.recipe.optimizer, name="adamw"))
+    losses = []
+    for _ in range(30):
+        loss = sum(model.losses(model(batch), batch).values())
+        optimizer.zero_grad()
+        loss.backward()
+        require_gradients(model)
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("tuning", TUNINGS.names())
+def test_it_trains_and_is_restored(toy_root, tmp_path, tuning):
+    config = train_config(toy_root, tuning, method=Choice(NAME, options()(width=16)))
+    torch.manual_seed(config.seed)
+    before = build_model(config.method, config.backbone, config.tuning)[0].state_dict()
+    train(config, tmp_path)
+    after = load_checkpoint(tmp_path, "train")["model"]
+    model = restore_model(config.method, config.backbone, config.tuning, after, "test")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name, p in model.named_parameters() if p.requires_grad}
+    assert {"project.weight", "scale"} <= changed
+
+
+def test_the_commands_of_the_page(fss, toy_root, tmp_path, monkeypatch):
+    """Each as it stands there, with fewer and smaller steps on the small toy dataset."""
+    conf = tmp_path / "conf"
+    shutil.copytree(cli.conf_dir(), conf)
+    shutil.copy(YAML, conf / "method")
+    monkeypatch.setattr(cli, "conf_dir", lambda: conf)
+    here = [o for o in TOY if o != "dataset=toy"] + [f"dataset.root={toy_root}"]
+    few = ["recipe.max_steps=2", "recipe.size=65", "recipe.batch_size=2", "backbone.width=8", "workers=0"]
+    smaller = {
+        "prepare": [*here, "workers=0"],
+        "pretrain": [*here, *few, "validate_every=2"],
+        "train": [*here, *few, "validate.every=2", "validate.episodes=4"],
+        "evaluate": ["protocol.episodes=10", "workers=0", "pictures=0"],
+        "report": [],
+    }
+    commands = [shlex.split(line)[1:] for line in PAGE.splitlines() if line.startswith("fss-svf ")]
+    assert [verb for verb, *_ in commands] == list(smaller)
+    for command in commands:
+        keys = {override.split("=")[0] for override in smaller[command[0]]}
+        status, out, err = fss(*(part for part in command if part.split("=")[0] not in keys), *smaller[command[0]])
+        assert status == 0, (command, err)
+    assert len([line for line in out.splitlines() if line.startswith(f"| {NAME} ")]) == 1
