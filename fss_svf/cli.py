@@ -142,8 +142,10 @@ def _continued(verb: str, now: Any, overrides: list[str]) -> Any:
         )
     then = config.from_mapping(type(now), load_checkpoint(now.resume, verb)["config"])
     then = replace(then, resume=now.resume, **{key: getattr(now, key) for key in _MACHINE if key in given})
-    if {"dataset.root", "dataset.prepared"} & set(given):
-        moved = {key: getattr(now.dataset.options, key) for key in ("root", "prepared")}
+    moved = {key: getattr(now.dataset.options, key) for key in ("root", "prepared") if f"dataset.{key}" in given}
+    if "root" in moved:  # `prepared` lies under it unless it says otherwise
+        moved.setdefault("prepared", now.dataset.options.prepared)
+    if moved:
         then = replace(then, dataset=replace(then.dataset, options=replace(then.dataset.options, **moved)))
     return then
 

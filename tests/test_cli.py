@@ -1,8 +1,10 @@
 """The command line from end to end on a small toy dataset, and the one clear line of every mistake."""
 
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -74,6 +76,10 @@ def test_resume_keeps_its_config_and_refuses_another(fss, toy, tmp_path):
     assert status == 0
     assert "resumed at step 2 of 2" in err
     assert len(list(tmp_path.glob("outputs/train/*/*"))) == 1
+    # What was prepared may move alone: the images stay where the run had them.
+    shutil.copytree(Path(toy.split("=")[1]) / "prepared", tmp_path / "elsewhere")
+    status, _, err = fss("train", f"resume={run}", f"dataset.prepared={tmp_path / 'elsewhere'}")
+    assert status == 0, err
     status, _, err = fss("train", f"resume={run}", "recipe.max_steps=9")
     assert status == 1
     assert "resume: the run goes on with its own config, but recipe.max_steps=9 was given too" in one_line(err)
