@@ -108,3 +108,14 @@ def test_order_changes_no_digit():
     a, b = counted(episodes, 5), counted([episodes[i] for i in order], 5)
     assert a.miou() == b.miou()
     assert a.fb_iou() == b.fb_iou()
+
+
+def test_class_without_an_episode_counts_as_zero_where_asked():
+    counts = Counts(3)
+    mask = torch.zeros(4, 4, dtype=torch.uint8)
+    mask[:2] = 1
+    counts.update(1, mask == 1, mask)
+    assert counts.per_class() == {1: 1.0}
+    assert counts.miou() == 1.0
+    assert counts.per_class((1, 3)) == {1: 1.0, 3: 0.0}
+    assert counts.miou((1, 3)) == 0.5

@@ -50,9 +50,9 @@ class Counts:
         found = ((self.episodes > 0) & (self.union > 0)).nonzero().flatten().tolist()
         return {**dict.fromkeys(zero, 0.0), **{c: int(self.intersection[c]) / int(self.union[c]) for c in found}}
 
-    def miou(self) -> float:
-        """Mean of per_class(), a fraction; 0 when nothing was counted."""
-        values = list(self.per_class().values())
+    def miou(self, zero: Iterable[int] = ()) -> float:
+        """Mean of per_class(zero), a fraction; 0 when nothing was counted."""
+        values = list(self.per_class(zero).values())
         return sum(values) / len(values) if values else 0.0
 
     def fb_iou(self) -> float:

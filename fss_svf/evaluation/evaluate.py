@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean as mean
@@ -191,16 +191,16 @@ def _result(
 ) -> dict[str, Any]:
     """result.json: every number a fraction; means over runs, whose own numbers stand in `runs`."""
     protocol = plan.protocol
-    each = [run.counts.per_class(plan.classes if protocol.never_drawn == "zero" else ()) for run in runs]
+    zero = plan.classes if protocol.never_drawn == "zero" else ()
+    each = [run.counts.per_class(zero) for run in runs]
     per_class: dict[str, float | None] = {}
     for c, name in names.items():
         values = [iou[c] for iou in each if c in iou]
         per_class[name] = mean(values) if values else None
-    miou = [mean(iou.values()) if iou else 0.0 for iou in each]
-    fb_iou = [run.counts.fb_iou() for run in runs]
+    scores = [_scores(run.counts, zero) for run in runs]
+    also = {name: _mean([_scores(run.others[name], zero) for run in runs]) for name in runs[0].others}
     return {
-        "miou": mean(miou),
-        "fb_iou": mean(fb_iou),
+        **_mean(scores),
         "per_class": per_class,
         "fold": subject.fold,
         "shot": shot,
@@ -214,8 +214,8 @@ def _result(
         "num_episodes": protocol.episodes * protocol.runs,
         "seeds": [protocol.seed + i for i in range(protocol.runs)],
         "episodes_per_class": {name: sum(int(r.counts.episodes[c]) for r in runs) for c, name in names.items()},
-        "also": {name: _mean([run.others[name] for run in runs]) for name in runs[0].others},
-        "runs": [{"miou": m, "fb_iou": f} for m, f in zip(miou, fb_iou)],
+        "also": also,
+        "runs": scores,
         "backbone_weights": subject.weights,
         "trainable_backbone_values": trainable_values(subject.model.backbone),
         "checkpoint": subject.checkpoint,
@@ -224,11 +224,12 @@ def _result(
     }
 
 
-def _mean(counts: list[Counts]) -> dict[str, float]:
-    return {
-        "miou": sum(c.miou() for c in counts) / len(counts),
-        "fb_iou": sum(c.fb_iou() for c in counts) / len(counts),
-    }
+def _scores(counts: Counts, zero: Iterable[int]) -> dict[str, float]:
+    return {"miou": counts.miou(zero), "fb_iou": counts.fb_iou()}
+
+
+def _mean(scores: list[dict[str, float]]) -> dict[str, float]:
+    return {key: mean(score[key] for score in scores) for key in scores[0]}
 
 
 def _data_choices(dataset: Dataset, largest_shot: int) -> dict[str, Any]:
