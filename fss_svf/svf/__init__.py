@@ -3,11 +3,13 @@
     from fss_svf import svf
 
     model = svf.decompose(model, include=[r"^layer[234]"])   # exact: the outputs stay what they were
-    ... train the parameters svf.singular_values(model) ...
-    svf.save_adapter(model, "adapter.safetensors")           # some 50 kB for a ResNet-50
+    ... train the parameters svf.trainable_parameters(model) ...
+    print(svf.report(model))                                 # what moved, layer by layer
+    svf.save_adapter(model, "adapter.safetensors")           # some 60 kB for a ResNet-50
     svf.merge(model)                                         # plain convolutions again, for inference
 
 Source: Singular Value Fine-tuning, NeurIPS 2022 (arXiv 2206.06122), section 3. This folder knows nothing of segmentation.
+docs/svf.md goes through all of it.
 """
 
 from fss_svf.svf.adapter import (
@@ -18,18 +20,27 @@ from fss_svf.svf.adapter import (
     load_adapter_state_dict,
     save_adapter,
 )
-from fss_svf.svf.decompose import decompose, disabled, layers, merge, plain_copy, report, singular_values, unmerge
+from fss_svf.svf.cache import default_cache
+from fss_svf.svf.decompose import decompose, fit_ranks, layers, singular_values, trainable_parameters
 from fss_svf.svf.layers import SVFConv2d, SVFLayer, SVFLinear
+from fss_svf.svf.modes import disabled, merge, plain_copy, to_plain, unmerge
+from fss_svf.svf.rank import Energy
+from fss_svf.svf.report import LayerReport, Report, report
 
 __all__ = [
     "AdapterError",
+    "Energy",
+    "LayerReport",
+    "Report",
     "SVFConv2d",
     "SVFLayer",
     "SVFLinear",
     "adapter_state_dict",
     "base_hash",
     "decompose",
+    "default_cache",
     "disabled",
+    "fit_ranks",
     "layers",
     "load_adapter",
     "load_adapter_state_dict",
@@ -38,5 +49,7 @@ __all__ = [
     "report",
     "save_adapter",
     "singular_values",
+    "to_plain",
+    "trainable_parameters",
     "unmerge",
 ]

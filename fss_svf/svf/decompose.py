@@ -1,70 +1,122 @@
-"""Turning the layers of a model into SVF layers, and merging, unmerging and disabling them."""
+"""Turning the layers of a model into SVF layers."""
 
 from __future__ import annotations
 
-import copy
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from fss_svf.svf.layers import CONVERTED, PlainLayer, SVFLayer, become_plain, become_svf, factorise
+from fss_svf.svf.batchnorm import remember
+from fss_svf.svf.cache import cached_svd
+from fss_svf.svf.factors import Factors, matrices_of, svd
+from fss_svf.svf.layers import CONVERTED, PARAMETER, Form, PlainLayer, SVFLayer, become_svf
+from fss_svf.svf.rank import Rank, Ranks, check_rank, count, parse_ranks, ranks_of
 
 
 def decompose(
     module: nn.Module,
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
-    rank: int | None = None,
+    rank: Ranks = None,
     rank_multiple: int = 1,
+    train: Iterable[str] = ("S",),
+    parametrisation: str = "direct",
+    cache: Path | str | None = None,
     progress: bool = False,
 ) -> nn.Module:
     """Convert every nn.Conv2d and nn.Linear of `module` into an SVF layer, in place; returns `module`.
 
     include, exclude  regular expressions, searched (re.search) in the qualified layer name such as
                       "layer2.0.conv1"; no include means every layer. A bare layer's name is "".
-    rank              keep the largest `rank` singular values; None keeps all, which changes no output
+    rank              which singular values to keep (see rank.py); None keeps all, which changes no output
     rank_multiple     floor the rank to a multiple of it (the official code uses 4); a rank below it stays
-    progress          show a progress bar: the SVD of a ResNet-50 takes 4 s on one free core, and a minute or more on
+    train             one or more of "S", "U", "V". With S alone the outputs stay bit for bit at full rank; with U or V
+                      the weight is U diag(S) Vh itself, so they stay within the factors' rounding (1e-5 in float32)
+    parametrisation   "direct" trains S; "scale" trains a in S = S0 a; "log" trains d in log S = log S0 + d. All start
+                      at S0; a singular value of 0 stays 0 under scale and log
+    cache             a folder for the factors, by the weights' hash, read where they were computed before
+    progress          show a progress bar: the SVD of a ResNet-50 takes 3 s on one free core, and far longer on
                       cores that others use too (torch's threads wait for each other: set OMP_NUM_THREADS=1 there)
 
-    The converted layers' S requires grad and their weight does not; biases and other modules stay as they are, as do
-    device, dtype, training mode, hooks, and ties (a layer used twice, or two layers that share one weight).
+    What trains requires grad and the layers' weights do not; biases and other modules stay as they are, as do device,
+    dtype, training mode, hooks, and ties (a layer used twice, or two layers that share one weight).
     A module that reads a layer's weight instead of calling the layer (torchvision's Swin attention) is not reached.
-    Raises ValueError for a pattern that matches no layer, a rank above a matrix's, or a weight that is not finite or
-    that a hook computes (weight_norm, spectral_norm); the model is then as it was.
+    Raises ValueError for a pattern that matches no layer, a rank above a matrix's, a weight that is not finite or
+    that a hook computes (weight_norm, spectral_norm), and a value that is none of the above; the model is then as it was.
     """
+    form = Form(tuple(train), parametrisation)
+    ranks, folder = parse_ranks(rank), None if cache is None else Path(cache).expanduser()
+    if rank_multiple < 1:
+        raise ValueError(f"svf.decompose: rank_multiple {rank_multiple} is not 1 or more")
     chosen = _choose(module, _patterns(include), _patterns(exclude))
+    wanted = ranks_of((name for name, _ in chosen), ranks)
+    _check(chosen, wanted)
+    convert(module, chosen, wanted, rank_multiple, form, folder, progress)
+    return module
+
+
+def convert(
+    module: nn.Module,
+    chosen: list[tuple[str, PlainLayer]],
+    ranks: dict[str, Rank],
+    rank_multiple: int,
+    form: Form,
+    cache: Path | None,
+    progress: bool,
+) -> None:
+    """Decompose the chosen layers of `module`, which are known to be sound."""
     # All factors before the first conversion, so that an error leaves no model half converted.
-    factors: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}
-    at_once = all(layer.weight.is_meta for _, layer in chosen)
+    factors: dict[tuple[int, int], Factors] = {}
+    at_once = all(layer.weight.is_meta for _, layer in chosen)  # a checkpoint will fill them
     for name, layer in tqdm(chosen, desc="SVD", unit="layer", disable=at_once or not progress):
-        weight = layer.weight
-        try:
-            if not isinstance(weight, nn.Parameter):
-                raise ValueError(
-                    "its weight is no Parameter (weight_norm or spectral_norm computes it); remove that first"
-                )
-            # On the meta device shapes alone are decomposed: a checkpoint fills them.
-            if not weight.is_meta and not torch.isfinite(weight).all():
-                raise ValueError("its weight holds NaN or infinity")
-            if _tie(layer) not in factors:
-                factors[_tie(layer)] = factorise(weight, _groups(layer), rank, rank_multiple)
-        except ValueError as error:
-            raise ValueError(f"svf.decompose: layer {name!r}: {error}") from None
+        if _tie(layer) not in factors:
+            factors[_tie(layer)] = _factorise(layer, ranks[name], rank_multiple, cache)
+    first: dict[tuple[int, int], SVFLayer] = {}
+    remember(module)
     for _, layer in chosen:
         tie = _tie(layer)
-        converted = become_svf(layer, _groups(layer), factors[tie])
-        factors[tie] = (converted.U, converted.S, converted.Vh)  # Parameters now, shared by layers of this tie
+        converted = become_svf(layer, factors[tie], form, first.get(tie))
+        first.setdefault(tie, converted)
     for parent in module.modules():
         # Its fused inference path reads the weights of linear1 and linear2 past their forward; this turns it off.
         if isinstance(parent, nn.TransformerEncoderLayer) and any(layers(parent)):
             parent.activation_relu_or_gelu = 0
-    return module
+
+
+def _factorise(layer: PlainLayer, rank: Rank, rank_multiple: int, cache: Path | None) -> Factors:
+    """U (g, m, r), S (g, r), Vh (g, r, n) of a layer's weight, cut to its rank, in the weight's dtype and device."""
+    weight = layer.weight
+    matrices = matrices_of(weight, _groups(layer))
+    u, s, vh = svd(matrices) if cache is None or weight.is_meta else cached_svd(matrices, cache)
+    r = count(rank, s, rank_multiple)
+    u, s, vh = (value.to(weight.dtype).contiguous() for value in (u[..., :r], s[..., :r], vh[:, :r]))
+    return u, s, vh
+
+
+def _check(chosen: list[tuple[str, PlainLayer]], ranks: dict[str, Rank]) -> None:
+    """Everything that can be wrong with a layer, before the first SVD."""
+    of_tie: dict[tuple[int, int], str] = {}
+    for name, layer in chosen:
+        try:
+            if not isinstance(layer.weight, nn.Parameter):
+                raise ValueError(
+                    "its weight is no Parameter (weight_norm or spectral_norm computes it); remove that first"
+                )
+            if not layer.weight.is_meta and not torch.isfinite(layer.weight).all():
+                raise ValueError("its weight holds NaN or infinity")
+            check_rank(ranks[name], layer.weight.shape[0] // _groups(layer), layer.weight[0].numel())
+            other = of_tie.setdefault(_tie(layer), name)
+            if ranks[other] != ranks[name]:
+                raise ValueError(
+                    f"it shares its weight with {other!r}, so it cannot have another rank "
+                    f"({ranks[name]} and {ranks[other]}); give both the same"
+                )
+        except ValueError as error:
+            raise ValueError(f"svf.decompose: layer {name!r}: {error}") from None
 
 
 def _patterns(patterns: Iterable[str]) -> list[str]:
@@ -80,9 +132,14 @@ def _tie(layer: PlainLayer) -> tuple[int, int]:
     return id(layer.weight), _groups(layer)
 
 
-def _choose(module: nn.Module, include: list[str], exclude: list[str]) -> list[tuple[str, PlainLayer]]:
+def plain_layers(module: nn.Module) -> list[tuple[str, PlainLayer]]:
+    """The layers that decompose could convert, with their names."""
     # named_modules visits a module used twice once.
-    found = [(n, m) for n, m in module.named_modules() if isinstance(m, PlainLayer) and type(m) in CONVERTED]
+    return [(n, m) for n, m in module.named_modules() if isinstance(m, PlainLayer) and type(m) in CONVERTED]
+
+
+def _choose(module: nn.Module, include: list[str], exclude: list[str]) -> list[tuple[str, PlainLayer]]:
+    found = plain_layers(module)
     for pattern in include + exclude:
         if not any(re.search(pattern, name) for name, _ in found):
             names = ", ".join(repr(name) for name, _ in found[:3])
@@ -105,67 +162,36 @@ def layers(module: nn.Module) -> Iterator[tuple[str, SVFLayer]]:
 
 
 def singular_values(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """The trainable S of every SVF layer with its parameter name; tied ones once."""
-    ours = {id(layer.S) for _, layer in layers(module)}  # by identity: other modules may call a parameter S too
-    return ((name, p) for name, p in module.named_parameters() if id(p) in ours)
+    """The parameter that holds S in every SVF layer (S, S_scale or S_log_scale) with its name; tied ones once."""
+    # By identity: other modules may call a parameter S too.
+    return _named(module, {id(getattr(layer, PARAMETER[layer.form.parametrisation])) for _, layer in layers(module)})
 
 
-def merge(module: nn.Module) -> nn.Module:
-    """Store every layer's effective weight, so that a forward is that of the plain layer. Returns `module`.
-
-    Training goes on after unmerge; S changed while merged takes effect at the next merge or unmerge.
-    """
-    with torch.no_grad():
-        for _, layer in layers(module):
-            layer._merged = layer.effective_weight().clone()
-    return module
-
-
-def unmerge(module: nn.Module) -> nn.Module:
-    """Undo merge, bit for bit: S, U and Vh were never changed by it. Returns `module`."""
+def trainable_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """What `train` chose in every SVF layer: its S, U and Vh as far as they train, with their names; tied ones once."""
+    chosen = set()
     for _, layer in layers(module):
-        layer._merged = None
+        chosen |= {id(getattr(layer, name)) for name, trains in layer.form.parameters.items() if trains}
+    return _named(module, chosen)
+
+
+def _named(module: nn.Module, chosen: set[int]) -> Iterator[tuple[str, nn.Parameter]]:
+    return ((name, p) for name, p in module.named_parameters() if id(p) in chosen)
+
+
+def fit_ranks(module: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    """Give SVF layers on the meta device the ranks that a state dict has; returns `module`.
+
+    For a rank that weights decide (Energy), which a model without values cannot know. Layers that the state dict does
+    not name stay as they are.
+    """
+    for name, layer in layers(module):
+        s = state.get(f"{name}.S0" if name else "S0")
+        if s is not None and layer.S0.is_meta and 1 <= s.shape[-1] < layer.rank:
+            r = s.shape[-1]
+            layer.S0 = layer.S0[:, :r]
+            for own in layer.form.parameters:
+                value = getattr(layer, own)
+                cut = value[..., :r] if own != "Vh" else value[:, :r]
+                layer.register_parameter(own, nn.Parameter(cut.detach(), requires_grad=value.requires_grad))
     return module
-
-
-@contextmanager
-def disabled(module: nn.Module) -> Iterator[nn.Module]:
-    """Within the context the model applies its pretrained weights, bit for bit (BAM's base branch)."""
-    before = [(layer, layer._disabled) for _, layer in layers(module)]
-    try:
-        for layer, _ in before:
-            layer._disabled = True
-        yield module
-    finally:
-        for layer, was in before:
-            layer._disabled = was
-
-
-def plain_copy(module: nn.Module) -> nn.Module:
-    """A copy of `module` as it was before decompose: plain layers with the pretrained weights. The module stays."""
-    duplicate = copy.deepcopy(module)
-    for _, layer in list(layers(duplicate)):
-        become_plain(layer)
-    return duplicate
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """One line of report(): rank and trainable values of a layer, and how much of its weight the cut rank lost."""
-
-    name: str
-    shape: tuple[int, ...]
-    rank: int
-    trainable: int
-    error: float  # relative Frobenius norm of weight - U diag(S0) Vh
-
-
-def report(module: nn.Module) -> list[LayerReport]:
-    """A line for every SVF layer."""
-    lines = []
-    with torch.no_grad():
-        for name, layer in layers(module):
-            kept = ((layer.U * layer.S0.unsqueeze(1)) @ layer.Vh).reshape(layer.weight.shape)
-            error = float((layer.weight - kept).norm() / layer.weight.norm().clamp_min(1e-30))
-            lines.append(LayerReport(name, tuple(layer.weight.shape), layer.rank, layer.S.numel(), error))
-    return lines

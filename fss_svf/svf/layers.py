@@ -1,52 +1,105 @@
-"""Conv2d and Linear whose weight is U diag(S) Vh, with S trainable.
+"""Conv2d and Linear whose weight is U diag(S) Vh, with S trainable, and U and Vh where that is asked for.
 
 The weight (Cout, Cin / groups, kh, kw) is read as `groups` matrices of Cout / groups rows; a Linear has one.
-At full rank the effective weight is written as W + U diag(S - S0) Vh: equal to U diag(S) Vh, and at S = S0 it is the
-pretrained W bit for bit, whatever the precision of the factors.
+At full rank with U and Vh frozen the effective weight is written as W + U diag(S - S0) Vh: equal to U diag(S) Vh, and at
+S = S0 it is the pretrained W bit for bit, whatever the precision of the factors. Everywhere else it is U diag(S) Vh.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fss_svf.svf.factors import Factors
+
+FACTORS = ("S", "U", "V")
+# The parameter that holds S in each parametrisation, and its value at the start.
+PARAMETER = {"direct": "S", "scale": "S_scale", "log": "S_log_scale"}
+
+
+@dataclass(frozen=True)
+class Form:
+    """What trains of a layer, in the order of FACTORS, and how S is written as a parameter (a key of PARAMETER)."""
+
+    train: tuple[str, ...] = ("S",)
+    parametrisation: str = "direct"
+
+    def __post_init__(self) -> None:
+        if not self.train or len(set(self.train)) < len(self.train) or not set(self.train) <= set(FACTORS):
+            raise ValueError(f"train {list(self.train)} is not one or more of {', '.join(FACTORS)}, each once")
+        if self.parametrisation not in PARAMETER:
+            raise ValueError(f"parametrisation {self.parametrisation!r} is not one of {', '.join(PARAMETER)}")
+        object.__setattr__(self, "train", tuple(factor for factor in FACTORS if factor in self.train))
+
+    @property
+    def parameters(self) -> dict[str, bool]:
+        """Names of a layer's factor parameters, and whether each trains."""
+        return {
+            PARAMETER[self.parametrisation]: "S" in self.train,
+            "U": "U" in self.train,
+            "Vh": "V" in self.train,
+        }
+
 
 class SVFLayer(nn.Module):
     """What SVFConv2d and SVFLinear share. Do not instantiate; svf.decompose converts layers in place.
 
-    weight  the pretrained weight, frozen
-    S       (groups, r) singular values, trainable; S0 where they started
-    U, Vh   (groups, Cout / groups, r) and (groups, r, Cin / groups * kh * kw), frozen
+    weight       the pretrained weight, frozen
+    U, Vh        (groups, Cout / groups, r) and (groups, r, Cin / groups * kh * kw)
+    S0           (groups, r) singular values at the start, a buffer
+    S            parametrisation direct: (groups, r) singular values
+    S_scale      scale: S = S0 * S_scale, which starts at 1
+    S_log_scale  log: log S = log S0 + S_log_scale, which starts at 0, so that S stays positive and starts exactly at S0
     """
 
-    weight: Tensor
-    S: nn.Parameter
+    weight: nn.Parameter
     S0: Tensor
-    U: Tensor
-    Vh: Tensor
-    exact: bool  # full rank: nothing was cut off
+    U: nn.Parameter
+    Vh: nn.Parameter
+    form: Form
     _merged: Tensor | None  # the effective weight while merged
     _disabled: bool
 
     @property
     def rank(self) -> int:
-        return self.S.shape[1]
+        return self.S0.shape[1]
+
+    @property
+    def full_rank(self) -> bool:
+        """Whether nothing was cut off."""
+        groups = self.S0.shape[0]
+        return self.rank == min(self.weight.shape[0] // groups, self.weight[0].numel())
+
+    @property
+    def exact(self) -> bool:
+        """Whether the effective weight is written around the pretrained one: full rank, and U and Vh frozen."""
+        return self.full_rank and self.form.train == ("S",)
 
     @property
     def merged(self) -> bool:
         return self._merged is not None
 
+    def singular_values(self) -> Tensor:
+        """S as it is now, (groups, r); differentiable in the parameter that holds it."""
+        if self.form.parametrisation == "scale":
+            return self.S0 * self.S_scale
+        if self.form.parametrisation == "log":
+            return self.S0 * self.S_log_scale.exp()
+        return self.S
+
     def effective_weight(self) -> Tensor:
         """The weight this layer applies when it is neither merged nor disabled; differentiable in S, U and Vh."""
         # Rebuilt outside autocast: eight bits of mantissa would blur the small singular values away.
         # There is no autocast on the meta device, so nothing to leave there.
-        with torch.autocast("cpu" if self.S.is_meta else self.S.device.type, enabled=False):
+        with torch.autocast("cpu" if self.S0.is_meta else self.S0.device.type, enabled=False):
+            s = self.singular_values()
             if self.exact:
-                change = (self.U * (self.S - self.S0).unsqueeze(1)) @ self.Vh
+                change = (self.U * (s - self.S0).unsqueeze(1)) @ self.Vh
                 return self.weight + change.reshape(self.weight.shape)
-            return ((self.U * self.S.unsqueeze(1)) @ self.Vh).reshape(self.weight.shape)
+            return ((self.U * s.unsqueeze(1)) @ self.Vh).reshape(self.weight.shape)
 
     def current_weight(self) -> Tensor:
         """The weight of the next forward: pretrained while disabled, stored while merged, else rebuilt from S."""
@@ -55,8 +108,9 @@ class SVFLayer(nn.Module):
         return self.effective_weight() if self._merged is None else self._merged
 
     def _svf_repr(self) -> str:
-        full = "full" if self.exact else "cut"
-        return f", rank={self.rank} ({full})" + (", merged" if self.merged else "")
+        full = "full" if self.full_rank else "cut"
+        form = "" if self.form == Form() else f", train={'+'.join(self.form.train)}, {self.form.parametrisation}"
+        return f", rank={self.rank} ({full}){form}" + (", merged" if self.merged else "")
 
 
 class SVFConv2d(SVFLayer, nn.Conv2d):
@@ -83,48 +137,28 @@ PlainLayer = nn.Conv2d | nn.Linear
 CONVERTED: dict[type[PlainLayer], type[SVFConv2d | SVFLinear]] = {nn.Conv2d: SVFConv2d, nn.Linear: SVFLinear}
 
 
-def become_svf(layer: PlainLayer, groups: int, factors: tuple[Tensor, Tensor, Tensor]) -> SVFLayer:
-    """Turn a plain layer into its SVF layer with the factors (U, S, Vh); Parameters among them are shared, not copied."""
-    full = min(layer.weight.shape[0] // groups, layer.weight[0].numel())
+def become_svf(layer: PlainLayer, factors: Factors, form: Form, tied_to: SVFLayer | None = None) -> SVFLayer:
+    """Turn a plain layer into its SVF layer with the factors (U, S, Vh); those of `tied_to` are shared, not copied."""
     # Changing the class keeps the object: references, hooks, bias and mode stay, and a layer used twice stays one.
     layer.__class__ = CONVERTED[type(layer)]
     assert isinstance(layer, SVFLayer)
     u, s, vh = factors
     layer.weight.requires_grad_(False)
-    layer.S = s if isinstance(s, nn.Parameter) else nn.Parameter(s)
-    layer.U = u if isinstance(u, nn.Parameter) else nn.Parameter(u, requires_grad=False)
-    layer.Vh = vh if isinstance(vh, nn.Parameter) else nn.Parameter(vh, requires_grad=False)
+    layer.form = form
+    start = {"direct": s, "scale": torch.ones_like(s), "log": torch.zeros_like(s)}[form.parametrisation]
+    for (name, trains), value in zip(form.parameters.items(), (start, u, vh)):
+        own = nn.Parameter(value, requires_grad=trains) if tied_to is None else getattr(tied_to, name)
+        layer.register_parameter(name, own)
     layer.register_buffer("S0", s.detach().clone())
     layer.register_buffer("_merged", None, persistent=False)
     layer._disabled = False
-    layer.exact = layer.rank == full
     return layer
 
 
-def become_plain(layer: SVFLayer) -> None:
-    """Undo become_svf: a plain layer with the pretrained weight."""
-    for name in ("S", "S0", "U", "Vh", "_merged", "_disabled", "exact"):
+def become_plain(layer: SVFLayer, weight: nn.Parameter) -> None:
+    """Undo become_svf: a plain layer with this weight, (Cout, Cin / groups, kh, kw) or (Cout, Cin)."""
+    for name in (*layer.form.parameters, "S0", "_merged", "_disabled", "form"):
         delattr(layer, name)
     plain: Any = next(plain for plain, converted in CONVERTED.items() if converted is type(layer))
     layer.__class__ = plain
-
-
-def factorise(weight: Tensor, groups: int, rank: int | None, rank_multiple: int) -> tuple[Tensor, Tensor, Tensor]:
-    """SVD of a weight as `groups` matrices: U (g, m, r), S (g, r), Vh (g, r, n), in the weight's dtype and device.
-
-    rank: at most so many singular values; rank_multiple: r floored to a multiple of it, unless r is smaller than it.
-    Raises ValueError.
-    """
-    matrices = weight.detach().reshape(groups, weight.shape[0] // groups, -1)
-    full = min(matrices.shape[1:])
-    if rank is not None and not 1 <= rank <= full:
-        raise ValueError(f"rank {rank} is not between 1 and {full}, the rank of a {tuple(matrices.shape[1:])} matrix")
-    if rank_multiple < 1:
-        raise ValueError(f"rank_multiple {rank_multiple} is not 1 or more")
-    r = full if rank is None else rank
-    r = r // rank_multiple * rank_multiple or r
-    # LAPACK knows neither half nor bfloat16.
-    precise = matrices if matrices.dtype in (torch.float32, torch.float64) else matrices.float()
-    u, s, vh = torch.linalg.svd(precise, full_matrices=False)
-    u, s, vh = u[..., :r], s[..., :r], vh[:, :r]
-    return u.to(weight.dtype).contiguous(), s.to(weight.dtype).contiguous(), vh.to(weight.dtype).contiguous()
+    layer.weight = weight
