@@ -12,14 +12,8 @@ Source: Singular Value Fine-tuning, NeurIPS 2022 (arXiv 2206.06122), section 3. 
 docs/svf.md goes through all of it.
 """
 
-from fss_svf.svf.adapter import (
-    AdapterError,
-    adapter_state_dict,
-    base_hash,
-    load_adapter,
-    load_adapter_state_dict,
-    save_adapter,
-)
+from fss_svf.svf.adapter import AdapterError, adapter_state_dict, base_hash, load_adapter_state_dict
+from fss_svf.svf.adapter_file import load_adapter, save_adapter
 from fss_svf.svf.cache import default_cache
 from fss_svf.svf.decompose import decompose, fit_ranks, layers, singular_values, trainable_parameters
 from fss_svf.svf.layers import SVFConv2d, SVFLayer, SVFLinear

@@ -1,18 +1,16 @@
-"""Adapters: the trained singular values alone, tied to the weights they belong to by a hash."""
+"""What an adapter is: the trained tensors of SVF layers by name, and the hash of the weights they belong to."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fss_svf.errors import WeightsError
+from fss_svf.errors import WeightsError, listing
 from fss_svf.svf.decompose import layers
+from fss_svf.svf.layers import SVFLayer
 
 
 class AdapterError(WeightsError):
@@ -21,69 +19,80 @@ class AdapterError(WeightsError):
 
 def base_hash(module: nn.Module) -> str:
     """16 hex digits over names and pretrained weights of the SVF layers, the same on every device."""
+    return hash_of((name, layer.weight) for name, layer in layers(module))
+
+
+def hash_of(weights: Iterable[tuple[str, Tensor]]) -> str:
     digest = hashlib.sha256()
-    for name, layer in layers(module):
-        digest.update(name.encode())
-        digest.update(layer.weight.detach().float().cpu().contiguous().numpy().tobytes())
+    for name, weight in weights:
+        digest.update(f"{name} {tuple(weight.shape)}".encode())
+        digest.update(weight.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
-def adapter_state_dict(module: nn.Module) -> dict[str, Tensor]:
-    """S of every SVF layer by layer name, each (groups, r)."""
-    found = {name: layer.S.detach().clone() for name, layer in layers(module)}
+def adapter_state_dict(module: nn.Module, factors: bool = False) -> dict[str, Tensor]:
+    """A copy of what trains in every SVF layer, by its name in module.state_dict() and by every name of a tied layer.
+
+    factors   S0, U and Vh too, of every layer. Of a layer whose U or V trains they always are: a new SVD may turn the
+              factor that did not train the other way round.
+    """
+    found = {
+        name: getattr(layer, own).detach().clone()
+        for prefix, layer in layers(module)
+        for own, name in _names(prefix, layer).items()
+        if layer.form.parameters.get(own) or factors or layer.form.train != ("S",)
+    }
     if not found:
         raise AdapterError("the model has no SVF layer; call svf.decompose first")
     return found
 
 
 def load_adapter_state_dict(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Set S of every SVF layer. Raises AdapterError naming layers that are left over, missing or of another rank."""
-    _check_fit(module, state)
+    """Set what adapter_state_dict gave, with factors or without.
+
+    Raises AdapterError naming tensors that are left over, missing or of another shape; the model is then as it was.
+    """
+    check_names(module, state)
     with torch.no_grad():
-        for name, layer in layers(module):
-            layer.S.copy_(state[name])
+        for prefix, layer in layers(module):
+            for own, name in _names(prefix, layer).items():
+                if name in state:
+                    getattr(layer, own).copy_(state[name])
             if layer.merged:
                 layer._merged = layer.effective_weight()
 
 
-def _check_fit(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    own = dict(layers(module))
-    problems = [f"{name} is not in the adapter" for name in own if name not in state]
-    problems += [f"{name} is not an SVF layer of the model" for name in state if name not in own]
+def check_names(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Raise AdapterError unless `state` has what trains in the SVF layers, in its shapes, and nothing but factors."""
+    needed = adapter_state_dict(module)
+    known = {
+        name: getattr(layer, own) for prefix, layer in layers(module) for own, name in _names(prefix, layer).items()
+    }
+    problems = [f"{name} is not in the adapter" for name in needed if name not in state]
+    problems += [f"{name} is not of an SVF layer of the model" for name in state if name not in known]
     problems += [
-        f"{name} has S of {tuple(state[name].shape)}, the model {tuple(own[name].S.shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].S.shape
+        f"{name} is {tuple(state[name].shape)}, in the model {tuple(known[name].shape)}"
+        for name in known
+        if name in state and state[name].shape != known[name].shape
     ]
     if problems:
-        raise AdapterError(
-            f"adapter does not fit: {problems[0]} ({len(problems)} such problems); decompose as it was made"
-        )
+        raise AdapterError(f"adapter does not fit: {listing(problems, 2)}; decompose as it was made")
 
 
-def save_adapter(module: nn.Module, path: Path | str) -> None:
-    """Write the adapter as safetensors with the hash of its base weights. Appears whole or not at all."""
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    state = {name: value.cpu().contiguous() for name, value in adapter_state_dict(module).items()}
-    save_file(state, partial, metadata={"format": "fss-svf adapter 1", "base_hash": base_hash(module)})
-    partial.replace(path)
+def _names(prefix: str, layer: SVFLayer) -> dict[str, str]:
+    """The adapter's tensors of a layer: attribute, and name in the model's state dict."""
+    return {own: f"{prefix}.{own}" if prefix else own for own in (*layer.form.parameters, "S0")}
 
 
-def load_adapter(module: nn.Module, path: Path | str) -> None:
-    """Load an adapter into a model decomposed in the same way. Raises AdapterError; other base weights are refused."""
-    try:
-        with safe_open(path, framework="pt") as f:
-            metadata = f.metadata() or {}
-            state = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (not a dict)
-    except FileNotFoundError:
-        raise AdapterError(f"{path}: no such adapter") from None
-    except (SafetensorError, OSError) as error:  # OSError: a folder, no permission
-        raise AdapterError(f"{path}: not a readable safetensors file ({error})") from None
-    _check_fit(module, state)  # first, for the hash covers the layers' names and would blame the weights
-    found, expected = base_hash(module), metadata.get("base_hash")
-    if expected != found:
-        raise AdapterError(
-            f"{path}: made for base weights {expected}, the model has {found}; load the weights it was trained from"
-        )
-    load_adapter_state_dict(module, state)
+def fingerprint(layer: SVFLayer) -> float:
+    """A number that tells whether S, U and Vh make the same weight as they did elsewhere.
+
+    aᵀ U diag(S) Vh b with fixed a and b, in float64 (S - S0 for S where the weight is W + U diag(S - S0) Vh).
+    """
+    groups, rows, _ = layer.U.shape
+    with torch.no_grad():
+        s = layer.singular_values() - layer.S0 if layer.exact else layer.singular_values()
+        a = torch.arange(1, groups * rows + 1, dtype=torch.float64).cos().reshape(groups, 1, rows)
+        b = torch.arange(1, layer.Vh.shape[2] + 1, dtype=torch.float64).cos().reshape(1, -1, 1)
+        u, s, vh = (value.cpu().double() for value in (layer.U, s, layer.Vh))
+        return float(((a @ u).squeeze(1) * s * (vh @ b).squeeze(2)).sum())

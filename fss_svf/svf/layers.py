@@ -55,10 +55,13 @@ class SVFLayer(nn.Module):
     S_log_scale  log: log S = log S0 + S_log_scale, which starts at 0, so that S stays positive and starts exactly at S0
     """
 
-    weight: nn.Parameter
+    weight: Tensor
     S0: Tensor
     U: nn.Parameter
     Vh: nn.Parameter
+    S: nn.Parameter
+    S_scale: nn.Parameter
+    S_log_scale: nn.Parameter
     form: Form
     _merged: Tensor | None  # the effective weight while merged
     _disabled: bool
@@ -155,10 +158,11 @@ def become_svf(layer: PlainLayer, factors: Factors, form: Form, tied_to: SVFLaye
     return layer
 
 
-def become_plain(layer: SVFLayer, weight: nn.Parameter) -> None:
-    """Undo become_svf: a plain layer with this weight, (Cout, Cin / groups, kh, kw) or (Cout, Cin)."""
+def become_plain(layer: SVFLayer, weight: nn.Parameter | None = None) -> None:
+    """Undo become_svf: a plain layer with the pretrained weight, or with this one of its shape."""
     for name in (*layer.form.parameters, "S0", "_merged", "_disabled", "form"):
         delattr(layer, name)
     plain: Any = next(plain for plain, converted in CONVERTED.items() if converted is type(layer))
     layer.__class__ = plain
-    layer.weight = weight
+    if weight is not None:
+        layer.weight = weight

@@ -48,7 +48,7 @@ def plain_copy(module: nn.Module) -> nn.Module:
     """A copy of `module` as it was before decompose: plain layers with the pretrained weights. The module stays."""
     duplicate = copy.deepcopy(module)
     for _, layer in list(layers(duplicate)):
-        become_plain(layer, layer.weight)
+        become_plain(layer)
     return duplicate
 
 

@@ -1,10 +1,10 @@
 """How many singular values of a layer are kept: all, a number, a fraction, a share of the energy, or one of these a layer.
 
-    None             all
-    8                the 8 largest; more than the matrix has is an error
-    0.25             a quarter of them, at least 1; 1.0 is all (and 1, a whole number, is one singular value)
-    Energy(0.9)      as few as hold 0.9 of the sum of their squares; in YAML "energy:0.9"
-    {"layer4": 0.5}  regular expressions, searched in the layer's name; the first that matches says, and no match is all
+None             all
+8                the 8 largest; more than the matrix has is an error
+0.25             a quarter of them, at least 1; 1.0 is all (and 1, a whole number, is one singular value)
+Energy(0.9)      as few as hold 0.9 of the sum of their squares; in YAML "energy:0.9"
+{"layer4": 0.5}  regular expressions, searched in the layer's name; the first that matches says, and no match is all
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from fss_svf.svf.layers import SVFLayer
 class LayerReport:
     """One line of report(). All errors and changes are relative, 0 at the start of an exact layer.
 
-    trainable  how many of its values train; layers of one tie show the same ones
+    trainable  how many of its values train; what layers of one tie share counts at the first
     error      what the cut rank lost: Frobenius norm of weight - U diag(S0) Vh, over that of weight
     drift_max  largest |S - S0| / S0, with S0 of at least a millionth of the layer's largest
     drift_mean mean of the same
@@ -48,7 +48,10 @@ class Report(list[LayerReport]):
             for line in self
         ]
         widths = [max(len(row[i]) for row in (heads, *rows)) for i in range(len(heads))]
-        lines = ["  ".join(_pad(cell, width, i) for i, (cell, width) in enumerate(zip(row, widths))) for row in (heads, *rows)]
+        lines = [
+            "  ".join(_pad(cell, width, i) for i, (cell, width) in enumerate(zip(row, widths)))
+            for row in (heads, *rows)
+        ]
         total = f"{len(self)} layers, {sum(line.trainable for line in self):,} trainable values"
         return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], total])
 
@@ -60,13 +63,16 @@ def _pad(cell: str, width: int, column: int) -> str:
 def report(module: nn.Module) -> Report:
     """A line for every SVF layer; print it for a table."""
     with torch.no_grad():
-        return Report(_line(name, layer) for name, layer in layers(module))
+        counted: set[int] = set()
+        return Report(_line(name, layer, counted) for name, layer in layers(module))
 
 
-def _line(name: str, layer: SVFLayer) -> LayerReport:
-    weight, s, s0 = layer.weight, layer.singular_values(), layer.S0
+def _line(name: str, layer: SVFLayer, counted: set[int]) -> LayerReport:
+    weight, s, s0 = layer.weight, _precise(layer.singular_values()), _precise(layer.S0)
     drift = (s - s0).abs() / s0.clamp_min(max(1e-6 * float(s0.max()), 1e-30))
-    trainable = sum(getattr(layer, own).numel() for own, trains in layer.form.parameters.items() if trains)
+    new = {id(p): p for own, p in layer.named_parameters(recurse=False) if layer.form.parameters.get(own)}
+    trainable = sum(p.numel() for key, p in new.items() if key not in counted)
+    counted |= set(new)
     return LayerReport(
         name,
         tuple(weight.shape),
@@ -91,4 +97,8 @@ def _cut_error(layer: SVFLayer) -> float:
 
 
 def _relative(difference: Tensor, weight: Tensor) -> float:
-    return float(difference.norm() / weight.norm().clamp_min(1e-30))
+    return float(_precise(difference).norm() / _precise(weight).norm().clamp_min(1e-30))
+
+
+def _precise(value: Tensor) -> Tensor:
+    return value.to(torch.promote_types(value.dtype, torch.float32))
