@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fss_svf import svf
 from fss_svf.backbones.backbone import Backbone
 from fss_svf.backbones.weights import LoadReport
 from fss_svf.errors import ConfigError, WeightsError, listing
@@ -38,6 +39,7 @@ def restore_model(
     with torch.device("meta"):
         model, _ = build_model(without_weights(method), without_weights(backbone), tuning)
         model.fit_state(state)
+        svf.fit_ranks(model, state)
     load_state(model, state, what, assign=True)
     return model
 

@@ -1,11 +1,15 @@
 """Shared fixtures: a small toy dataset, and the command line called in this process."""
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
 from fss_svf import cli
+
+# No test writes to the cache folder of whoever runs it.
+os.environ["FSS_SVF_CACHE"] = "off"
 
 TOY = ("dataset=toy", "dataset.train_images=120", "dataset.val_images=80")
 

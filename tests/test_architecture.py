@@ -45,7 +45,7 @@ def test_imports_point_down():
 
 
 def test_the_svf_library_knows_nothing_of_segmentation():
-    assert {name for _, owner, name in imports() if owner == "svf"} <= {"svf", "errors"}
+    assert {name for _, owner, name in imports() if owner == "svf"} <= {"svf", "errors", "files"}
 
 
 def test_the_command_line_starts_without_torch():

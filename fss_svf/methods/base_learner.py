@@ -123,9 +123,9 @@ class BaseBranch(nn.Module):
 
 
 def _changes(stage: nn.Module) -> bool:
-    """Whether training changes what svf.disabled(stage) computes: anything but singular values is trainable."""
-    singular = {id(s) for _, s in svf.singular_values(stage)}
-    return any(p.requires_grad and id(p) not in singular for p in stage.parameters())
+    """Whether training changes what svf.disabled(stage) computes: anything but factors is trainable."""
+    factors = {id(p) for _, p in svf.trainable_parameters(stage)}
+    return any(p.requires_grad and id(p) not in factors for p in stage.parameters())
 
 
 def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

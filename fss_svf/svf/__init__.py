@@ -18,7 +18,7 @@ from fss_svf.svf.cache import default_cache
 from fss_svf.svf.decompose import decompose, fit_ranks, layers, singular_values, trainable_parameters
 from fss_svf.svf.layers import SVFConv2d, SVFLayer, SVFLinear
 from fss_svf.svf.modes import disabled, merge, plain_copy, to_plain, unmerge
-from fss_svf.svf.rank import Energy
+from fss_svf.svf.rank import Energy, parse_ranks
 from fss_svf.svf.report import LayerReport, Report, report
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "load_adapter",
     "load_adapter_state_dict",
     "merge",
+    "parse_ranks",
     "plain_copy",
     "report",
     "save_adapter",

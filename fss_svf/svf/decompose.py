@@ -49,11 +49,14 @@ def decompose(
     that a hook computes (weight_norm, spectral_norm), and a value that is none of the above; the model is then as it was.
     """
     form = Form(tuple(train), parametrisation)
-    ranks, folder = parse_ranks(rank), None if cache is None else Path(cache).expanduser()
+    folder = None if cache is None else Path(cache).expanduser()
     if rank_multiple < 1:
         raise ValueError(f"svf.decompose: rank_multiple {rank_multiple} is not 1 or more")
     chosen = _choose(module, _patterns(include), _patterns(exclude))
-    wanted = ranks_of((name for name, _ in chosen), ranks)
+    try:
+        wanted = ranks_of([name for name, _ in chosen], parse_ranks(rank))
+    except ValueError as error:
+        raise ValueError(f"svf.decompose: rank: {error}") from None
     _check(chosen, wanted)
     convert(module, chosen, wanted, rank_multiple, form, folder, progress)
     return module

@@ -29,9 +29,13 @@ class Form:
 
     def __post_init__(self) -> None:
         if not self.train or len(set(self.train)) < len(self.train) or not set(self.train) <= set(FACTORS):
-            raise ValueError(f"train {list(self.train)} is not one or more of {', '.join(FACTORS)}, each once")
+            raise ValueError(
+                f"svf.decompose: train {list(self.train)} is not one or more of {', '.join(FACTORS)}, each once"
+            )
         if self.parametrisation not in PARAMETER:
-            raise ValueError(f"parametrisation {self.parametrisation!r} is not one of {', '.join(PARAMETER)}")
+            raise ValueError(
+                f"svf.decompose: parametrisation {self.parametrisation!r} is not one of {', '.join(PARAMETER)}"
+            )
         object.__setattr__(self, "train", tuple(factor for factor in FACTORS if factor in self.train))
 
     @property

@@ -25,7 +25,7 @@ class Energy:
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
-            raise ValueError(f"rank energy:{self.share} is not a share above 0 and up to 1")
+            raise ValueError(f"expected an energy above 0 and up to 1, got {self.share}")
 
 
 Rank = int | float | str | Energy | None
@@ -40,7 +40,7 @@ def parse_ranks(rank: Ranks) -> Ranks:
         try:
             re.compile(pattern)
         except re.error as error:
-            raise ValueError(f"rank: {pattern!r} is not a regular expression: {error}") from None
+            raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
     return {pattern: _parse(value) for pattern, value in rank.items()}
 
 
@@ -51,14 +51,11 @@ def _parse(rank: object) -> Rank:
         return rank
     if isinstance(rank, float) and 0 < rank <= 1:
         return rank
-    if isinstance(rank, str) and re.fullmatch(r"energy:\s*[\d.]+", rank):
-        try:
-            return Energy(float(rank.removeprefix("energy:")))
-        except ValueError:
-            pass
+    if isinstance(rank, str) and re.fullmatch(r"energy:\d*\.?\d+", rank):
+        return Energy(float(rank.removeprefix("energy:")))
     raise ValueError(
-        f"rank {rank} is not null (full), a whole number >= 1, a fraction above 0 and up to 1.0, "
-        '"energy:SHARE" with such a share, or a mapping of patterns to these'
+        "expected null (full), a whole number >= 1, a fraction above 0 and up to 1.0, "
+        f'"energy:SHARE", or a mapping of patterns to these, got {rank!r}'
     )
 
 
@@ -70,7 +67,7 @@ def ranks_of(names: Iterable[str], ranks: Ranks) -> dict[str, Rank]:
     first = {name: next((p for p in ranks if re.search(p, name)), None) for name in names}
     for pattern in ranks:
         if pattern not in first.values():
-            raise ValueError(f"rank: pattern {pattern!r} is the first match of none of the {len(names)} layers")
+            raise ValueError(f"pattern {pattern!r} is the first match of none of the {len(names)} layers")
     return {name: None if pattern is None else ranks[pattern] for name, pattern in first.items()}
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 from torch import nn
 
@@ -17,26 +19,50 @@ from fss_svf.registry import TUNINGS
 class SVFOptions:
     """include and exclude are regular expressions searched in layer names; what is frozen is not decomposed.
 
-    rank_multiple  1 is exact. 4 drops singular values as the official code does (facts: 3 of 27 in a deep stem)
+    rank             null, a number, a fraction, "energy:SHARE", or a mapping of patterns to these: svf/rank.py
+    rank_multiple    1 is exact. 4 drops singular values as the official code does (facts: 3 of 27 in a deep stem)
+    train            one or more of S, U, V; the method of the paper is S alone
+    parametrisation  how S is written as a parameter: docs/svf.md
+    cache            a folder for factors on disk; auto: the user's cache folder; null: none
     """
 
     include: tuple[str, ...]
     exclude: tuple[str, ...]
-    rank: int | None
+    rank: Any
     rank_multiple: int
+    # Checkpoints from before these keys have none of them.
+    train: tuple[Literal["S", "U", "V"], ...] = ("S",)
+    parametrisation: Literal["direct", "scale", "log"] = "direct"
+    cache: Literal["auto"] | Path | None = None
 
     def __post_init__(self) -> None:
-        require(self.rank is None or self.rank >= 1, "rank", "null (full) or a whole number >= 1", self.rank)
+        try:
+            svf_library.parse_ranks(self.rank)
+        except ValueError as error:
+            raise ConfigError(f"rank: {error}") from None
         require(self.rank_multiple >= 1, "rank_multiple", "a whole number >= 1", self.rank_multiple)
+        once = bool(self.train) and len(set(self.train)) == len(self.train)
+        require(once, "train", "one or more of S, U, V, each once", list(self.train))
 
 
 @TUNINGS.register("svf", SVFOptions)
 def svf(backbone: nn.Module, options: SVFOptions) -> None:
-    """Decompose the backbone in place and leave only S trainable. Raises ConfigError for a pattern without a match."""
+    """Decompose the backbone in place and leave only its factors trainable, as `train` says.
+
+    Raises ConfigError for a pattern without a match and a rank that a layer does not have.
+    """
     backbone.requires_grad_(False)
     try:
         svf_library.decompose(
-            backbone, options.include, options.exclude, options.rank, options.rank_multiple, progress=True
+            backbone,
+            options.include,
+            options.exclude,
+            options.rank,
+            options.rank_multiple,
+            options.train,
+            options.parametrisation,
+            svf_library.default_cache() if options.cache == "auto" else options.cache,
+            progress=True,
         )
     except re.error as error:
         raise ConfigError(
