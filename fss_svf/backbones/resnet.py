@@ -11,6 +11,7 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from fss_svf.backbones.backbone import Backbone
+from fss_svf.backbones.joined import join_units
 from fss_svf.backbones.weights import LoadReport, load_weights
 from fss_svf.config import require
 from fss_svf.registry import BACKBONES
@@ -74,7 +75,9 @@ def split_stages(net: nn.Module) -> Backbone:
     stages = {"layer0": nn.Sequential(stem), **{f"layer{i}": getattr(net, f"layer{i}") for i in (1, 2, 3, 4)}}
     stem_channels = [m for m in stem.values() if isinstance(m, nn.Conv2d)][-1].out_channels
     channels = {"layer0": stem_channels, **{f"layer{i}": _out_channels(stages[f"layer{i}"]) for i in (1, 2, 3, 4)}}
-    return Backbone(stages, channels, stride=8)
+    backbone = Backbone(stages, channels, stride=8)
+    join_units(backbone)
+    return backbone
 
 
 def _out_channels(stage: nn.Module) -> int:

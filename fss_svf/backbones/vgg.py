@@ -10,6 +10,7 @@ import torchvision
 from torch import nn
 
 from fss_svf.backbones.backbone import Backbone
+from fss_svf.backbones.joined import join_units
 from fss_svf.backbones.weights import VGG16_BLOCKS, LoadReport, load_weights
 from fss_svf.registry import BACKBONES
 
@@ -60,4 +61,6 @@ def _cut(features: nn.Sequential, cuts: Sequence[tuple[int, int]], stride: int) 
     """Slices of torchvision's `features` as stages, which keep its numbers."""
     layers = list(features.named_children())
     stages = {f"layer{i}": nn.Sequential(OrderedDict(layers[a:b])) for i, (a, b) in enumerate(cuts)}
-    return Backbone(stages, dict(zip(stages, (64, 128, 256, 512, 512))), stride)
+    backbone = Backbone(stages, dict(zip(stages, (64, 128, 256, 512, 512))), stride)
+    join_units(backbone)
+    return backbone

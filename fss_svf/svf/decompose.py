@@ -13,7 +13,7 @@ from tqdm import tqdm
 from fss_svf.svf.batchnorm import remember
 from fss_svf.svf.cache import cached_svd
 from fss_svf.svf.factors import Factors, matrices_of, svd
-from fss_svf.svf.layers import CONVERTED, PARAMETER, Form, PlainLayer, SVFLayer, become_svf
+from fss_svf.svf.layers import CONVERTED, EXECUTIONS, PARAMETER, Form, PlainLayer, SVFLayer, become_svf
 from fss_svf.svf.rank import Rank, Ranks, check_rank, count, parse_ranks, ranks_of
 
 
@@ -25,6 +25,7 @@ def decompose(
     rank_multiple: int = 1,
     train: Iterable[str] = ("S",),
     parametrisation: str = "direct",
+    execution: str = "rebuilt",
     cache: Path | str | None = None,
     progress: bool = False,
 ) -> nn.Module:
@@ -38,6 +39,9 @@ def decompose(
                       the weight is U diag(S) Vh itself, so they stay within the factors' rounding (1e-5 in float32)
     parametrisation   "direct" trains S; "scale" trains a in S = S0 a; "log" trains d in log S = log S0 + d. All start
                       at S0; a singular value of 0 stays 0 under scale and log
+    execution         how a training step of a Conv2d runs: "rebuilt" (convolves with U diag(S) V), "factored" (with V,
+                      then with U diag(S): faster, keeps less, and equal within rounding where rebuilt is equal to the
+                      bit), "auto" (layer by layer what takes fewer operations). Evaluation is always rebuilt
     cache             a folder for the factors, by the weights' hash, read where they were computed before
     progress          show a progress bar: the SVD of a ResNet-50 takes 3 s on one free core, and far longer on
                       cores that others use too (torch's threads wait for each other: set OMP_NUM_THREADS=1 there)
@@ -49,6 +53,8 @@ def decompose(
     that a hook computes (weight_norm, spectral_norm), and a value that is none of the above; the model is then as it was.
     """
     form = Form(tuple(train), parametrisation)
+    if execution not in EXECUTIONS:
+        raise ValueError(f"svf.decompose: execution {execution!r} is not one of {', '.join(EXECUTIONS)}")
     folder = None if cache is None else Path(cache).expanduser()
     if rank_multiple < 1:
         raise ValueError(f"svf.decompose: rank_multiple {rank_multiple} is not 1 or more")
@@ -58,7 +64,7 @@ def decompose(
     except ValueError as error:
         raise ValueError(f"svf.decompose: rank: {error}") from None
     _check(chosen, wanted)
-    convert(module, chosen, wanted, rank_multiple, form, folder, progress)
+    convert(module, chosen, wanted, rank_multiple, form, folder, progress, execution)
     return module
 
 
@@ -70,6 +76,7 @@ def convert(
     form: Form,
     cache: Path | None,
     progress: bool,
+    execution: str = "rebuilt",
 ) -> None:
     """Decompose the chosen layers of `module`, which are known to be sound."""
     # All factors before the first conversion, so that an error leaves no model half converted.
@@ -82,7 +89,7 @@ def convert(
     remember(module)
     for _, layer in chosen:
         tie = _tie(layer)
-        converted = become_svf(layer, factors[tie], form, first.get(tie))
+        converted = become_svf(layer, factors[tie], form, execution, first.get(tie))
         first.setdefault(tie, converted)
     for parent in module.modules():
         # Its fused inference path reads the weights of linear1 and linear2 past their forward; this turns it off.

@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fss_svf.svf.execution import After, Geometry, factored_conv, factored_is_cheaper
 from fss_svf.svf.factors import Factors
 
 FACTORS = ("S", "U", "V")
+EXECUTIONS = ("auto", "factored", "rebuilt")
 # The parameter that holds S in each parametrisation, and its value at the start.
 PARAMETER = {"direct": "S", "scale": "S_scale", "log": "S_log_scale"}
 
@@ -67,6 +69,7 @@ class SVFLayer(nn.Module):
     S_scale: nn.Parameter
     S_log_scale: nn.Parameter
     form: Form
+    execution: str  # of EXECUTIONS: how a training step runs
     _merged: Tensor | None  # the effective weight while merged
     _disabled: bool
 
@@ -124,7 +127,27 @@ class SVFConv2d(SVFLayer, nn.Conv2d):
     """A Conv2d (any kernel, stride, padding, padding_mode, dilation, groups, bias, dtype, device) with trainable S."""
 
     def forward(self, input: Tensor) -> Tensor:
+        if self.runs_factored(input):
+            return self.factored(input, After(shift=self.bias))
         return self._conv_forward(input, self.current_weight(), self.bias)
+
+    def runs_factored(self, input: Tensor) -> bool:
+        """Whether a forward of `input` (B, C, H, W) runs in factored form: only where it trains S, and nothing else here."""
+        trains = torch.is_grad_enabled() and self.form.train == ("S",) and not (self._disabled or self.merged)
+        plain = self.padding_mode == "zeros" and isinstance(self.padding, tuple) and input.dim() == 4
+        if self.execution == "rebuilt" or not trains or not plain or self.S0.is_meta:
+            return False
+        if not getattr(self, PARAMETER[self.form.parametrisation]).requires_grad:
+            return False
+        positions = input.shape[0] * input.shape[2] * input.shape[3] // (self.stride[0] * self.stride[1])
+        cheaper = factored_is_cheaper(self.weight.shape, self.rank, self.groups, positions)
+        return self.execution == "factored" or cheaper
+
+    def factored(self, input: Tensor, after: After) -> Tensor:
+        """The convolution without its bias, and what follows it, in factored form."""
+        geometry = Geometry(self.stride, self.padding, self.dilation, self.groups)  # type: ignore[arg-type]
+        filters = self.Vh.reshape(-1, *self.weight.shape[1:])
+        return factored_conv(input, self.singular_values(), self.U, filters, geometry, after)
 
     def extra_repr(self) -> str:
         return nn.Conv2d.extra_repr(self) + self._svf_repr()
@@ -144,14 +167,16 @@ PlainLayer = nn.Conv2d | nn.Linear
 CONVERTED: dict[type[PlainLayer], type[SVFConv2d | SVFLinear]] = {nn.Conv2d: SVFConv2d, nn.Linear: SVFLinear}
 
 
-def become_svf(layer: PlainLayer, factors: Factors, form: Form, tied_to: SVFLayer | None = None) -> SVFLayer:
+def become_svf(
+    layer: PlainLayer, factors: Factors, form: Form, execution: str, tied_to: SVFLayer | None = None
+) -> SVFLayer:
     """Turn a plain layer into its SVF layer with the factors (U, S, Vh); those of `tied_to` are shared, not copied."""
     # Changing the class keeps the object: references, hooks, bias and mode stay, and a layer used twice stays one.
     layer.__class__ = CONVERTED[type(layer)]
     assert isinstance(layer, SVFLayer)
     u, s, vh = factors
     layer.weight.requires_grad_(False)
-    layer.form = form
+    layer.form, layer.execution = form, execution
     start = {"direct": s, "scale": torch.ones_like(s), "log": torch.zeros_like(s)}[form.parametrisation]
     for (name, trains), value in zip(form.parameters.items(), (start, u, vh)):
         own = nn.Parameter(value, requires_grad=trains) if tied_to is None else getattr(tied_to, name)
@@ -164,7 +189,7 @@ def become_svf(layer: PlainLayer, factors: Factors, form: Form, tied_to: SVFLaye
 
 def become_plain(layer: SVFLayer, weight: nn.Parameter | None = None) -> None:
     """Undo become_svf: a plain layer with the pretrained weight, or with this one of its shape."""
-    for name in (*layer.form.parameters, "S0", "_merged", "_disabled", "form"):
+    for name in (*layer.form.parameters, "S0", "_merged", "_disabled", "form", "execution"):
         delattr(layer, name)
     plain: Any = next(plain for plain, converted in CONVERTED.items() if converted is type(layer))
     layer.__class__ = plain

@@ -23,6 +23,7 @@ class SVFOptions:
     rank_multiple    1 is exact. 4 drops singular values as the official code does (facts: 3 of 27 in a deep stem)
     train            one or more of S, U, V; the method of the paper is S alone
     parametrisation  how S is written as a parameter: docs/svf.md
+    execution        how a training step runs: docs/svf.md
     cache            a folder for factors on disk; auto: the user's cache folder; null: none
     """
 
@@ -33,6 +34,7 @@ class SVFOptions:
     # Checkpoints from before these keys have none of them.
     train: tuple[Literal["S", "U", "V"], ...] = ("S",)
     parametrisation: Literal["direct", "scale", "log"] = "direct"
+    execution: Literal["auto", "factored", "rebuilt"] = "auto"
     cache: Literal["auto"] | Path | None = None
 
     def __post_init__(self) -> None:
@@ -61,6 +63,7 @@ def svf(backbone: nn.Module, options: SVFOptions) -> None:
             options.rank_multiple,
             options.train,
             options.parametrisation,
+            options.execution,
             svf_library.default_cache() if options.cache == "auto" else options.cache,
             progress=True,
         )

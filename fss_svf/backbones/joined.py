@@ -1,0 +1,68 @@
+"""torchvision's blocks with each convolution, its frozen BatchNorm and its ReLU as one step (svf/units.py).
+
+A network is converted by changing the classes of its blocks: names, parameters and state dicts stay as they are.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from fss_svf.svf.units import conv_unit
+
+
+def join_units(module: nn.Module) -> None:
+    """Convert the ResNet blocks in `module`, and every Sequential that has a convolution before a BatchNorm or a ReLU."""
+    for part in module.modules():
+        if type(part) in _JOINED and (type(part) is not nn.Sequential or _holds_unit(part)):
+            part.__class__ = _JOINED[type(part)]
+
+
+class JoinedBottleneck(Bottleneck):
+    """Bottleneck in three or four steps."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = conv_unit(self.conv1, self.bn1, x)
+        y = conv_unit(self.conv2, self.bn2, y)
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return conv_unit(self.conv3, self.bn3, y, residual=shortcut)
+
+
+class JoinedBasicBlock(BasicBlock):
+    """BasicBlock in two or three steps."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = conv_unit(self.conv1, self.bn1, x)
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return conv_unit(self.conv2, self.bn2, y, residual=shortcut)
+
+
+class JoinedSequential(nn.Sequential):
+    """Sequential with every run of Conv2d, BatchNorm2d and ReLU, the latter two where they are there, as one step."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        layers = list(self)
+        while layers:
+            first = layers.pop(0)
+            if not isinstance(first, nn.Conv2d):
+                x = first(x)
+                continue
+            bn = layers.pop(0) if layers and isinstance(layers[0], nn.BatchNorm2d) else None
+            relu = bool(layers) and type(layers[0]) is nn.ReLU and not layers[0]._forward_hooks
+            x = conv_unit(first, bn, x, relu)
+            del layers[:relu]
+        return x
+
+
+_JOINED: dict[type[nn.Module], type[nn.Module]] = {
+    Bottleneck: JoinedBottleneck,
+    BasicBlock: JoinedBasicBlock,
+    nn.Sequential: JoinedSequential,
+}
+
+
+def _holds_unit(sequence: nn.Module) -> bool:
+    children = list(sequence.children())
+    return any(isinstance(a, nn.Conv2d) and isinstance(b, (nn.BatchNorm2d, nn.ReLU)) for a, b in pairwise(children))

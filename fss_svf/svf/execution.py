@@ -1,0 +1,130 @@
+"""The factored execution of a training step: S gets its gradient without the gradient of a whole weight.
+
+y = U diag(S) V x is a convolution with V's rows as filters, giving z with one channel a singular value, and a 1x1
+convolution with U diag(S). The gradient of S_i is the sum over positions of (U^T g)_i z_i, that of x the transposed
+convolution of U^T g with diag(S) V: z is all that has to be kept. A scale and a shift of the output's channels, as of a
+frozen BatchNorm, go into U and a bias; a ReLU keeps one byte a value.
+
+The rebuilt execution (layers.py) convolves with U diag(S) V as one weight and leaves the rest to autograd.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Of a Conv2d with zero padding."""
+
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+
+
+@dataclass(frozen=True)
+class After:
+    """What follows a convolution: relu?(scale * y + shift + residual). scale, shift (Cout,); residual of y's shape."""
+
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+    residual: Tensor | None = None
+    relu: bool = False
+
+
+def factored_conv(x: Tensor, s: Tensor, u: Tensor, vh: Tensor, geometry: Geometry, after: After) -> Tensor:
+    """Convolve with U diag(S) V, differentiable in x, S, the shift and the residual, and once.
+
+    x (B, Cin, H, W); s (g, r); u (g, Cout / g, r); vh (g * r, Cin / g, kh, kw). Under autocast the convolutions run in
+    its dtype and the factors are joined in theirs.
+    """
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    with torch.autocast(device, enabled=False):
+        out: Tensor = _Factored.apply(
+            x.to(dtype), s, u, vh.to(dtype), after.scale, after.shift, after.residual, after.relu, geometry
+        )
+    return out
+
+
+class _Factored(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        s: Tensor,
+        u: Tensor,
+        vh: Tensor,
+        scale: Tensor | None,
+        shift: Tensor | None,
+        residual: Tensor | None,
+        relu: bool,
+        geometry: Geometry,
+    ) -> Tensor:
+        g = geometry
+        z = F.conv2d(x, vh, None, g.stride, g.padding, g.dilation, g.groups)
+        if scale is not None:
+            u = u * scale.view(*u.shape[:2], 1)
+        y = F.conv2d(
+            z, _pointwise(u * s.unsqueeze(1), x.dtype), None if shift is None else shift.to(x.dtype), groups=g.groups
+        )
+        if residual is not None:
+            y += residual
+        kept = None
+        if relu:
+            y.relu_()
+            kept = y > 0
+        ctx.save_for_backward(z, s, u, vh, kept)
+        ctx.geometry, ctx.size, ctx.adds = g, x.shape[-2:], residual is not None
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        z, s, u, vh, kept = ctx.saved_tensors
+        g: Geometry = ctx.geometry
+        if kept is not None:
+            grad = grad * kept
+        h = F.conv2d(grad, _pointwise(u.transpose(1, 2), grad.dtype), groups=g.groups)
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            weight = vh * s.to(vh.dtype).view(-1, 1, 1, 1)
+            # What the stride skipped at the far ends.
+            rest = [
+                size - ((out - 1) * stride - 2 * padding + dilation * (kernel - 1) + 1)
+                for size, out, stride, padding, dilation, kernel in zip(
+                    ctx.size, h.shape[-2:], g.stride, g.padding, g.dilation, vh.shape[-2:]
+                )
+            ]
+            grad_x = F.conv_transpose2d(h, weight, None, g.stride, g.padding, rest, g.groups, g.dilation)
+        grad_s = None
+        if ctx.needs_input_grad[1]:
+            grad_s = h.mul_(z).sum((0, 2, 3), dtype=s.dtype).view(s.shape)  # h is not read again
+        grad_shift = grad.sum((0, 2, 3)) if ctx.needs_input_grad[5] else None
+        return grad_x, grad_s, None, None, None, grad_shift, grad if ctx.adds else None, None, None
+
+
+def _pointwise(matrices: Tensor, dtype: torch.dtype) -> Tensor:
+    """(g, m, r) matrices as the weight (g * m, r, 1, 1) of a 1x1 convolution of g groups."""
+    return matrices.flatten(0, 1)[:, :, None, None].to(dtype)
+
+
+def factored_is_cheaper(weight: Sequence[int], rank: int, groups: int, positions: int) -> bool:
+    """Whether a training step of a convolution takes fewer multiplications in factored form.
+
+    weight: (Cout, Cin / groups, kh, kw); positions: batch x height x width of the output. Forward, gradient of x and of S:
+    factored twice z and y; rebuilt three times the whole (its third is the weight's gradient), and the weight itself.
+    """
+    m, n = weight[0] // groups, math.prod(weight[1:])
+    factored = 2 * rank * (m + n) * positions
+    rebuilt = 3 * m * n * positions + 2 * m * n * rank
+    return factored < rebuilt

@@ -1,0 +1,68 @@
+"""A convolution with what follows it as one step: frozen BatchNorm, a residual, a ReLU.
+
+BatchNorm in eval mode is a scale and a shift of channels, which go into the convolution's weight. What is left keeps less
+for the backward and passes over memory once where the modules one by one pass three or four times.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fss_svf.svf.execution import After
+from fss_svf.svf.layers import SVFConv2d
+
+
+def conv_unit(
+    conv: nn.Module, bn: nn.Module | None, x: Tensor, relu: bool = True, residual: Tensor | None = None
+) -> Tensor:
+    """relu?(bn(conv(x)) + residual), within rounding; modules that cannot be joined are called one after the other."""
+    if not can_join(conv, bn):
+        y = conv(x) if bn is None else bn(conv(x))
+        y = y if residual is None else y + residual
+        return F.relu(y, inplace=True) if relu else y
+    assert isinstance(conv, nn.Conv2d)
+    scale, shift = _scale_and_shift(conv, bn)
+    if isinstance(conv, SVFConv2d):
+        if conv.runs_factored(x):
+            return conv.factored(x, After(scale, shift, residual, relu))
+        weight = conv.current_weight()
+    else:
+        weight = conv.weight
+    y = conv._conv_forward(x, weight if scale is None else weight * scale.view(-1, 1, 1, 1), shift)
+    if residual is not None:
+        y += residual
+    return F.relu(y, inplace=True) if relu else y
+
+
+def can_join(conv: nn.Module, bn: nn.Module | None) -> bool:
+    """Whether the modules are what they seem: no subclass that computes something else, no hook, a BatchNorm that is frozen here."""
+    joins = type(conv) in (nn.Conv2d, SVFConv2d) and not _hooked(conv)
+    if bn is None or not joins:
+        return joins
+    trains = torch.is_grad_enabled() and any(p.requires_grad for p in bn.parameters())
+    return (
+        type(bn) is nn.BatchNorm2d
+        and bn.running_var is not None
+        and bn.affine
+        and not (bn.training or trains or _hooked(bn))
+    )
+
+
+def _hooked(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+def _scale_and_shift(conv: nn.Conv2d, bn: nn.Module | None) -> tuple[Tensor | None, Tensor | None]:
+    """The BatchNorm behind a convolution, and the convolution's own bias, as (Cout,) each; None: there is none."""
+    if bn is None:
+        return None, conv.bias
+    assert isinstance(bn, nn.BatchNorm2d)
+    assert bn.running_mean is not None
+    assert bn.running_var is not None
+    scale = bn.weight * torch.rsqrt(bn.running_var + bn.eps)
+    shift = bn.bias - bn.running_mean * scale
+    return scale, shift if conv.bias is None else torch.addcmul(shift, conv.bias, scale)
