@@ -37,7 +37,7 @@ def conv_unit(
 
 
 def can_join(conv: nn.Module, bn: nn.Module | None) -> bool:
-    """Whether the modules are what they seem: no subclass that computes something else, no hook, a BatchNorm that is frozen here."""
+    """Whether the modules are what they seem (no subclass, no hook) and BatchNorm is frozen here."""
     joins = type(conv) in (nn.Conv2d, SVFConv2d) and not _hooked(conv)
     if bn is None or not joins:
         return joins
