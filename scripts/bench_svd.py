@@ -17,7 +17,7 @@ import torchvision
 from torch import Tensor
 
 from fss_svf.svf.cache import cached_svd
-from fss_svf.svf.factors import Factors, by_gram, svd
+from fss_svf.svf.factors import Factors, by_gram
 
 
 def gesdd(matrices: Tensor) -> Factors:
@@ -75,8 +75,8 @@ def main() -> None:
     for route in (gesdd, gram):
         measure(route, matrices, list(shapes.values()))
     with tempfile.TemporaryDirectory() as folder:
-        first = seconds(lambda: [cached_svd(m, Path(folder), svd) for m in matrices])
-        again = seconds(lambda: [cached_svd(m, Path(folder), svd) for m in matrices])
+        first = seconds(lambda: [cached_svd(m, Path(folder)) for m in matrices])
+        again = seconds(lambda: [cached_svd(m, Path(folder)) for m in matrices])
         size = sum(file.stat().st_size for file in Path(folder).iterdir()) / 1e6
         print(f"cache: {first:.1f} s to compute and write {size:.0f} MB, {again:.1f} s to read")
 
