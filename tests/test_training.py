@@ -9,7 +9,17 @@ from torch import nn
 
 from fss_svf import svf
 from fss_svf.checkpoint import load_checkpoint, save_checkpoint
-from fss_svf.config import Augment, Optimizer, PretrainConfig, Protocol, Recipe, Schedule, TrainConfig, Validation
+from fss_svf.config import (
+    Augment,
+    Optimizer,
+    PretrainConfig,
+    Protocol,
+    Recipe,
+    Schedule,
+    TrainConfig,
+    Validation,
+    from_mapping,
+)
 from fss_svf.errors import ConfigError, DataError, TrainingError, WeightsError
 from fss_svf.model import restore_model, trainable_values
 from fss_svf.registry import METHODS, TUNINGS, Choice
@@ -75,6 +85,28 @@ def pretrain_config(root, **changes):
         recipe=t.recipe, dataset=t.dataset, backbone=t.backbone,
     )  # fmt: skip
     return replace(config, **changes)
+
+
+def test_every_key_of_svf_reaches_the_model_and_its_checkpoint(toy_root, tmp_path):
+    keys = {
+        "include": (r"^layer[34]\.",), "exclude": ("downsample",), "rank": {"layer3": 0.5, "": "energy:0.8"},
+        "rank_multiple": 2, "train": ("S", "V"), "parametrisation": "log", "cache": tmp_path / "factors",
+    }  # fmt: skip
+    config = replace(train_config(toy_root), tuning=options_of(TUNINGS, "svf", **keys))
+    train(config, tmp_path)
+    assert list((tmp_path / "factors").iterdir())
+    content = load_checkpoint(tmp_path, "train")
+    assert from_mapping(TrainConfig, content["config"]) == config
+    model = restore_model(config.method, config.backbone, config.tuning, content["model"], "test")
+    found = dict(svf.layers(model.backbone))
+    assert all(layer.form.train == ("S", "V") and not layer.full_rank for layer in found.values())
+    assert all(line.drift_max > 0 for line in svf.report(model))
+
+
+def test_a_config_from_before_the_newer_keys_of_svf_loads():
+    old = {"include": ["^layer4"], "exclude": [], "rank": None, "rank_multiple": 1}
+    options = from_mapping(TUNINGS.entry("svf").options, old)
+    assert (options.train, options.parametrisation, options.cache) == (("S",), "direct", None)
 
 
 @pytest.mark.parametrize("tuning", TUNINGS.names())

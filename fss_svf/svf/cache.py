@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -36,14 +36,14 @@ def default_cache() -> Path | None:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fss-svf" / "factors"
 
 
-def cached_svd(matrices: Tensor, folder: Path, compute: Callable[[Tensor], Factors] = svd) -> Factors:
-    """`compute(matrices)`, read from `folder` where it was computed before. On the device of the matrices."""
+def cached_svd(matrices: Tensor, folder: Path) -> Factors:
+    """svd(matrices), read from `folder` where it was computed before. On the device of the matrices."""
     path = folder / f"{_digest([matrices])}{SUFFIX}"
     found = _read(path)
     if found is not None:
         u, s, vh = (found[name].to(matrices.device) for name in ("U", "S", "Vh"))
         return u, s, vh
-    factors = compute(matrices)
+    factors = svd(matrices)
     _write(path, {name: value.cpu().contiguous() for name, value in zip(("U", "S", "Vh"), factors)})
     return factors
 

@@ -1,9 +1,9 @@
 """The SVD of one weight. Two routes, chosen by what is faster and accurate; scripts/bench_svd.py measures both.
 
 The usual one is LAPACK's gesdd. The other takes eigenvectors of the smaller Gram matrix (W Wᵀ or Wᵀ W) in float64:
-on a ResNet-50 half as long and, since it computes in float64, ten times more accurate in float32. It divides by the
-singular values, so a weight with very small ones (dead filters) goes the usual way. Equal shapes are not batched:
-on the CPU, batches of either route took longer than one matrix after the other.
+on a ResNet-50 faster and, since it computes in float64, thirty times more accurate in float32. It divides by the
+singular values, so a weight with very small ones (dead filters) goes the usual way. Equal shapes are not batched: on
+the CPU that gained nothing that stood out of the noise, and often lost (docs/svf.md).
 """
 
 from __future__ import annotations

@@ -80,8 +80,7 @@ class SVFLayer(nn.Module):
     @property
     def full_rank(self) -> bool:
         """Whether nothing was cut off."""
-        groups = self.S0.shape[0]
-        return self.rank == min(self.weight.shape[0] // groups, self.weight[0].numel())
+        return self.rank == min(self.U.shape[1], self.Vh.shape[2])
 
     @property
     def exact(self) -> bool:
