@@ -21,7 +21,7 @@ from fss_svf.errors import ConfigError
 from fss_svf.evaluation.counts import Counts
 from fss_svf.evaluation.engine import Run, evaluate_run
 from fss_svf.evaluation.plan import Plan, make_plan
-from fss_svf.methods.method import FewShotMethod
+from fss_svf.methods.method import FewShotMethod, check_way
 from fss_svf.model import build_model, choose_device, place, refuse_leak, restore_model, trainable_values
 from fss_svf.provenance import write_json, write_run_folder
 from fss_svf.registry import BACKBONES, DATASETS, METHODS, TUNINGS, Choice, Registry
@@ -60,7 +60,7 @@ def evaluate(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:
     split = dataset.split("val")
     classes = split_classes(split.index, dataset.options, subject.fold, "val")
     refuse_leak(subject.trained_on, map(split.index.class_name, classes), f"checkpoint={config.checkpoint}")
-    subject.model.check_way(subject.way)
+    check_way(type(subject.model), subject.way)
     for shot in config.shots:
         subject.model.check_shot(shot)
     device = choose_device(config.device)

@@ -22,6 +22,7 @@ from fss_svf.data.manifest import EpisodeList
 from fss_svf.episode import Episode
 from fss_svf.evaluation.engine import evaluate_run
 from fss_svf.evaluation.plan import require_coverage
+from fss_svf.methods.method import check_way
 from fss_svf.model import build_model, choose_device, place, refuse_leak, trainable_values, without_weights
 from fss_svf.registry import DATASETS, METHODS
 from fss_svf.reporting.pictures import draw_episodes
@@ -33,7 +34,7 @@ log = logging.getLogger(__name__)
 def train(config: TrainConfig, out: Path) -> float:
     """Run `config` in the folder `out` and return the best validation mIoU, a fraction."""
     resumed = load_checkpoint(config.resume, "train") if config.resume else None
-    METHODS.entry(config.method.name).build.check_way(config.way)  # type: ignore[attr-defined]
+    check_way(METHODS.entry(config.method.name).build, config.way)  # type: ignore[arg-type]
     device = choose_device(config.device)
     torch.manual_seed(config.seed)
 
