@@ -237,15 +237,20 @@ class Protocol:
     resize: Literal["pad", "squash"]
     label: Literal["original", "resized"]
     never_drawn: Literal["error", "leave_out", "zero"]
+    novel_threshold: float | None = None
 
     def __post_init__(self) -> None:
+        threshold = self.novel_threshold
+        require(threshold is None or 0 <= threshold < 1, "novel_threshold", "null or in [0, 1)", threshold)
         require(self.episodes >= 1, "episodes", "a whole number >= 1", self.episodes)
         require(self.runs >= 1, "runs", "a whole number >= 1", self.runs)
         _check_seed(self.seed)
 
     def hash(self, **also: object) -> str:
         """Eight hex digits over every field and what else is part of the measurement (input size, data choices)."""
-        text = json.dumps([to_mapping(self), to_mapping(also)], sort_keys=True)
+        # A null field adds nothing to what is measured, so that hashes of older results stay.
+        fields = {key: value for key, value in to_mapping(self).items() if value is not None}
+        text = json.dumps([fields, to_mapping(also)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 

@@ -152,6 +152,7 @@ def test_protocol_hash_covers_every_field():
         "resize": "squash",
         "label": "resized",
         "never_drawn": "zero",
+        "novel_threshold": 0.9,
     }
     assert set(changes) == {f.name for f in dataclasses.fields(protocol)}
     hashes = [protocol.hash(), *(dataclasses.replace(protocol, **{k: v}).hash() for k, v in changes.items())]

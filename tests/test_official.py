@@ -245,7 +245,7 @@ def test_from_the_command_line_to_a_number(fss, toy_root, tmp_path):
     status, _, err = fss("evaluate", *evaluation, "shot=[1,3]", "+method.other_shots=mean")
     assert status == 0, err
     result = json.loads((tmp_path / "out" / "3shot" / "result.json").read_text())
-    assert set(result["also"]) == {"meta"}
+    assert set(result["also"]) == {"meta", "base classes"}
     assert result["checkpoint"]["method_options_changed"] == {"other_shots": "mean"}
     status, _, err = fss("evaluate", *evaluation, "+method.width=9")
     assert status == 1
