@@ -227,7 +227,10 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a number is measured. Two results compare only where the hash of their protocols is the same."""
+    """How a number is measured. Two results compare only where the hash of their protocols is the same.
+
+    pad: what resize=pad fills a square with, black (zeros before normalisation) or exact zeros after it.
+    """
 
     name: str
     episodes: int
@@ -237,15 +240,21 @@ class Protocol:
     resize: Literal["pad", "squash"]
     label: Literal["original", "resized"]
     never_drawn: Literal["error", "leave_out", "zero"]
+    pad: Literal["before_normalisation", "after_normalisation"] = "before_normalisation"
 
     def __post_init__(self) -> None:
+        pads = self.resize == "pad" or self.pad == "before_normalisation"
+        require(pads, "pad", f"before_normalisation, as resize={self.resize} pads nothing", self.pad)
         require(self.episodes >= 1, "episodes", "a whole number >= 1", self.episodes)
         require(self.runs >= 1, "runs", "a whole number >= 1", self.runs)
         _check_seed(self.seed)
 
     def hash(self, **also: object) -> str:
         """Eight hex digits over every field and what else is part of the measurement (input size, data choices)."""
-        text = json.dumps([to_mapping(self), to_mapping(also)], sort_keys=True)
+        values = to_mapping(self)
+        if self.pad == "before_normalisation":
+            del values["pad"]  # the only way once: a result from before the choice keeps its hash
+        text = json.dumps([values, to_mapping(also)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 

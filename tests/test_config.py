@@ -134,6 +134,7 @@ def test_wrong_values_name_the_key(values, message):
         (["tuning=svf", "tuning.rank=0"], r"tuning.rank: expected null \(full\) or a whole number >= 1, got 0"),
         (["dataset=coco", "dataset.mask_mode=half"], r"dataset.mask_mode: expected one of full \| first_polygon"),
         (["workers=-1"], r"workers"),
+        (["protocol=panet", "protocol.pad=after_normalisation"], r"protocol.pad: .* resize=squash pads nothing"),
     ],
 )
 def test_wrong_overrides_name_the_key(overrides, message):
@@ -152,8 +153,29 @@ def test_protocol_hash_covers_every_field():
         "resize": "squash",
         "label": "resized",
         "never_drawn": "zero",
+        "pad": "after_normalisation",
     }
     assert set(changes) == {f.name for f in dataclasses.fields(protocol)}
     hashes = [protocol.hash(), *(dataclasses.replace(protocol, **{k: v}).hash() for k, v in changes.items())]
     hashes.append(protocol.hash(size=473))
     assert all(a != b for a, b in itertools.combinations(hashes, 2))
+
+
+def test_protocols_keep_the_hash_they_had_before_pad_was_a_choice():
+    """Results that carry it still compare; the values were taken before the key came."""
+    hashes = {name: compose("train", f"protocol={name}").protocol.hash() for name in ("svf", "panet")}
+    assert hashes == {"svf": "3a0d6b3d", "panet": "b4220fb7"}
+
+
+def test_recipes_for_coco():
+    """COCO's rows of the recipes' table: crop, epochs, batch, scale, rates as the optimizer uses them."""
+    found = {}
+    for name in ("svf", "bam", "pfenet", "base_learner"):
+        r = compose("train", f"recipe={name}_coco").recipe
+        found[name] = (r.size, r.epochs, r.batch_size, r.augment.scale, r.optimizer.lr, r.optimizer.backbone_lr)
+    assert found == {
+        "svf": (641, 50, 8, (0.8, 1.25), 0.015, 0.0015),
+        "bam": (641, 50, 8, (0.8, 1.25), 0.05, 0.005),
+        "pfenet": (641, 50, 8, (0.8, 1.25), 0.05, 0.005),
+        "base_learner": (417, 20, 12, (0.5, 2.0), 0.0025, 0.0025),
+    }
