@@ -368,9 +368,17 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class OfficialBaseLearner:
+    """No method: the PSPNet of BAM's stage 1, which an import makes a run of pretrain."""
+
+    name: Literal["base_learner"]
+
+
+@dataclass(frozen=True)
 class ImportConfig(TrainConfig):
     """The run that the official checkpoint `source` is to be the outcome of, written to `target`."""
 
+    method: Choice | OfficialBaseLearner = field(kw_only=True, metadata={"registry": METHODS})  # type: ignore[assignment]
     source: Path = field(kw_only=True)
     target: Path = field(kw_only=True)
     dilation: Literal["pfenet", "torchvision"] | None = field(kw_only=True)

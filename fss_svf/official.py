@@ -19,7 +19,7 @@ from fss_svf.errors import ConfigError, WeightsError, listing
 from fss_svf.methods import panet
 from fss_svf.methods.base_learner import BaseLearner
 from fss_svf.methods.method import FewShotMethod
-from fss_svf.model import build_backbone, load_state, restore_model, without_weights
+from fss_svf.model import build_backbone, load_state, restore_model
 from fss_svf.registry import BACKBONES, METHODS, TUNINGS, Choice
 
 # Official name, ours; of everything but the stages. A name stands for all that begin with it and a dot.
@@ -99,7 +99,7 @@ def load_official(
     options   of the method, such as bins=(1.0, 0.5, 0.25, 0.125) for the original PFENet on COCO
     """
     if method == "base_learner":
-        return _base_learner(source, backbone, dataset, dilation)
+        return read_base_learner(source, backbone, dataset, dilation)[1].eval()
     found = read_official(source, method, backbone, shot, dataset, tuning, dilation, **options)
     return restore_model(found.method, found.backbone, found.tuning, found.state, found.what).eval()
 
@@ -141,17 +141,17 @@ def read_official(
     )
 
 
-def _base_learner(
-    source: Path | str | Mapping[str, Any], backbone: str, dataset: str, dilation: str | None
-) -> BaseLearner:
+def read_base_learner(
+    source: Path | str | Mapping[str, Any], backbone: str, dataset: str = "pascal", dilation: str | None = None
+) -> tuple[Choice, BaseLearner]:
+    """The backbone of BAM's PSPNet as a choice of a run, and the model. Arguments and errors are load_official's."""
     what, state = _translate(source, "base_learner", backbone)
     classes = _count_classes(state, "cls.4.bias", dataset, what)
+    choice = _backbone(backbone, "base_learner", dilation, "backbone.layer0.conv3.weight" in state)
     with torch.device("meta"):
-        deep = "backbone.layer0.conv3.weight" in state
-        net, _ = build_backbone(without_weights(_backbone(backbone, "base_learner", dilation, deep)))
-        model = BaseLearner(net, classes)
+        model = BaseLearner(build_backbone(choice)[0], classes)
     load_state(model, state, what, assign=True)
-    return model.eval()
+    return choice, model
 
 
 def _translate(source: Path | str | Mapping[str, Any], method: str, backbone: str) -> tuple[str, dict[str, Tensor]]:
