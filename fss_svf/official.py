@@ -94,7 +94,7 @@ def load_official(
     source    a file, or its content: a state dict, also nested under 'state_dict', also with 'module.' before the names
     method    baseline (SVF's aspp.py), pfenet, bam, panet, or base_learner (BAM's PSPNet)
     shot      K of the training, which shapes BAM
-    tuning    frozen; svf for an official SVF checkpoint (conv_U, conv_V, vector_S)
+    tuning    frozen; svf for an official SVF checkpoint (conv_U, conv_V, vector_S); for panet also full
     dilation  of a ResNet; default: pfenet for BAM, torchvision for SVF's baseline and PFENet. The original PFENet: pfenet
     options   of the method, such as bins=(1.0, 0.5, 0.25, 0.125) for the original PFENet on COCO
     """
@@ -117,9 +117,12 @@ def read_official(
     """The same as choices and a state dict, for a checkpoint of this project."""
     what, state = _translate(source, method, backbone)
     folded = any(name.endswith(".vector_S") for name in state)
-    if tuning not in ("frozen", "svf") or folded != (tuning == "svf"):
+    # PANet trains its whole backbone: to go on from a checkpoint of it, all must move.
+    fitting = ("svf",) if folded else ("frozen", "full") if method == "panet" else ("frozen",)
+    if tuning not in fitting:
         raise WeightsError(
-            f"{what}: tuning={tuning}, but its backbone is {'an SVF one, tuning=svf' if folded else 'plain, tuning=frozen'}"
+            f"{what}: tuning={tuning}, but its backbone is {'an SVF one' if folded else 'plain'}, "
+            f"tuning={' or '.join(fitting)}"
         )
     if folded:
         state = _fold(state)

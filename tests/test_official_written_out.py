@@ -108,7 +108,7 @@ def decomposed(state):
         ("baseline", "vgg16", 1, "pascal", False, None),
         ("baseline", "vgg16", 5, "pascal", True, None),
         ("pfenet", "vgg16", 1, "pascal", False, ABSOLUTE),
-        ("pfenet", "vgg16", 5, "coco", True, RATIOS),
+        ("pfenet", "vgg16", 2, "coco", True, RATIOS),
         ("pfenet", "resnet101", 2, "coco", False, RATIOS),
         ("bam", "vgg16", 1, "coco", False, None),
         ("bam", "vgg16", 5, "pascal", True, None),
