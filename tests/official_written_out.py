@@ -1,7 +1,7 @@
 """SVF's baseline, PFENet and BAM written out plainly, on official state dicts by their official names, in float64.
 
-From the facts about the official code, and of none of this package's modules, so that the two can be compared. A support
-is a loop, a resize aligns corners, BatchNorm uses its statistics, dropout is off.
+Written anew from the behaviour of the official code, and of none of this package's modules, so that the two can be
+compared. Supports are a loop, a resize aligns corners, BatchNorm uses its statistics, dropout is off.
 """
 
 import torch

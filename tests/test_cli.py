@@ -125,7 +125,7 @@ MISTAKES = [
     (("train", "fodl=1"), r"no key 'fodl' (did you mean 'fold'?)"),
     (("train", "recipe.optimizer.lrr=1"), "no key 'recipe.optimizer.lrr' (did you mean 'recipe.optimizer.lr'?)"),
     (("train", "+extra=1"), "extra: no such key"),
-    (("train", "method=basline"), "Could not find 'method/basline'; available: background, bam, baseline, panet, pfenet"),
+    (("train", "method=basline"), "Could not find 'method/basline'; available: background, bam, base_learner"),
     (("train", "fold=7"), "fold: expected 0..3, got 7"),
     (("train", "fold=one"), "fold: expected a whole number, got 'one'"),
     (("train", "device=tpu9"), "device=tpu9: expected auto, cpu, cuda or cuda:N"),
