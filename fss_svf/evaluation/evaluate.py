@@ -72,7 +72,7 @@ def evaluate(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:
     protocol = plan.protocol
     names = {c: split.index.class_name(c) for c in classes}
     data = {"index": split.index.hash, **_data_choices(dataset, max(config.shots)), **plan.source}
-    transform = EvalTransform(subject.size, protocol.resize)
+    transform = EvalTransform(subject.size, protocol.resize, protocol.pad)
     results = []
     for shot in config.shots:
         folder = out if len(config.shots) == 1 else out / f"{shot}shot"

@@ -78,7 +78,7 @@ def train(config: TrainConfig, out: Path) -> float:
     make_test = EvalEpisodes(
         splits["val"],
         validation,
-        EvalTransform(config.recipe.tested_at, protocol.resize),
+        EvalTransform(config.recipe.tested_at, protocol.resize, protocol.pad),
         options.support_annotation,
         base if model.segments_base else None,
     )
