@@ -141,7 +141,11 @@ def _group(registry: Registry) -> Any:
 
 @dataclass(frozen=True)
 class Augment:
-    """Training augmentation: one random warp, blur and flip an image. Units: degrees, probabilities, fractions."""
+    """Training augmentation: one random warp, blur and flip an image. Units: degrees, probabilities, fractions.
+
+    fit: how an image comes to the recipe's size, cut out of the scaled image or squashed, both sides to it. A squashed
+    image is only flipped, as in PANet.
+    """
 
     scale: tuple[float, float]
     rotate: float
@@ -149,9 +153,16 @@ class Augment:
     flip: float
     keep_foreground: float
     rotate_probability: float
+    fit: Literal["crop", "squash"] = "crop"
 
     def __post_init__(self) -> None:
         require(0 < self.scale[0] <= self.scale[1], "scale", "two positive numbers, the smaller first", self.scale)
+        if self.fit == "squash":
+            for key, neutral in (("scale", (1, 1)), ("rotate", 0), ("blur", 0), ("keep_foreground", 0)):
+                shown = list(neutral) if isinstance(neutral, tuple) else neutral
+                require(
+                    getattr(self, key) == neutral, key, f"{shown} with fit=squash (or fit=crop)", getattr(self, key)
+                )
         for key in ("blur", "flip", "keep_foreground", "rotate_probability"):
             require(0 <= getattr(self, key) <= 1, key, "a fraction from 0 to 1", getattr(self, key))
 
@@ -360,12 +371,14 @@ class TrainConfig:
     backbone: Choice = _group(BACKBONES)
     method: Choice = _group(METHODS)
     tuning: Choice = _group(TUNINGS)
+    way: int = field(default=1, kw_only=True)
 
     def __post_init__(self) -> None:
         check_fold(self.fold, self.dataset)
         _check_workers(self.workers)
         require(self.cache_gb >= 0, "cache_gb", "a number of gigabytes >= 0", self.cache_gb)
         _check_seed(self.seed)
+        require(self.way >= 1, "way", "a whole number >= 1", self.way)
         require(self.shot >= 1, "shot", "a whole number >= 1", self.shot)
         require(self.log_every >= 1, "log_every", "a whole number of steps >= 1", self.log_every)
 
@@ -407,6 +420,7 @@ class EvaluateConfig:
     dataset: dict[str, Any]
     backbone: dict[str, Any]
     method: dict[str, Any]
+    way: int | None = None
 
     def __post_init__(self) -> None:
         _check_workers(self.workers)
@@ -414,6 +428,7 @@ class EvaluateConfig:
         require(self.seeds >= 1, "seeds", "a number of runs >= 1", self.seeds)
         if self.size is not None:
             _check_size(self.size)
+        require(self.way is None or self.way >= 1, "way", "null or a whole number >= 1", self.way)
         require(bool(self.shots) and all(s >= 1 for s in self.shots), "shot", "1 or a list such as [1,5]", self.shot)
         require(self.batch_size >= 1, "batch_size", "a whole number >= 1", self.batch_size)
         require(self.pictures >= 0, "pictures", "a whole number >= 0", self.pictures)

@@ -5,6 +5,7 @@ Everything is uint8 in and uint8 out; normalisation happens on the device, unles
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,6 +32,22 @@ def binary_mask(label: np.ndarray, class_id: int) -> np.ndarray:
     return mask
 
 
+def query_mask(label: np.ndarray, class_ids: Sequence[int]) -> np.ndarray:
+    """(H, W) uint8: n where the label is the n-th of `class_ids`, from 1 on, 255 where it is ignored, else 0."""
+    mask = binary_mask(label, class_ids[0])
+    for way, class_id in enumerate(class_ids[1:], 2):
+        mask[label == class_id] = way
+    return mask
+
+
+def support_mask(label: np.ndarray, class_id: int, class_ids: Sequence[int]) -> np.ndarray:
+    """(H, W) uint8: 1 where the label is `class_id`, 255 where it is ignored or another of `class_ids`, else 0."""
+    mask = binary_mask(label, class_id)
+    for other in set(class_ids) - {class_id}:
+        mask[label == other] = IGNORE
+    return mask
+
+
 @dataclass(frozen=True)
 class TrainTransform:
     """semseg's chain, as PFENet uses it: scale, turn about the centre, blur, flip and crop with padding.
@@ -38,6 +55,8 @@ class TrainTransform:
     The chain makes an image of each step; here a turned image is warped once, by all steps together, and only where
     the crop shows it. What lies where is the same: beyond the scaled image is ImageNet's mean (label 255), and the
     crop is drawn again, up to 31 times, until it keeps enough of the foreground that the turned label shows.
+
+    With fit=squash (PANet) the whole image becomes size x size, whatever its proportions: there is nothing to cut.
     """
 
     size: int
@@ -55,6 +74,8 @@ class TrainTransform:
         height, width = label.shape
         scale = random.uniform(*self.augment.scale)
         frame = max(1, round(width * scale)), max(1, round(height * scale))
+        if self.augment.fit == "squash":
+            frame = self.size, self.size
         angle = 0.0
         if random.random() < self.augment.rotate_probability:
             angle = random.uniform(-self.augment.rotate, self.augment.rotate)

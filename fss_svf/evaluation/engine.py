@@ -10,6 +10,7 @@ from torch import Tensor
 from fss_svf import svf
 from fss_svf.config import Protocol
 from fss_svf.console import progress
+from fss_svf.data.episodes import EpisodeSpec
 from fss_svf.data.loading import EvalBatch, EvalEpisodes, batches, collate_eval
 from fss_svf.evaluation.at_label import at_label
 from fss_svf.evaluation.base_classes import BaseClassCounts
@@ -57,13 +58,14 @@ def evaluate_run(
             for batch in batches(make, collate_eval, range(len(episodes)), batch_size, workers):
                 prediction = model(batch.episode.to(device).normalized())
                 for i, mask in enumerate(masks_at_label(prediction.logits, batch, protocol)):
-                    truth, class_id = _truth(batch, i, protocol), int(batch.episode.class_id[i])
-                    both, either = counts.update(class_id, mask, truth)
+                    truth, spec = _truth(batch, i, protocol), episodes[int(batch.episode.number[i])]
+                    both, either = counts.update_ways(episodes.measured(spec), mask, truth)
                     if len(drawn) < pictures:
-                        drawn.append(_picture(make, int(batch.episode.number[i]), class_id, mask, truth, both, either))
+                        drawn.append(_picture(make, spec, mask, truth, both, either))
                 for name, its in others.items():
                     for i, mask in enumerate(masks_at_label(prediction.aux[name], batch, protocol)):
-                        its.update(int(batch.episode.class_id[i]), mask, _truth(batch, i, protocol))
+                        spec = episodes[int(batch.episode.number[i])]
+                        its.update_ways(episodes.measured(spec), mask, _truth(batch, i, protocol))
                 if base is not None:
                     base.update(prediction, batch, protocol)
                 bar.set_postfix_str(f"mIoU {100 * counts.miou():.1f}", refresh=False)
@@ -74,8 +76,8 @@ def evaluate_run(
 
 
 def masks_at_label(logits: Tensor, batch: EvalBatch, protocol: Protocol) -> list[Tensor]:
-    """(B, 2, H, W) logits as a bool mask on the CPU for each episode, in the size and place of the protocol's label."""
-    return [(one[1] > one[0]).cpu() for one in at_label(logits, batch, protocol)]
+    """(B, 1 + N, H, W) logits as a uint8 mask in 0..N on the CPU for each episode, where the protocol counts."""
+    return [one.argmax(0).to(torch.uint8).cpu() for one in at_label(logits, batch, protocol)]
 
 
 def _truth(batch: EvalBatch, i: int, protocol: Protocol) -> Tensor:
@@ -86,21 +88,13 @@ def _truth(batch: EvalBatch, i: int, protocol: Protocol) -> Tensor:
 
 
 def _picture(
-    make: EvalEpisodes,
-    number: int,
-    class_id: int,
-    mask: Tensor,
-    truth: Tensor,
-    both: int,
-    either: int,
+    make: EvalEpisodes, spec: EpisodeSpec, mask: Tensor, truth: Tensor, both: int, either: int
 ) -> EpisodePicture:
-    spec = make.episodes[number]
-    image, mask_of_support = make.support(spec, 0)
+    names = ", ".join(make.episodes.index.class_name(c) for c in spec.class_ids)
     return EpisodePicture(
-        title=f"{make.episodes.index.class_name(class_id)}  IoU {100 * both / max(either, 1):.0f}",
-        support_image=image,
-        support_mask=(mask_of_support == 1),
+        title=f"{names}  IoU {100 * both / max(either, 1):.0f}",
+        supports=[make.support(spec, 0, way) for way in range(1, spec.way + 1)],
         query_image=make.split.image(spec.query),
-        truth=(truth == 1).numpy(),
+        truth=truth.numpy(),
         prediction=mask.numpy(),
     )

@@ -40,6 +40,7 @@ class Subject:
     model: FewShotMethod
     dataset: Choice
     fold: int
+    way: int
     size: int
     method: str
     backbone: str
@@ -61,6 +62,7 @@ def evaluate(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:
     split = dataset.split("val")
     classes = split_classes(split.index, dataset.options, subject.fold, "val")
     refuse_leak(subject.trained_on, map(split.index.class_name, classes), f"checkpoint={config.checkpoint}")
+    subject.model.check_way(subject.way)
     for shot in config.shots:
         subject.model.check_shot(shot)
     require_base_classes(protocol, subject.model, subject.method)
@@ -68,7 +70,7 @@ def evaluate(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:
     device = choose_device(config.device)
     place(subject.model, device)
     write_run_folder(out, config)
-    plan = make_plan(split.index, dataset.options, subject.fold, config.shots, protocol, config.episodes)
+    plan = make_plan(split.index, dataset.options, subject.fold, config.shots, protocol, config.episodes, subject.way)
     protocol = plan.protocol
     names = {c: split.index.class_name(c) for c in classes}
     data = {"index": split.index.hash, **_data_choices(dataset, max(config.shots)), **plan.source}
@@ -125,6 +127,7 @@ def _from_checkpoint(config: EvaluateConfig) -> Subject:
         model=model,
         dataset=_dataset(config.dataset, trained.dataset),
         fold=trained.fold if config.fold is None else config.fold,
+        way=config.way or trained.way,
         size=config.size or trained.recipe.tested_at,
         method=trained.method.name,
         backbone=trained.backbone.name,
@@ -133,6 +136,7 @@ def _from_checkpoint(config: EvaluateConfig) -> Subject:
         checkpoint={
             "path": str(config.checkpoint),
             "step": content["step"],
+            "way": trained.way,
             "shot": trained.shot,
             "recipe": trained.recipe.name,
             "seed": trained.seed,
@@ -164,6 +168,7 @@ def _from_config(config: EvaluateConfig) -> Subject:
         model=model,
         dataset=_choose(DATASETS, config.dataset),
         fold=config.fold or 0,
+        way=config.way or 1,
         size=config.size,
         method=method.name,
         backbone=backbone.name,
@@ -225,6 +230,7 @@ def _result(
         **_mean(scores),
         "per_class": per_class,
         "fold": subject.fold,
+        "way": plan.way,
         "shot": shot,
         "method": subject.method,
         "backbone": subject.backbone,

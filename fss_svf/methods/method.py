@@ -68,6 +68,12 @@ class FewShotMethod(nn.Module, ABC):
     def check_shot(self, shot: int) -> None:
         """Raise ConfigError where the method cannot segment with so many supports."""
 
+    @classmethod
+    def check_way(cls, way: int) -> None:
+        """Raise ConfigError where the method cannot segment so many classes at once."""
+        if way > 1 and not cls.many_ways:
+            raise ConfigError(f"way={way}: {cls.__name__} segments one class an episode; use method=panet, or way=1")
+
     def fit_state(self, state: Mapping[str, Any]) -> None:
         """Make the parts whose number or shape weights decide those of a state dict, before it is loaded."""
 
@@ -81,11 +87,8 @@ class FewShotMethod(nn.Module, ABC):
 
 def _check_ways(method: nn.Module, args: tuple[Episode, ...], kwargs: Mapping[str, Episode]) -> None:
     """Before every forward. Raises ConfigError for an episode of several classes that the method would confuse."""
-    way = (*args, *kwargs.values())[0].way
-    if way > 1 and not method.many_ways:
-        raise ConfigError(
-            f"way={way}: {type(method).__name__} segments one class an episode; use method=panet, or way=1"
-        )
+    assert isinstance(method, FewShotMethod)
+    method.check_way((*args, *kwargs.values())[0].way)
 
 
 def flat_supports(episode: Episode) -> tuple[Tensor, Tensor]:

@@ -54,7 +54,7 @@ def _one_table(key: tuple[Any, ...], results: Sequence[Result]) -> str:
     runs, episodes = first["protocol"]["runs"], first["protocol"]["episodes"]
     caption = (
         f"{dataset}, {backbone}: mIoU and FB-IoU in %. Protocol {protocol} ({protocol_hash}): {runs} x {episodes} episodes "
-        f"at {first['size']} px, seed {first['seeds'][0]}."
+        f"at {first['size']} px, seed {first['seeds'][0]}{_ways(first, ', {} classes at once')}."
     )
     return caption + "\n\n" + _markdown(lines)
 
@@ -64,10 +64,17 @@ def _row(result: Result) -> tuple[str, str, str, str]:
     trained = result["checkpoint"]
     training = "none"
     if trained:
-        training = f"{trained['shot']}-shot, {trained['recipe']}, seed {trained['seed']}, {trained['selection']}"
+        kind = f"{_ways(trained, '{}-way ')}{trained['shot']}-shot"
+        training = f"{kind}, {trained['recipe']}, seed {trained['seed']}, {trained['selection']}"
     # Folds stand side by side in a row, so the fold of a base learner is not part of it.
     weights = result["backbone_weights"].split(", ")[0]
     return result["method"], result["tuning"], weights, training
+
+
+def _ways(result: Result, text: str) -> str:
+    """The text with the number of ways where there are several. A result of before there were has none."""
+    way = result.get("way", 1)
+    return text.format(way) if way > 1 else ""
 
 
 def _percent(value: float | None) -> str:

@@ -24,7 +24,7 @@ from fss_svf.evaluation.base_classes import require_base_classes
 from fss_svf.evaluation.engine import evaluate_run
 from fss_svf.evaluation.plan import require_coverage
 from fss_svf.model import build_model, choose_device, place, refuse_leak, trainable_values, without_weights
-from fss_svf.registry import DATASETS
+from fss_svf.registry import DATASETS, METHODS
 from fss_svf.reporting.pictures import draw_episodes
 from fss_svf.training.loop import Task, check_same_data, fit, seen_in_training
 
@@ -34,16 +34,17 @@ log = logging.getLogger(__name__)
 def train(config: TrainConfig, out: Path) -> float:
     """Run `config` in the folder `out` and return the best validation mIoU, a fraction."""
     resumed = load_checkpoint(config.resume, "train") if config.resume else None
+    METHODS.entry(config.method.name).build.check_way(config.way)  # type: ignore[attr-defined]
     device = choose_device(config.device)
     torch.manual_seed(config.seed)
 
     dataset: Dataset = DATASETS.build(config.dataset)
     splits = {"train": dataset.split("train"), "val": dataset.split("val")}
     index, options = splits["train"].index, dataset.options
-    training = make_sampler(index, options, config.fold, "train", config.shot, config.seed, "shuffled_epochs")
-    protocol = config.protocol
+    way, shot, protocol = config.way, config.shot, config.protocol
+    training = make_sampler(index, options, config.fold, "train", shot, config.seed, "shuffled_epochs", way=way)
     testing = make_sampler(
-        splits["val"].index, options, config.fold, "val", config.shot, protocol.seed, protocol.queries
+        splits["val"].index, options, config.fold, "val", shot, protocol.seed, protocol.queries, way=way
     )
     novel = [index.class_name(c) for c in split_classes(index, options, config.fold, "val")]
     base = split_classes(index, options, config.fold, "train")
