@@ -238,7 +238,10 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a number is measured. Two results compare only where the hash of their protocols is the same."""
+    """How a number is measured. Two results compare only where the hash of their protocols is the same.
+
+    pad: what resize=pad fills a square with, black (zeros before normalisation) or exact zeros after it.
+    """
 
     name: str
     episodes: int
@@ -248,15 +251,24 @@ class Protocol:
     resize: Literal["pad", "squash"]
     label: Literal["original", "resized"]
     never_drawn: Literal["error", "leave_out", "zero"]
+    # Fields with a default came later; a result from before them keeps its hash.
+    pad: Literal["before_normalisation", "after_normalisation"] = "before_normalisation"
+    novel_threshold: float | None = None
 
     def __post_init__(self) -> None:
+        pads = self.resize == "pad" or self.pad == "before_normalisation"
+        require(pads, "pad", f"before_normalisation, as resize={self.resize} pads nothing", self.pad)
+        threshold = self.novel_threshold
+        require(threshold is None or 0 <= threshold < 1, "novel_threshold", "null or in [0, 1)", threshold)
         require(self.episodes >= 1, "episodes", "a whole number >= 1", self.episodes)
         require(self.runs >= 1, "runs", "a whole number >= 1", self.runs)
         _check_seed(self.seed)
 
     def hash(self, **also: object) -> str:
         """Eight hex digits over every field and what else is part of the measurement (input size, data choices)."""
-        text = json.dumps([to_mapping(self), to_mapping(also)], sort_keys=True)
+        defaults = {f.name: f.default for f in dataclasses.fields(self)}
+        values = {key: value for key, value in to_mapping(self).items() if value != defaults[key]}
+        text = json.dumps([values, to_mapping(also)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
@@ -372,9 +384,17 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class OfficialBaseLearner:
+    """No method: the PSPNet of BAM's stage 1, which an import makes a run of pretrain."""
+
+    name: Literal["base_learner"]
+
+
+@dataclass(frozen=True)
 class ImportConfig(TrainConfig):
     """The run that the official checkpoint `source` is to be the outcome of, written to `target`."""
 
+    method: Choice | OfficialBaseLearner = field(kw_only=True, metadata={"registry": METHODS})  # type: ignore[assignment]
     source: Path = field(kw_only=True)
     target: Path = field(kw_only=True)
     dilation: Literal["pfenet", "torchvision"] | None = field(kw_only=True)

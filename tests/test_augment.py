@@ -12,9 +12,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from fss_svf.config import Augment
 from fss_svf.data.augment import EvalTransform, TrainTransform, binary_mask
+from fss_svf.episode import normalize
 from fss_svf.errors import ConfigError
 
 MEAN = np.array([0.485, 0.456, 0.406]) * 255
@@ -131,6 +133,24 @@ def test_padded_evaluation_at_other_sizes(shape, size):
     assert size - 8 < max(height, width) <= size
     new_image, new_label = transform(np.full((*shape, 3), 9, np.uint8), np.ones(shape, np.uint8))
     assert (new_image == 9).all(axis=2).sum() == (new_label == 1).sum() == height * width
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_padding_after_normalisation_is_exactly_zero(size):
+    """The network's input is what black padding gives inside the image, to the bit, and 0 outside it."""
+    image, label = noise(size[1], size[0])
+    black, its_label = EvalTransform(473, "pad")(image, label)
+    zeros, label = EvalTransform(473, "pad", "after_normalisation")(image, label)
+    assert np.array_equal(label, its_label)
+    assert zeros.dtype == np.float32
+    images = [torch.from_numpy(x).permute(2, 0, 1) for x in (black, zeros)]
+    black, zeros = (normalize(x) for x in images)
+    assert zeros is images[1]  # float input is not normalised again
+    height, width = SIZES[size]
+    assert torch.equal(zeros[:, :height, :width], black[:, :height, :width])
+    for padding in (zeros[:, height:], zeros[:, :, width:]):
+        assert not padding.any()
+    assert (black[:, height:] < -1.7).all()
 
 
 def test_squashed_evaluation_fills_the_square():

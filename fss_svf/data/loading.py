@@ -23,10 +23,15 @@ from fss_svf.errors import FssError
 
 @dataclass(frozen=True)
 class EvalBatch:
-    """Episodes to evaluate, and the query's mask at its original size ((H_i, W_i) uint8 in {0..N, 255}) of each."""
+    """Episodes to evaluate, and what is known of each query at its original size.
+
+    original_masks  (H_i, W_i) uint8 in {0..N, 255}
+    original_base   (H_i, W_i) uint8 like Episode.base_mask, where base classes are evaluated
+    """
 
     episode: Episode
     original_masks: list[Tensor]
+    original_base: list[Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -147,19 +152,34 @@ class TrainEpisodes(Episodes):
 
 
 class EvalEpisodes(Episodes):
-    """Makes evaluation episodes by their place in a list, with the query's mask at its original size."""
+    """Makes evaluation episodes by their place in a list, with the query's mask at its original size.
+
+    base: also with the query's labels of these classes, at the input's and at the original size.
+    """
 
     def __init__(
-        self, split: Split, episodes: EpisodeList, transform: EvalTransform, annotation: SupportAnnotation = "mask"
+        self,
+        split: Split,
+        episodes: EpisodeList,
+        transform: EvalTransform,
+        annotation: SupportAnnotation = "mask",
+        base: Sequence[int] | None = None,
     ) -> None:
         super().__init__(split, annotation)
         self.episodes, self.transform = episodes, transform
+        self.base = None if base is None else tuple(sorted(base))
 
     def __call__(self, number: int) -> EvalBatch:
         spec = self.episodes[number]
-        pairs = [self.query(spec), *self.supports(spec)]
-        transformed = [self.transform(*pair) for pair in pairs]
-        return EvalBatch(_episode(transformed, spec, number), [torch.from_numpy(pairs[0][1])])
+        query = self.query(spec)
+        transformed = [self.transform(*pair) for pair in [query, *self.supports(spec)]]
+        batch = EvalBatch(_episode(transformed, spec, number), [torch.from_numpy(query[1])])
+        if self.base is None:
+            return batch
+        base = base_label_lookup(self.base)[self.split.label(spec.query)]
+        _, resized = self.transform(query[0], base)
+        episode = replace(batch.episode, base_mask=torch.from_numpy(resized)[None])
+        return replace(batch, episode=episode, original_base=[torch.from_numpy(base)])
 
 
 class BaseLabels:
@@ -207,7 +227,8 @@ def collate_episodes(items: list[Episode]) -> Episode:
 def collate_eval(items: list[EvalBatch]) -> EvalBatch:
     """Join evaluation episodes; the original masks keep their sizes."""
     masks = [mask for item in items for mask in item.original_masks]
-    return EvalBatch(collate_episodes([item.episode for item in items]), masks)
+    base = [label for item in items for label in item.original_base or ()]
+    return EvalBatch(collate_episodes([item.episode for item in items]), masks, base or None)
 
 
 def collate_labels(items: list[LabelBatch]) -> LabelBatch:

@@ -2,6 +2,7 @@
 
 mIoU: per class the sum of intersections over the sum of unions of all its episodes, then the mean over classes.
 FB-IoU: foreground, of any class, and background of all episodes pooled, then the mean of the two IoUs.
+Base classes: labels of many classes at once, by confusion.
 """
 
 from __future__ import annotations
@@ -77,3 +78,39 @@ class Counts:
 def _overlap(said: Tensor, true: Tensor) -> tuple[int, int]:
     """Pixels of the intersection and of the union of two bool masks."""
     return int((said & true).sum()), int((said | true).sum())
+
+
+class LabelCounts:
+    """Pixel counts of labellings with many classes, in int64, by the dataset's class numbers.
+
+    intersection, union  (C + 1,) pixels by class number; 0 is the background
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        self.intersection = torch.zeros(num_classes + 1, dtype=torch.int64)
+        self.union = torch.zeros(num_classes + 1, dtype=torch.int64)
+
+    def update(self, predicted: Tensor, label: Tensor, classes: Tensor) -> None:
+        """Count (H, W) labels 0..n-1, or 255 (not counted) in `label`; `classes`: (n,) the number of each, distinct."""
+        confusion = confusion_matrix(predicted, label, len(classes))
+        self.intersection[classes] += confusion.diagonal()
+        self.union[classes] += confusion.sum(0) + confusion.sum(1) - confusion.diagonal()
+
+    def miou(self, classes: Iterable[int], zero: bool = False) -> float:
+        """Mean IoU of `classes`, a fraction. A class without a union is left out, or counts as 0; 0 when none is left."""
+        pairs = [(int(self.intersection[c]), int(self.union[c])) for c in classes]
+        values = [both / max(either, 1) for both, either in pairs if either or zero]
+        return sum(values) / len(values) if values else 0.0
+
+
+def confusion_matrix(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """(classes, classes) int64 pixels by label and prediction; label 255 does not count."""
+    valid = labels != IGNORE
+    cells = labels[valid].long() * classes + predicted[valid]
+    return torch.bincount(cells, minlength=classes * classes).view(classes, classes)
+
+
+def class_iou(confusion: Tensor) -> Tensor:
+    """(classes,) float64 intersection over union; NaN for a class neither labelled nor predicted."""
+    intersection = confusion.diagonal().double()
+    return intersection / (confusion.sum(0) + confusion.sum(1) - confusion.diagonal())

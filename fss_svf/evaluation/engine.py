@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fss_svf import svf
 from fss_svf.config import Protocol
 from fss_svf.console import progress
 from fss_svf.data.episodes import EpisodeSpec
 from fss_svf.data.loading import EvalBatch, EvalEpisodes, batches, collate_eval
+from fss_svf.evaluation.at_label import at_label
+from fss_svf.evaluation.base_classes import BaseClassCounts
 from fss_svf.evaluation.counts import Counts
 from fss_svf.methods.method import FewShotMethod
 from fss_svf.reporting.pictures import EpisodePicture
@@ -23,11 +24,13 @@ class Run:
     """The outcome of one run of a protocol: its counts, and the first few episodes to look at.
 
     others: counts of a method's further predictions (FewShotMethod.also_evaluated) by name
+    base: counts of the base classes, where `make` has their labels
     """
 
     counts: Counts
     pictures: list[EpisodePicture]
     others: dict[str, Counts]
+    base: BaseClassCounts | None
 
 
 @torch.inference_mode()
@@ -45,6 +48,9 @@ def evaluate_run(
     episodes = make.episodes
     counts = Counts(len(episodes.index.class_names))
     others = {name: Counts(len(episodes.index.class_names)) for name in model.also_evaluated}
+    base = None
+    if make.base is not None:
+        base = BaseClassCounts(len(episodes.index.class_names), make.base, protocol.novel_threshold)
     drawn: list[EpisodePicture] = []
     svf.merge(model)
     try:
@@ -60,28 +66,18 @@ def evaluate_run(
                     for i, mask in enumerate(masks_at_label(prediction.aux[name], batch, protocol)):
                         spec = episodes[int(batch.episode.number[i])]
                         its.update_ways(episodes.measured(spec), mask, _truth(batch, i, protocol))
+                if base is not None:
+                    base.update(prediction, batch, protocol)
                 bar.set_postfix_str(f"mIoU {100 * counts.miou():.1f}", refresh=False)
                 bar.update(len(batch.original_masks))
     finally:
         svf.unmerge(model)
-    return Run(counts, drawn, others)
+    return Run(counts, drawn, others, base)
 
 
 def masks_at_label(logits: Tensor, batch: EvalBatch, protocol: Protocol) -> list[Tensor]:
-    """(B, 1 + N, H, W) logits as a uint8 mask in 0..N on the CPU for each episode, in the size and place of the
-    protocol's label."""
-    logits = logits.float()
-    if protocol.label == "resized":
-        return list(logits.argmax(1).to(torch.uint8).cpu())
-    return [_stretch(logits[i], mask.shape, protocol.resize) for i, mask in enumerate(batch.original_masks)]
-
-
-def _stretch(logits: Tensor, size: torch.Size, resize: str) -> Tensor:
-    """(1 + N, h, w) logits to uint8 (H, W), as the official code stretches them to the label: see conf/protocol/svf.yaml."""
-    # With pad, the label stands in a square of its longer side, and the whole padded input is stretched to it.
-    target = [max(size)] * 2 if resize == "pad" else list(size)
-    stretched = F.interpolate(logits[None], size=target, mode="bilinear", align_corners=True)[0]
-    return stretched.argmax(0)[: size[0], : size[1]].to(torch.uint8).cpu()
+    """(B, 1 + N, H, W) logits as a uint8 mask in 0..N on the CPU for each episode, where the protocol counts."""
+    return [one.argmax(0).to(torch.uint8).cpu() for one in at_label(logits, batch, protocol)]
 
 
 def _truth(batch: EvalBatch, i: int, protocol: Protocol) -> Tensor:

@@ -16,8 +16,10 @@ from fss_svf.config import EvaluateConfig, TrainConfig, check_fold, from_mapping
 from fss_svf.data.augment import EvalTransform
 from fss_svf.data.dataset import Dataset
 from fss_svf.data.episodes import split_classes
+from fss_svf.data.index import Index
 from fss_svf.data.loading import EvalEpisodes
 from fss_svf.errors import ConfigError
+from fss_svf.evaluation.base_classes import require_base_classes
 from fss_svf.evaluation.counts import Counts
 from fss_svf.evaluation.engine import Run, evaluate_run
 from fss_svf.evaluation.plan import Plan, make_plan
@@ -63,6 +65,8 @@ def evaluate(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:
     check_way(type(subject.model), subject.way)
     for shot in config.shots:
         subject.model.check_shot(shot)
+    require_base_classes(protocol, subject.model, subject.method)
+    base = _base_classes(subject, dataset, split.index)
     device = choose_device(config.device)
     place(subject.model, device)
     write_run_folder(out, config)
@@ -70,14 +74,14 @@ def evaluate(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:
     protocol = plan.protocol
     names = {c: split.index.class_name(c) for c in classes}
     data = {"index": split.index.hash, **_data_choices(dataset, max(config.shots)), **plan.source}
-    transform = EvalTransform(subject.size, protocol.resize)
+    transform = EvalTransform(subject.size, protocol.resize, protocol.pad)
     results = []
     for shot in config.shots:
         folder = out if len(config.shots) == 1 else out / f"{shot}shot"
         runs = [
             evaluate_run(
                 subject.model,
-                EvalEpisodes(split, episodes, transform, dataset.options.support_annotation),
+                EvalEpisodes(split, episodes, transform, dataset.options.support_annotation, base),
                 protocol,
                 device,
                 config.batch_size,
@@ -175,6 +179,21 @@ def _from_config(config: EvaluateConfig) -> Subject:
     )
 
 
+def _base_classes(subject: Subject, dataset: Dataset, index: Index) -> tuple[int, ...] | None:
+    """The classes that the model's base learner knows, by their names. Raises ConfigError where the dataset lacks one."""
+    if not subject.model.segments_base:
+        return None
+    assert subject.trained_on is not None
+    base = split_classes(index, dataset.options, subject.fold, "train")
+    same_run = [subject.trained_on[key] for key in ("dataset", "fold")] == [subject.dataset.name, subject.fold]
+    if not same_run or not {index.class_name(c) for c in base} <= set(subject.trained_on["classes"]):
+        raise ConfigError(
+            f"dataset={subject.dataset.name}, fold={subject.fold}: its base classes are not those that the base learner "
+            "of the checkpoint segments; evaluate it on the dataset, fold and class_partition of its training"
+        )
+    return base
+
+
 def _choose(registry: Registry, values: Mapping[str, Any]) -> Choice:
     options = {key: value for key, value in values.items() if key != "name"}
     name = str(values["name"])
@@ -204,6 +223,9 @@ def _result(
         per_class[name] = mean(values) if values else None
     scores = [_scores(run.counts, zero) for run in runs]
     also = {name: _mean([_scores(run.others[name], zero) for run in runs]) for name in runs[0].others}
+    if runs[0].base is not None:
+        base = [run.base.scores(plan.classes, protocol.never_drawn == "zero") for run in runs if run.base is not None]
+        also |= {name: _mean([scores[name] for scores in base]) for name in base[0]}
     return {
         **_mean(scores),
         "per_class": per_class,

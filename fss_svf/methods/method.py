@@ -25,8 +25,9 @@ class FewShotMethod(nn.Module, ABC):
     trainable = True
     # Whether it segments several classes at once.
     many_ways = False
-    # Whether its training reads Episode.base_mask and base_class.
-    needs_base_mask = False
+    # Whether it segments base classes too: its training reads Episode.base_mask and base_class, and Prediction.aux["base"]
+    # holds logits (B, n + 1, H, W) of background and the n base classes.
+    segments_base = False
     # Names of Prediction.aux whose (B, 2, H, W) logits are predictions too, measured beside the method's own.
     also_evaluated: tuple[str, ...] = ()
     # The options that may be other ones in an evaluation than in the training.

@@ -11,12 +11,22 @@ Result = Mapping[str, Any]
 def markdown_table(results: Sequence[Result]) -> str:
     """Tables of mIoU and FB-IoU in percent, one for each protocol hash, for only numbers of one protocol compare.
 
-    Folds stand side by side with their mean where there is more than one; a missing cell is shown as a dash.
+    A method's further predictions (BAM's meta learner, its base classes) have a row each, "method (what)". Folds stand
+    side by side with their mean where there is more than one; a missing cell is shown as a dash.
     """
     groups: dict[tuple[Any, ...], list[Result]] = {}
-    for r in results:
+    for r in [row for result in results for row in _with_further(result)]:
         groups.setdefault((r["dataset"], r["backbone"], r["protocol"]["name"], r["protocol_hash"]), []).append(r)
     return "\n\n".join(_one_table(key, group) for key, group in groups.items())
+
+
+def _with_further(result: Result) -> list[Result]:
+    """The result, and one like it for each of its further predictions."""
+    further = result.get("also", {}).items()
+    return [
+        result,
+        *({**result, "fb_iou": None, **scores, "method": f"{result['method']} ({what})"} for what, scores in further),
+    ]
 
 
 def _one_table(key: tuple[Any, ...], results: Sequence[Result]) -> str:
@@ -73,7 +83,7 @@ def _percent(value: float | None) -> str:
 
 def _mean(results: Sequence[Result | None], key: str) -> str:
     """The mean over folds; a dash unless every fold is there."""
-    present = [r[key] for r in results if r is not None]
+    present = [r[key] for r in results if r is not None and r[key] is not None]
     return _percent(sum(present) / len(present)) if present and len(present) == len(results) else "-"
 
 
