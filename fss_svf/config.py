@@ -141,7 +141,11 @@ def _group(registry: Registry) -> Any:
 
 @dataclass(frozen=True)
 class Augment:
-    """Training augmentation: one random warp, blur and flip an image. Units: degrees, probabilities, fractions."""
+    """Training augmentation: one random warp, blur and flip an image. Units: degrees, probabilities, fractions.
+
+    fit: how an image comes to the recipe's size, cut out of the scaled image or squashed, both sides to it. A squashed
+    image is only flipped, as in PANet.
+    """
 
     scale: tuple[float, float]
     rotate: float
@@ -149,9 +153,16 @@ class Augment:
     flip: float
     keep_foreground: float
     rotate_probability: float
+    fit: Literal["crop", "squash"] = "crop"
 
     def __post_init__(self) -> None:
         require(0 < self.scale[0] <= self.scale[1], "scale", "two positive numbers, the smaller first", self.scale)
+        if self.fit == "squash":
+            for key, neutral in (("scale", (1, 1)), ("rotate", 0), ("blur", 0), ("keep_foreground", 0)):
+                shown = list(neutral) if isinstance(neutral, tuple) else neutral
+                require(
+                    getattr(self, key) == neutral, key, f"{shown} with fit=squash (or fit=crop)", getattr(self, key)
+                )
         for key in ("blur", "flip", "keep_foreground", "rotate_probability"):
             require(0 <= getattr(self, key) <= 1, key, "a fraction from 0 to 1", getattr(self, key))
 
@@ -227,7 +238,10 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a number is measured. Two results compare only where the hash of their protocols is the same."""
+    """How a number is measured. Two results compare only where the hash of their protocols is the same.
+
+    pad: what resize=pad fills a square with, black (zeros before normalisation) or exact zeros after it.
+    """
 
     name: str
     episodes: int
@@ -237,15 +251,24 @@ class Protocol:
     resize: Literal["pad", "squash"]
     label: Literal["original", "resized"]
     never_drawn: Literal["error", "leave_out", "zero"]
+    # Fields with a default came later; a result from before them keeps its hash.
+    pad: Literal["before_normalisation", "after_normalisation"] = "before_normalisation"
+    novel_threshold: float | None = None
 
     def __post_init__(self) -> None:
+        pads = self.resize == "pad" or self.pad == "before_normalisation"
+        require(pads, "pad", f"before_normalisation, as resize={self.resize} pads nothing", self.pad)
+        threshold = self.novel_threshold
+        require(threshold is None or 0 <= threshold < 1, "novel_threshold", "null or in [0, 1)", threshold)
         require(self.episodes >= 1, "episodes", "a whole number >= 1", self.episodes)
         require(self.runs >= 1, "runs", "a whole number >= 1", self.runs)
         _check_seed(self.seed)
 
     def hash(self, **also: object) -> str:
         """Eight hex digits over every field and what else is part of the measurement (input size, data choices)."""
-        text = json.dumps([to_mapping(self), to_mapping(also)], sort_keys=True)
+        defaults = {f.name: f.default for f in dataclasses.fields(self)}
+        values = {key: value for key, value in to_mapping(self).items() if value != defaults[key]}
+        text = json.dumps([values, to_mapping(also)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
@@ -348,20 +371,30 @@ class TrainConfig:
     backbone: Choice = _group(BACKBONES)
     method: Choice = _group(METHODS)
     tuning: Choice = _group(TUNINGS)
+    way: int = field(default=1, kw_only=True)
 
     def __post_init__(self) -> None:
         check_fold(self.fold, self.dataset)
         _check_workers(self.workers)
         require(self.cache_gb >= 0, "cache_gb", "a number of gigabytes >= 0", self.cache_gb)
         _check_seed(self.seed)
+        require(self.way >= 1, "way", "a whole number >= 1", self.way)
         require(self.shot >= 1, "shot", "a whole number >= 1", self.shot)
         require(self.log_every >= 1, "log_every", "a whole number of steps >= 1", self.log_every)
+
+
+@dataclass(frozen=True)
+class OfficialBaseLearner:
+    """No method: the PSPNet of BAM's stage 1, which an import makes a run of pretrain."""
+
+    name: Literal["base_learner"]
 
 
 @dataclass(frozen=True)
 class ImportConfig(TrainConfig):
     """The run that the official checkpoint `source` is to be the outcome of, written to `target`."""
 
+    method: Choice | OfficialBaseLearner = field(kw_only=True, metadata={"registry": METHODS})  # type: ignore[assignment]
     source: Path = field(kw_only=True)
     target: Path = field(kw_only=True)
     dilation: Literal["pfenet", "torchvision"] | None = field(kw_only=True)
@@ -387,6 +420,7 @@ class EvaluateConfig:
     dataset: dict[str, Any]
     backbone: dict[str, Any]
     method: dict[str, Any]
+    way: int | None = None
 
     def __post_init__(self) -> None:
         _check_workers(self.workers)
@@ -394,6 +428,7 @@ class EvaluateConfig:
         require(self.seeds >= 1, "seeds", "a number of runs >= 1", self.seeds)
         if self.size is not None:
             _check_size(self.size)
+        require(self.way is None or self.way >= 1, "way", "null or a whole number >= 1", self.way)
         require(bool(self.shots) and all(s >= 1 for s in self.shots), "shot", "1 or a list such as [1,5]", self.shot)
         require(self.batch_size >= 1, "batch_size", "a whole number >= 1", self.batch_size)
         require(self.pictures >= 0, "pictures", "a whole number >= 0", self.pictures)

@@ -30,7 +30,7 @@ class Episode:
     class_id        (B,)             int64, the class of each episode, 1..C
     number          (B,)             int64, the episode's number, from which it was drawn
     base_mask       (B, H, W)        uint8 in {0..n, 255}: the query's base classes, renumbered 1..n in ascending order;
-                                     only for methods that ask for it (needs_base_mask)
+                                     only for methods that ask for it (segments_base)
     base_class      (B,)             int64, the episode's class in base_mask's numbers; 0 where it is not a base class
 
     An episode of N classes at once (PANet alone) has a dimension of ways behind the batch: support_images

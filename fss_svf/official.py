@@ -19,7 +19,7 @@ from fss_svf.errors import ConfigError, WeightsError, listing
 from fss_svf.methods import panet
 from fss_svf.methods.base_learner import BaseLearner
 from fss_svf.methods.method import FewShotMethod
-from fss_svf.model import build_backbone, load_state, restore_model, without_weights
+from fss_svf.model import build_backbone, load_state, restore_model
 from fss_svf.registry import BACKBONES, METHODS, TUNINGS, Choice
 
 # Official name, ours; of everything but the stages. A name stands for all that begin with it and a dot.
@@ -94,12 +94,12 @@ def load_official(
     source    a file, or its content: a state dict, also nested under 'state_dict', also with 'module.' before the names
     method    baseline (SVF's aspp.py), pfenet, bam, panet, or base_learner (BAM's PSPNet)
     shot      K of the training, which shapes BAM
-    tuning    frozen; svf for an official SVF checkpoint (conv_U, conv_V, vector_S)
+    tuning    frozen; svf for an official SVF checkpoint (conv_U, conv_V, vector_S); for panet also full
     dilation  of a ResNet; default: pfenet for BAM, torchvision for SVF's baseline and PFENet. The original PFENet: pfenet
     options   of the method, such as bins=(1.0, 0.5, 0.25, 0.125) for the original PFENet on COCO
     """
     if method == "base_learner":
-        return _base_learner(source, backbone, dataset, dilation)
+        return read_base_learner(source, backbone, dataset, dilation)[1].eval()
     found = read_official(source, method, backbone, shot, dataset, tuning, dilation, **options)
     return restore_model(found.method, found.backbone, found.tuning, found.state, found.what).eval()
 
@@ -117,9 +117,12 @@ def read_official(
     """The same as choices and a state dict, for a checkpoint of this project."""
     what, state = _translate(source, method, backbone)
     folded = any(name.endswith(".vector_S") for name in state)
-    if tuning not in ("frozen", "svf") or folded != (tuning == "svf"):
+    # PANet trains its whole backbone: to go on from a checkpoint of it, all must move.
+    fitting = ("svf",) if folded else ("frozen", "full") if method == "panet" else ("frozen",)
+    if tuning not in fitting:
         raise WeightsError(
-            f"{what}: tuning={tuning}, but its backbone is {'an SVF one, tuning=svf' if folded else 'plain, tuning=frozen'}"
+            f"{what}: tuning={tuning}, but its backbone is {'an SVF one' if folded else 'plain'}, "
+            f"tuning={' or '.join(fitting)}"
         )
     if folded:
         state = _fold(state)
@@ -141,17 +144,17 @@ def read_official(
     )
 
 
-def _base_learner(
-    source: Path | str | Mapping[str, Any], backbone: str, dataset: str, dilation: str | None
-) -> BaseLearner:
+def read_base_learner(
+    source: Path | str | Mapping[str, Any], backbone: str, dataset: str = "pascal", dilation: str | None = None
+) -> tuple[Choice, BaseLearner]:
+    """The backbone of BAM's PSPNet as a choice of a run, and the model. Arguments and errors are load_official's."""
     what, state = _translate(source, "base_learner", backbone)
     classes = _count_classes(state, "cls.4.bias", dataset, what)
+    choice = _backbone(backbone, "base_learner", dilation, "backbone.layer0.conv3.weight" in state)
     with torch.device("meta"):
-        deep = "backbone.layer0.conv3.weight" in state
-        net, _ = build_backbone(without_weights(_backbone(backbone, "base_learner", dilation, deep)))
-        model = BaseLearner(net, classes)
+        model = BaseLearner(build_backbone(choice)[0], classes)
     load_state(model, state, what, assign=True)
-    return model.eval()
+    return choice, model
 
 
 def _translate(source: Path | str | Mapping[str, Any], method: str, backbone: str) -> tuple[str, dict[str, Tensor]]:

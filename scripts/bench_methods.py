@@ -232,7 +232,7 @@ def compare(options: argparse.Namespace) -> None:
     print(f"{'':20}{'loop':>13}{'batched':>13}{'ratio':>8}{'loop':>13}{'batched':>13}{'ratio':>8}")
     for name in options.methods:
         model: FewShotMethod = METHODS.build(choice(METHODS, name, options.shot), copy.deepcopy(net))
-        base_classes = model.base.classes if model.needs_base_mask else 0
+        base_classes = model.base.classes if model.segments_base else 0
         episode = make_episode(options.batch, options.shot, options.size, base_classes)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "model.pt"

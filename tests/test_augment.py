@@ -6,14 +6,18 @@ Step by step the training augmentation is in scripts/bench_loader.py, with which
 import importlib.util
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from fss_svf.config import Augment
 from fss_svf.data.augment import EvalTransform, TrainTransform, binary_mask
+from fss_svf.episode import normalize
+from fss_svf.errors import ConfigError
 
 MEAN = np.array([0.485, 0.456, 0.406]) * 255
 
@@ -131,6 +135,24 @@ def test_padded_evaluation_at_other_sizes(shape, size):
     assert (new_image == 9).all(axis=2).sum() == (new_label == 1).sum() == height * width
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_padding_after_normalisation_is_exactly_zero(size):
+    """The network's input is what black padding gives inside the image, to the bit, and 0 outside it."""
+    image, label = noise(size[1], size[0])
+    black, its_label = EvalTransform(473, "pad")(image, label)
+    zeros, label = EvalTransform(473, "pad", "after_normalisation")(image, label)
+    assert np.array_equal(label, its_label)
+    assert zeros.dtype == np.float32
+    images = [torch.from_numpy(x).permute(2, 0, 1) for x in (black, zeros)]
+    black, zeros = (normalize(x) for x in images)
+    assert zeros is images[1]  # float input is not normalised again
+    height, width = SIZES[size]
+    assert torch.equal(zeros[:, :height, :width], black[:, :height, :width])
+    for padding in (zeros[:, height:], zeros[:, :, width:]):
+        assert not padding.any()
+    assert (black[:, height:] < -1.7).all()
+
+
 def test_squashed_evaluation_fills_the_square():
     image, label = coordinates(120, 200)
     new_image, new_label = EvalTransform(97, "squash")(image, label)
@@ -238,6 +260,46 @@ def test_inputs_are_left_as_they_were():
         assert new_image.flags.writeable
         assert not np.shares_memory(new_image, image)
         assert not np.shares_memory(new_label, label)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Training: squashed (PANet)
+
+SQUASH = Augment((1, 1), rotate=0, blur=0, flip=0.5, keep_foreground=0, rotate_probability=0, fit="squash")
+
+
+@pytest.mark.parametrize("shape", [(375, 500), (500, 333), (97, 97), (60, 300)])
+def test_squashed_image_is_whole_and_fills_the_square(shape):
+    image, label = noise(*shape)
+    resized = cv2.resize(image, (97, 97), interpolation=cv2.INTER_LINEAR)
+    nearest = cv2.resize(label, (97, 97), interpolation=cv2.INTER_NEAREST_EXACT)
+    # The pixel under each one's middle. Where that is a border of two, in one row and one column, either will do.
+    at = [((np.arange(97) + 0.5) * side / 97).astype(int) for side in shape]
+    beside_middle = np.delete(np.arange(97), 48)
+    assert np.array_equal(nearest[np.ix_(beside_middle, beside_middle)], label[np.ix_(*(a[beside_middle] for a in at))])
+    flips = 0
+    for seed in range(200):
+        new_image, new_label = TrainTransform(97, SQUASH)(image, label, np.random.default_rng(seed))
+        flipped = not np.array_equal(new_label, nearest)
+        expected = (resized[:, ::-1], nearest[:, ::-1]) if flipped else (resized, nearest)
+        assert np.abs(new_image.astype(int) - expected[0]).max() <= 1
+        assert np.array_equal(new_label, expected[1])
+        flips += flipped
+    assert 70 < flips < 130
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scale": (0.9, 1.1)}, r"scale: expected \[1, 1\] with fit=squash \(or fit=crop\), got \(0.9, 1.1\)"),
+        ({"rotate": 10}, "rotate: expected 0 with fit=squash"),
+        ({"blur": 0.5}, "blur: expected 0 with fit=squash"),
+        ({"keep_foreground": 0.85}, "keep_foreground: expected 0 with fit=squash"),
+    ],
+)
+def test_squash_refuses_what_it_would_not_do(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        replace(SQUASH, **changes)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -125,7 +125,7 @@ MISTAKES = [
     (("train", "fodl=1"), r"no key 'fodl' (did you mean 'fold'?)"),
     (("train", "recipe.optimizer.lrr=1"), "no key 'recipe.optimizer.lrr' (did you mean 'recipe.optimizer.lr'?)"),
     (("train", "+extra=1"), "extra: no such key"),
-    (("train", "method=basline"), "Could not find 'method/basline'; available: background, bam, baseline, panet, pfenet"),
+    (("train", "method=basline"), "Could not find 'method/basline'; available: background, bam, base_learner"),
     (("train", "fold=7"), "fold: expected 0..3, got 7"),
     (("train", "fold=one"), "fold: expected a whole number, got 'one'"),
     (("train", "device=tpu9"), "device=tpu9: expected auto, cpu, cuda or cuda:N"),
@@ -244,3 +244,16 @@ def test_support_annotation_and_cache_reach_training_and_evaluation(fss, toy, tm
         scores[kind] = (result["protocol_hash"], result["fb_iou"])
     assert len(set(scores.values())) == 3
     assert len({h for h, _ in scores.values()}) == 3
+
+
+def test_padding_after_normalisation_is_another_measurement(fss, toy, tmp_path):
+    assert fss("train", *SMALL, toy, "protocol.pad=after_normalisation")[0] == 0  # validated so
+    control = ("method=prototype", "backbone=tiny", *TOY, toy, "size=65", "protocol.episodes=20", "workers=0")
+    found = []
+    for pad in ("before_normalisation", "after_normalisation"):
+        status, _, err = fss("evaluate", *control, f"protocol.pad={pad}", f"name={pad}")
+        assert status == 0, err
+        result = json.loads(next(tmp_path.rglob(f"{pad}/**/result.json")).read_text())
+        assert result["protocol"]["pad"] == pad
+        found.append((result["protocol_hash"], result["fb_iou"]))
+    assert all(a != b for a, b in zip(*found))

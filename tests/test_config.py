@@ -17,6 +17,8 @@ from fss_svf.registry import BACKBONES, DATASETS, METHODS, TUNINGS
 
 CONF = cli.conf_dir()
 GROUPS = {"dataset": DATASETS, "backbone": BACKBONES, "method": METHODS, "tuning": TUNINGS}
+# What import-official alone takes for a method.
+NO_METHOD = {"base_learner"}
 # Which verb composes an option of a group.
 VERB_OF = {"protocol": "train", "recipe": "train", "dataset": "train", "backbone": "train", "tuning": "train"}
 
@@ -43,7 +45,7 @@ def test_every_verb_composes_and_converts(verb):
 
 @pytest.mark.parametrize(("group", "option"), list(group_options()))
 def test_every_group_option_composes_and_converts(group, option):
-    verb = VERB_OF.get(group, "evaluate")
+    verb = "import-official" if option in NO_METHOD else VERB_OF.get(group, "evaluate")
     composed = compose(verb, f"{group}={option}")
     chosen = getattr(composed, group)
     assert (chosen["name"] if isinstance(chosen, dict) else chosen.name) == option
@@ -63,7 +65,7 @@ def test_every_experiment_composes_by_the_command_in_its_head(path):
 @pytest.mark.parametrize("kind", GROUPS)
 def test_every_registered_component_has_its_yaml_with_exactly_its_options(kind):
     registry = GROUPS[kind]
-    assert set(registry.names()) == {p.stem for p in (CONF / kind).glob("*.yaml")}
+    assert set(registry.names()) == {p.stem for p in (CONF / kind).glob("*.yaml")} - NO_METHOD
     for name in registry.names():
         keys = set(OmegaConf.load(CONF / kind / f"{name}.yaml")) - {"name"}
         assert keys == {f.name for f in dataclasses.fields(registry.entry(name).options)}, name
@@ -139,6 +141,7 @@ def test_wrong_values_name_the_key(values, message):
         (["tuning=svf", "tuning.parametrisation=exp"], r"tuning.parametrisation: expected one of direct \| scale"),
         (["dataset=coco", "dataset.mask_mode=half"], r"dataset.mask_mode: expected one of full \| first_polygon"),
         (["workers=-1"], r"workers"),
+        (["protocol=panet", "protocol.pad=after_normalisation"], r"protocol.pad: .* resize=squash pads nothing"),
     ],
 )
 def test_wrong_overrides_name_the_key(overrides, message):
@@ -157,8 +160,30 @@ def test_protocol_hash_covers_every_field():
         "resize": "squash",
         "label": "resized",
         "never_drawn": "zero",
+        "novel_threshold": 0.9,
+        "pad": "after_normalisation",
     }
     assert set(changes) == {f.name for f in dataclasses.fields(protocol)}
     hashes = [protocol.hash(), *(dataclasses.replace(protocol, **{k: v}).hash() for k, v in changes.items())]
     hashes.append(protocol.hash(size=473))
     assert all(a != b for a, b in itertools.combinations(hashes, 2))
+
+
+def test_protocols_keep_the_hash_they_had_before_pad_was_a_choice():
+    """Results that carry it still compare; the values were taken before the key came."""
+    hashes = {name: compose("train", f"protocol={name}").protocol.hash() for name in ("svf", "panet")}
+    assert hashes == {"svf": "3a0d6b3d", "panet": "b4220fb7"}
+
+
+def test_recipes_for_coco():
+    """COCO's rows of the recipes' table: crop, epochs, batch, scale, rates as the optimizer uses them."""
+    found = {}
+    for name in ("svf", "bam", "pfenet", "base_learner"):
+        r = compose("train", f"recipe={name}_coco").recipe
+        found[name] = (r.size, r.epochs, r.batch_size, r.augment.scale, r.optimizer.lr, r.optimizer.backbone_lr)
+    assert found == {
+        "svf": (641, 50, 8, (0.8, 1.25), 0.015, 0.0015),
+        "bam": (641, 50, 8, (0.8, 1.25), 0.05, 0.005),
+        "pfenet": (641, 50, 8, (0.8, 1.25), 0.05, 0.005),
+        "base_learner": (417, 20, 12, (0.5, 2.0), 0.0025, 0.0025),
+    }

@@ -45,3 +45,11 @@ def test_what_is_not_panets_is_named():
     assert lost.shape[0] == 128
     with pytest.raises(WeightsError, match=r"backbone\.layer1\.5\.weight is missing"):
         load_official(official, method="panet", backbone="vgg16")
+
+
+def test_it_trains_on_where_its_whole_backbone_moves():
+    official = fill.official_state_dict(GOLDEN / "panet_vgg_1way1shot.keys.json", "panet")
+    model = load_official(official, method="panet", backbone="vgg16", tuning="full")
+    assert all(p.requires_grad for p in model.parameters())
+    frozen = load_official(official, method="panet", backbone="vgg16")
+    assert not any(p.requires_grad for p in frozen.parameters())

@@ -69,7 +69,7 @@ def test_images_are_found_by_name_in_an_index_of_another_order(index, tmp_path):
 
 
 def test_coverage_counts_classes_that_are_never_drawn(index):
-    spec = EpisodeSpec(0, 2, 0, (1,))
+    spec = EpisodeSpec(0, (2,), int(np.flatnonzero(index.areas[:, 2])[0]), (1,))
     episodes = EpisodeList(index, 1, 0, (spec, spec))
     assert episodes.coverage(CLASSES) == {1: 0, 2: 2, 3: 0}
 

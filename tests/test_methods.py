@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from fss_svf.backbones.resnet import ResNetOptions, TinyOptions, resnet18, resnet50, tiny
-from fss_svf.backbones.vgg import VGGOptions, vgg16
+from fss_svf.backbones.resnet import ResNetOptions, TinyOptions, resnet18, resnet50, resnet101, tiny
+from fss_svf.backbones.vgg import VGGOptions, vgg16, vgg16_plain
 from fss_svf.episode import Episode
 from fss_svf.methods.base_learner import BaseLearner
 from fss_svf.methods.baseline import Baseline, BaselineOptions
@@ -19,8 +19,10 @@ from fss_svf.registry import METHODS
 BACKBONES = {
     "tiny": lambda: tiny(TinyOptions(width=8))[0],
     "vgg16": lambda: vgg16(VGGOptions())[0],
+    "vgg16_plain": lambda: vgg16_plain(VGGOptions())[0],
     "resnet18": lambda: resnet18(ResNetOptions())[0],
     "resnet50": lambda: resnet50(ResNetOptions(dilation="pfenet"))[0],
+    "resnet101": lambda: resnet101(ResNetOptions(stem="deep"))[0],
 }
 # What makes a method small and fast; a BAM takes the shots of its training.
 SMALL = {"width": 16, "bins": (9, 4, 0.5), "base_classes": 3}

@@ -245,13 +245,66 @@ def test_from_the_command_line_to_a_number(fss, toy_root, tmp_path):
     status, _, err = fss("evaluate", *evaluation, "shot=[1,3]", "+method.other_shots=mean")
     assert status == 0, err
     result = json.loads((tmp_path / "out" / "3shot" / "result.json").read_text())
-    assert set(result["also"]) == {"meta"}
+    assert set(result["also"]) == {"meta", "base classes"}
     assert result["checkpoint"]["method_options_changed"] == {"other_shots": "mean"}
     status, _, err = fss("evaluate", *evaluation, "+method.width=9")
     assert status == 1
     assert "leave method.width out" in one_line(err)
     assert fss("train", f"resume={tmp_path / 'run'}", "workers=0")[0] == 0
     assert load_checkpoint(tmp_path / "run", "train")["step"] == 1
+
+
+def test_an_official_base_learner_serves_bam(fss, toy_root, tmp_path):
+    """Imported, it is a run of pretrain: BAM trains with it, on its backbone, and is refused another fold's."""
+    torch.manual_seed(0)
+    reference = as_trained(BaseLearner(resnet18(ResNetOptions(dilation="pfenet"))[0], 15))
+    state = official(reference, "base_learner")
+    state |= {f"encoder.{k[5:]}": v for k, v in state.items() if k.startswith("layer")}
+    state = {f"module.{k}": v for k, v in state.items()}
+    torch.save({"epoch": 7, "state_dict": state, "optimizer": {}}, tmp_path / "best.pth")
+    run, toy = tmp_path / "base", (*TOY, f"dataset.root={toy_root}", "backbone=resnet18", "workers=0")
+    status, _, err = fss(
+        "import-official", *toy, "method=base_learner", f"source={tmp_path / 'best.pth'}", f"target={run}", "fold=1",
+        "recipe=base_learner", "recipe.batch_size=2", "recipe.size=65", "recipe.max_steps=1",
+    )  # fmt: skip
+    assert status == 0, err
+    content = load_checkpoint(run, "pretrain")
+    assert {k: content["trained_on"][k] for k in ("dataset", "fold")} == {"dataset": "toy", "fold": 1}
+    assert len(content["trained_on"]["classes"]) == 15
+    for name, value in reference.state_dict().items():
+        assert torch.equal(content["model"][name], value), name
+
+    bam = (
+        *toy, "method=bam", "method.width=8", f"method.base_learner={run}", "recipe=bam", "recipe.size=65",
+        "recipe.batch_size=2", "recipe.max_steps=1", "validate.episodes=2", "tuning=frozen",
+        f"backbone.weights={run}/checkpoints/last.pt",
+    )  # fmt: skip
+    status, _, err = fss("train", *bam, "fold=1")
+    assert status == 1
+    assert "made with backbone.dilation=pfenet, which is not this run's" in one_line(err.splitlines()[-1])
+    status, _, err = fss("train", *bam, "backbone.dilation=pfenet", "fold=0")
+    assert status == 1
+    assert "made with fold=1, which is not this run's" in one_line(err.splitlines()[-1])
+    status, _, err = fss("train", *bam, "backbone.dilation=pfenet", "fold=1", f"hydra.run.dir={tmp_path}/bam")
+    assert status == 0, err
+    assert not any(name.startswith("base.stages") for name in load_checkpoint(tmp_path / "bam", "train")["model"])
+    assert fss("pretrain", f"resume={run}", "workers=0")[0] == 0
+    assert load_checkpoint(run, "pretrain")["step"] == 1
+
+
+def test_a_base_learner_of_other_classes_is_refused(fss, toy_root, tmp_path):
+    with torch.device("meta"):
+        model = BaseLearner(resnet18(ResNetOptions(dilation="pfenet"))[0], 60)
+    state = {k: torch.zeros(v.shape, dtype=v.dtype) for k, v in official(model, "base_learner").items()}
+    torch.save({"state_dict": state}, tmp_path / "best.pth")
+    paths = (f"source={tmp_path / 'best.pth'}", f"target={tmp_path / 'run'}")
+    toy = (*TOY, f"dataset.root={toy_root}", "backbone=resnet18")
+    status, _, err = fss("import-official", *toy, *paths, "method=base_learner")
+    assert status == 1
+    assert "60 base classes, fold 0 of toy has 15" in one_line(err)
+    status, _, err = fss("train", *toy, "method=base_learner")
+    assert status == 1
+    assert "method=base_learner: unknown" in one_line(err)
 
 
 def choices(content):

@@ -1,17 +1,20 @@
 """Turning an image and its label into network input: the training augmentation and the evaluation resizing.
 
-Everything is uint8 in and uint8 out; normalisation happens on the device.
+Everything is uint8 in and uint8 out; normalisation happens on the device, unless an evaluation pads after it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import cv2
 import numpy as np
+import torch
 
 from fss_svf.config import Augment
-from fss_svf.episode import IGNORE, IMAGENET_MEAN
+from fss_svf.episode import IGNORE, IMAGENET_MEAN, normalize
 
 _PAD = tuple(round(255 * m) for m in IMAGENET_MEAN)
 _CROP_TRIES = 31
@@ -29,6 +32,22 @@ def binary_mask(label: np.ndarray, class_id: int) -> np.ndarray:
     return mask
 
 
+def query_mask(label: np.ndarray, class_ids: Sequence[int]) -> np.ndarray:
+    """(H, W) uint8: n where the label is the n-th of `class_ids`, from 1 on, 255 where it is ignored, else 0."""
+    mask = binary_mask(label, class_ids[0])
+    for way, class_id in enumerate(class_ids[1:], 2):
+        mask[label == class_id] = way
+    return mask
+
+
+def support_mask(label: np.ndarray, class_id: int, class_ids: Sequence[int]) -> np.ndarray:
+    """(H, W) uint8: 1 where the label is `class_id`, 255 where it is ignored or another of `class_ids`, else 0."""
+    mask = binary_mask(label, class_id)
+    for other in set(class_ids) - {class_id}:
+        mask[label == other] = IGNORE
+    return mask
+
+
 @dataclass(frozen=True)
 class TrainTransform:
     """semseg's chain, as PFENet uses it: scale, turn about the centre, blur, flip and crop with padding.
@@ -36,6 +55,8 @@ class TrainTransform:
     The chain makes an image of each step; here a turned image is warped once, by all steps together, and only where
     the crop shows it. What lies where is the same: beyond the scaled image is ImageNet's mean (label 255), and the
     crop is drawn again, up to 31 times, until it keeps enough of the foreground that the turned label shows.
+
+    With fit=squash (PANet) the whole image becomes size x size, whatever its proportions: there is nothing to cut.
     """
 
     size: int
@@ -53,6 +74,8 @@ class TrainTransform:
         height, width = label.shape
         scale = random.uniform(*self.augment.scale)
         frame = max(1, round(width * scale)), max(1, round(height * scale))
+        if self.augment.fit == "squash":
+            frame = self.size, self.size
         angle = 0.0
         if random.random() < self.augment.rotate_probability:
             angle = random.uniform(-self.augment.rotate, self.augment.rotate)
@@ -127,17 +150,22 @@ class EvalTransform:
     """The input of an evaluation: `pad` (PFENet, BAM, SVF) or `squash` (HSNet, PANet) to size x size.
 
     pad: the longer side becomes `size`, each side is then floored to a multiple of 8, and zeros fill the square below
-    and to the right, before normalisation. Labels are resized by nearest neighbour and filled with 255.
+    and to the right, of the uint8 image or, with pad=after_normalisation, of the normalised one. Labels are resized by
+    nearest neighbour and filled with 255.
     """
 
     size: int
     resize: str
+    pad: Literal["before_normalisation", "after_normalisation"] = "before_normalisation"
 
     def __call__(self, image: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(H, W, 3) and (H, W) uint8 to (size, size, 3) and (size, size) uint8."""
+        """(H, W, 3) and (H, W) uint8 to (size, size, 3) and (size, size) uint8; after_normalisation: image float32."""
         height, width = self.inner(*label.shape)
         image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
         label = cv2.resize(label, (width, height), interpolation=cv2.INTER_NEAREST)
+        if self.pad == "after_normalisation":
+            # No uint8 value is 0 once it is normalised; images that are float already are not normalised again.
+            image = normalize(torch.from_numpy(image).permute(2, 0, 1)).permute(1, 2, 0).numpy()
         border = (0, self.size - height, 0, self.size - width)
         image = cv2.copyMakeBorder(image, *border, cv2.BORDER_CONSTANT, value=(0, 0, 0))
         label = cv2.copyMakeBorder(label, *border, cv2.BORDER_CONSTANT, value=IGNORE)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -11,22 +11,47 @@ import numpy as np
 
 from fss_svf.data.dataset import DatasetOptions, SplitName
 from fss_svf.data.index import Index
-from fss_svf.errors import DataError, listing
+from fss_svf.errors import ConfigError, DataError, listing
 
 Order = Literal["in_order", "random", "shuffled_epochs"]
 
 # Independent random streams of one seed.
-_EPISODE, _EPOCH, AUGMENTATION = 0, 1, 2
+_EPISODE, _EPOCH, AUGMENTATION, _WAYS = 0, 1, 2, 3
 
 
 @dataclass(frozen=True)
 class EpisodeSpec:
-    """One episode by image numbers of the split's index."""
+    """One episode by image numbers of the split's index.
+
+    class_ids  its N classes, that of way 1 first
+    supports   N * K images, way by way
+    """
 
     number: int
-    class_id: int
+    class_ids: tuple[int, ...]
     query: int
     supports: tuple[int, ...]
+
+    @property
+    def class_id(self) -> int:
+        """The class of an episode of one class. Raises ValueError for several."""
+        (class_id,) = self.class_ids
+        return class_id
+
+    @property
+    def way(self) -> int:
+        """N, classes at once."""
+        return len(self.class_ids)
+
+    @property
+    def shot(self) -> int:
+        """K, supports a class."""
+        return len(self.supports) // self.way
+
+    def first_supports(self, shot: int) -> EpisodeSpec:
+        """The same episode with the first `shot` supports of each way."""
+        starts = range(0, len(self.supports), self.shot or 1)
+        return replace(self, supports=tuple(i for start in starts for i in self.supports[start : start + shot]))
 
 
 class EpisodeSampler:
@@ -39,6 +64,10 @@ class EpisodeSampler:
     every query once an epoch in an order of that epoch. The class is drawn from all classes of this sampler in the
     query, also those under min_area; then the supports without replacement, never the query. A 1-shot support is the
     first of the 5-shot supports of the same episode.
+
+    way: N classes an episode. The query and its class are those of one way; N - 1 other classes of this sampler are
+    drawn beside it, whether the query holds them or not, and the ways stand in random order. No image is a support of
+    two ways.
     """
 
     def __init__(
@@ -52,27 +81,33 @@ class EpisodeSampler:
         min_area: int,
         too_few_images: Literal["error", "skip"] = "error",
         what: str = "this split",
+        way: int = 1,
     ) -> None:
-        """`keep`: (N,) bool, the images that may be used at all. Raises DataError for a class with too few images."""
+        """`keep`: (N,) bool, the images that may be used at all.
+
+        Raises DataError for a class with too few images, ConfigError for more ways than classes.
+        """
+        _require_ways(way, classes, what)
         large = (index.areas >= min_area) & keep[:, None]
         self._supports = {c: np.flatnonzero(large[:, c]) for c in classes}
-        # A query is itself among its class's images, so K supports take K + 1.
-        few = [c for c in classes if len(self._supports[c]) <= shot]
+        # A query is itself among its class's images, and all supports of an episode may be among them too.
+        needed = way * shot + 1
+        few = [c for c in classes if len(self._supports[c]) < needed]
+        kind = f"{shot}-shot" if way == 1 else f"{way}-way {shot}-shot"
         if few and too_few_images == "error":
             found = listing([f"{index.class_name(c)} has {len(self._supports[c])}" for c in few])
             raise DataError(
-                f"{what}: {shot}-shot episodes need {shot + 1} images a class of at least {min_area} px each, {found}; "
+                f"{what}: {kind} episodes need {needed} images a class of at least {min_area} px each, {found}; "
                 "add images, lower dataset.min_area, or leave such classes out with dataset.too_few_images=skip"
             )
         self.skipped = tuple(few)
         self.classes = tuple(c for c in classes if c not in set(few))
-        self.index, self.shot, self.seed, self.order = index, shot, seed, order
+        self.index, self.way, self.shot, self.seed, self.order = index, way, shot, seed, order
         # As in the papers' lists: an image is listed when one class is large enough in it.
         self.queries = np.flatnonzero(large[:, list(self.classes)].any(axis=1)) if self.classes else np.array([], int)
         if not len(self.queries):
-            raise DataError(
-                f"{what}: no class has the {shot + 1} images that {shot}-shot episodes need; nothing to draw"
-            )
+            raise DataError(f"{what}: no class has the {needed} images that {kind} episodes need; nothing to draw")
+        _require_ways(way, self.classes, f"{what}, without the classes of too few images,")
 
     def __len__(self) -> int:
         """The number of queries: one epoch."""
@@ -88,15 +123,35 @@ class EpisodeSampler:
         random = np.random.default_rng([self.seed, number, _EPISODE])
         query = int(self.queries[self._position(number, random)])
         present = [c for c in self.classes if self.index.areas[query, c] > 0]
-        class_id = int(random.choice(present))
+        own = int(random.choice(present))
+        class_ids = self._ways(number, own)
+        # The query's class goes on with the stream that drew it, so that one way is as it was before there were more.
+        streams = [random if c == own else np.random.default_rng([self.seed, number, _WAYS, c]) for c in class_ids]
+        images = [self._images(c, query, stream) for c, stream in zip(class_ids, streams)]
+        taken = {query}
+        supports: list[list[int]] = [[] for _ in class_ids]
+        # One at a time, each way in turn: the first support must not depend on the shot.
+        for _ in range(self.shot):
+            for chosen, of_class in zip(supports, images):
+                chosen.append(next(image for image in of_class if image not in taken))
+                taken.add(chosen[-1])
+        return EpisodeSpec(number, class_ids, query, tuple(image for chosen in supports for image in chosen))
+
+    def _ways(self, number: int, own: int) -> tuple[int, ...]:
+        """The query's class `own` and way - 1 others, in random order."""
+        random = np.random.default_rng([self.seed, number, _WAYS])
+        others = random.permutation([c for c in self.classes if c != own])[: self.way - 1]
+        return tuple(int(c) for c in random.permutation([own, *others]))
+
+    def _images(self, class_id: int, query: int, random: np.random.Generator) -> Iterator[int]:
+        """The class's images but for the query, one drawn evenly after the other, without end."""
         candidates = self._supports[class_id]
         # The query's own place among them, which is left out without copying the list.
         own = int(np.searchsorted(candidates, query))
-        is_one = own < len(candidates) and candidates[own] == query
-        # A whole permutation's head, not choice(size=shot): the first support must not depend on the shot.
-        places = _first_of_permutation(random, len(candidates) - is_one, self.shot)
-        supports = [candidates[place + (is_one and place >= own)] for place in places]
-        return EpisodeSpec(number, class_id, query, tuple(int(s) for s in supports))
+        is_one = bool(own < len(candidates) and candidates[own] == query)
+        while True:
+            place = int(random.integers(len(candidates) - is_one))
+            yield int(candidates[place + (is_one and place >= own)])
 
     def _position(self, number: int, random: np.random.Generator) -> int:
         if self.order == "in_order":
@@ -107,14 +162,9 @@ class EpisodeSampler:
         return int(_epoch_order(self.seed, epoch, len(self.queries))[position])
 
 
-def _first_of_permutation(random: np.random.Generator, n: int, k: int) -> list[int]:
-    """The first k entries of a random permutation of range(n), drawn one by one: a prefix of those for k + 1."""
-    chosen: list[int] = []
-    while len(chosen) < k:
-        i = int(random.integers(n))
-        if i not in chosen:
-            chosen.append(i)
-    return chosen
+def _require_ways(way: int, classes: Sequence[int], what: str) -> None:
+    if way > max(1, len(classes)):
+        raise ConfigError(f"way={way}: {what} has {len(classes)} classes to draw from; say way={len(classes)} or less")
 
 
 @lru_cache(maxsize=4)
@@ -152,6 +202,7 @@ def make_sampler(
     seed: int,
     order: Order,
     classes: Sequence[int] | None = None,
+    way: int = 1,
 ) -> EpisodeSampler:
     """The sampler of a fold's split by the dataset's options, of all the split's classes or of `classes` alone."""
     if not split_classes(index, options, fold, "val"):
@@ -168,4 +219,5 @@ def make_sampler(
         options.min_area,
         options.too_few_images,
         what=f"fold {fold}, {split}",
+        way=way,
     )

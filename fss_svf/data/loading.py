@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fss_svf.config import Augment
 from fss_svf.data.annotation import SupportAnnotation, annotate
-from fss_svf.data.augment import EvalTransform, TrainTransform, binary_mask, tame_threads
+from fss_svf.data.augment import EvalTransform, TrainTransform, binary_mask, query_mask, support_mask, tame_threads
 from fss_svf.data.dataset import Split
 from fss_svf.data.episodes import AUGMENTATION, EpisodeSampler, EpisodeSpec
 from fss_svf.data.manifest import EpisodeList
@@ -23,10 +23,15 @@ from fss_svf.errors import FssError
 
 @dataclass(frozen=True)
 class EvalBatch:
-    """Episodes to evaluate, and the query's mask at its original size ((H_i, W_i) uint8 in {0, 1, 255}) of each."""
+    """Episodes to evaluate, and what is known of each query at its original size.
+
+    original_masks  (H_i, W_i) uint8 in {0..N, 255}
+    original_base   (H_i, W_i) uint8 like Episode.base_mask, where base classes are evaluated
+    """
 
     episode: Episode
     original_masks: list[Tensor]
+    original_base: list[Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -97,20 +102,20 @@ class Episodes:
         self.split, self.annotation = split, annotation
 
     def query(self, spec: EpisodeSpec) -> tuple[np.ndarray, np.ndarray]:
-        """The query (H, W, 3) uint8 and its mask (H, W) uint8 in {0, 1, 255}, at the original size."""
+        """The query (H, W, 3) uint8 and its mask (H, W) uint8 in {0..N, 255}, at the original size."""
         image, label = self.split.pair(spec.query)
-        return image, binary_mask(label, spec.class_id)
+        return image, query_mask(label, spec.class_ids)
 
-    def support(self, spec: EpisodeSpec, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Support `k` and its mask as the annotation gives it, like `query`."""
-        number = spec.supports[k]
+    def support(self, spec: EpisodeSpec, k: int, way: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """Support `k`, from 0, of `way`, from 1, and its mask in {0, 1, 255} as the annotation gives it."""
+        class_id, number = spec.class_ids[way - 1], spec.supports[(way - 1) * spec.shot + k]
         image, label = self.split.pair(number)
-        boxes = self.split.index.boxes_of(number, spec.class_id)
-        return image, annotate(binary_mask(label, spec.class_id), self.annotation, boxes)
+        boxes = self.split.index.boxes_of(number, class_id)
+        return image, annotate(support_mask(label, class_id, spec.class_ids), self.annotation, boxes)
 
     def supports(self, spec: EpisodeSpec) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """All supports, like `query`."""
-        return (self.support(spec, k) for k in range(len(spec.supports)))
+        """All supports, way by way."""
+        return (self.support(spec, k, way) for way in range(1, spec.way + 1) for k in range(spec.shot))
 
 
 class TrainEpisodes(Episodes):
@@ -143,23 +148,38 @@ class TrainEpisodes(Episodes):
             query = image, binary_mask(base_mask, own)
             base = {"base_mask": torch.from_numpy(base_mask)[None], "base_class": torch.tensor([own])}
         supports = [self.transform(*pair, random) for pair in self.supports(spec)]
-        return replace(_episode([query, *supports], spec.class_id, number), **base)
+        return replace(_episode([query, *supports], spec, number), **base)
 
 
 class EvalEpisodes(Episodes):
-    """Makes evaluation episodes by their place in a list, with the query's mask at its original size."""
+    """Makes evaluation episodes by their place in a list, with the query's mask at its original size.
+
+    base: also with the query's labels of these classes, at the input's and at the original size.
+    """
 
     def __init__(
-        self, split: Split, episodes: EpisodeList, transform: EvalTransform, annotation: SupportAnnotation = "mask"
+        self,
+        split: Split,
+        episodes: EpisodeList,
+        transform: EvalTransform,
+        annotation: SupportAnnotation = "mask",
+        base: Sequence[int] | None = None,
     ) -> None:
         super().__init__(split, annotation)
         self.episodes, self.transform = episodes, transform
+        self.base = None if base is None else tuple(sorted(base))
 
     def __call__(self, number: int) -> EvalBatch:
         spec = self.episodes[number]
-        pairs = [self.query(spec), *self.supports(spec)]
-        transformed = [self.transform(*pair) for pair in pairs]
-        return EvalBatch(_episode(transformed, spec.class_id, number), [torch.from_numpy(pairs[0][1])])
+        query = self.query(spec)
+        transformed = [self.transform(*pair) for pair in [query, *self.supports(spec)]]
+        batch = EvalBatch(_episode(transformed, spec, number), [torch.from_numpy(query[1])])
+        if self.base is None:
+            return batch
+        base = base_label_lookup(self.base)[self.split.label(spec.query)]
+        _, resized = self.transform(query[0], base)
+        episode = replace(batch.episode, base_mask=torch.from_numpy(resized)[None])
+        return replace(batch, episode=episode, original_base=[torch.from_numpy(base)])
 
 
 class BaseLabels:
@@ -207,7 +227,8 @@ def collate_episodes(items: list[Episode]) -> Episode:
 def collate_eval(items: list[EvalBatch]) -> EvalBatch:
     """Join evaluation episodes; the original masks keep their sizes."""
     masks = [mask for item in items for mask in item.original_masks]
-    return EvalBatch(collate_episodes([item.episode for item in items]), masks)
+    base = [label for item in items for label in item.original_base or ()]
+    return EvalBatch(collate_episodes([item.episode for item in items]), masks, base or None)
 
 
 def collate_labels(items: list[LabelBatch]) -> LabelBatch:
@@ -219,15 +240,16 @@ def _image_tensor(image: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
-def _episode(pairs: list[tuple[np.ndarray, np.ndarray]], class_id: int, number: int) -> Episode:
-    """One episode (B = 1) of query first, then supports."""
+def _episode(pairs: list[tuple[np.ndarray, np.ndarray]], spec: EpisodeSpec, number: int) -> Episode:
+    """One episode (B = 1) of query first, then supports way by way. One way has no dimension of ways."""
     images = torch.stack([_image_tensor(image) for image, _ in pairs])
     masks = torch.stack([torch.from_numpy(mask) for _, mask in pairs])
+    rows = (1, spec.shot) if spec.way == 1 else (1, spec.way, spec.shot)
     return Episode(
         query_image=images[:1],
-        support_images=images[None, 1:],
-        support_masks=masks[None, 1:],
+        support_images=images[1:].reshape(*rows, *images.shape[1:]),
+        support_masks=masks[1:].reshape(*rows, *masks.shape[1:]),
         query_mask=masks[:1],
-        class_id=torch.tensor([class_id]),
+        class_id=torch.tensor(spec.class_ids if spec.way == 1 else [spec.class_ids]),
         number=torch.tensor([number]),
     )

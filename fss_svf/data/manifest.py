@@ -1,4 +1,7 @@
-"""Planned episodes, and their file: a small table, so that two codebases can be compared on the same episodes."""
+"""Planned episodes, and their file: a small table, so that two codebases can be compared on the same episodes.
+
+Files hold episodes of one class; those of several classes are drawn anew, which gives the same ones.
+"""
 
 from __future__ import annotations
 
@@ -40,11 +43,15 @@ class EpisodeList:
 
     def first_supports(self, shot: int) -> EpisodeList:
         """The same episodes with the first `shot` of their supports."""
-        return replace(self, shot=shot, specs=tuple(replace(s, supports=s.supports[:shot]) for s in self.specs))
+        return replace(self, shot=shot, specs=tuple(s.first_supports(shot) for s in self.specs))
+
+    def measured(self, spec: EpisodeSpec) -> dict[int, int]:
+        """Ways and their classes, those that the query holds: PANet counts an episode for these alone."""
+        return {way: c for way, c in enumerate(spec.class_ids, 1) if self.index.areas[spec.query, c] > 0}
 
     def coverage(self, classes: Iterable[int]) -> dict[int, int]:
-        """Number of episodes of every class in `classes`."""
-        drawn = Counter(spec.class_id for spec in self.specs)
+        """Number of episodes that are measured for every class in `classes`."""
+        drawn = Counter(c for spec in self.specs for c in self.measured(spec).values())
         return {c: drawn[c] for c in classes}
 
 
@@ -128,7 +135,8 @@ def _read(row: dict[str, str], supports: list[str], index: Index, image_of: dict
     class_id = int(row["class"])
     if not 1 <= class_id <= len(index.class_names) or index.class_name(class_id) != row["class_name"]:
         raise ValueError(f"class {row['class']} is not {row['class_name']!r} in this dataset")
-    return EpisodeSpec(int(row["number"]), class_id, image_of[row["query"]], tuple(image_of[name] for name in supports))
+    images = tuple(image_of[name] for name in supports)
+    return EpisodeSpec(int(row["number"]), (class_id,), image_of[row["query"]], images)
 
 
 def _require_sound(spec: EpisodeSpec, index: Index, classes: Sequence[int], shot: int) -> None:

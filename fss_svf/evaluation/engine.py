@@ -6,12 +6,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fss_svf import svf
 from fss_svf.config import Protocol
 from fss_svf.console import progress
+from fss_svf.data.episodes import EpisodeSpec
 from fss_svf.data.loading import EvalBatch, EvalEpisodes, batches, collate_eval
+from fss_svf.evaluation.at_label import at_label
+from fss_svf.evaluation.base_classes import BaseClassCounts
 from fss_svf.evaluation.counts import Counts
 from fss_svf.methods.method import FewShotMethod
 from fss_svf.reporting.pictures import EpisodePicture
@@ -22,11 +24,13 @@ class Run:
     """The outcome of one run of a protocol: its counts, and the first few episodes to look at.
 
     others: counts of a method's further predictions (FewShotMethod.also_evaluated) by name
+    base: counts of the base classes, where `make` has their labels
     """
 
     counts: Counts
     pictures: list[EpisodePicture]
     others: dict[str, Counts]
+    base: BaseClassCounts | None
 
 
 @torch.inference_mode()
@@ -44,6 +48,9 @@ def evaluate_run(
     episodes = make.episodes
     counts = Counts(len(episodes.index.class_names))
     others = {name: Counts(len(episodes.index.class_names)) for name in model.also_evaluated}
+    base = None
+    if make.base is not None:
+        base = BaseClassCounts(len(episodes.index.class_names), make.base, protocol.novel_threshold)
     drawn: list[EpisodePicture] = []
     svf.merge(model)
     try:
@@ -51,34 +58,26 @@ def evaluate_run(
             for batch in batches(make, collate_eval, range(len(episodes)), batch_size, workers):
                 prediction = model(batch.episode.to(device).normalized())
                 for i, mask in enumerate(masks_at_label(prediction.logits, batch, protocol)):
-                    truth, class_id = _truth(batch, i, protocol), int(batch.episode.class_id[i])
-                    both, either = counts.update(class_id, mask, truth)
+                    truth, spec = _truth(batch, i, protocol), episodes[int(batch.episode.number[i])]
+                    both, either = counts.update_ways(episodes.measured(spec), mask, truth)
                     if len(drawn) < pictures:
-                        drawn.append(_picture(make, int(batch.episode.number[i]), class_id, mask, truth, both, either))
+                        drawn.append(_picture(make, spec, mask, truth, both, either))
                 for name, its in others.items():
                     for i, mask in enumerate(masks_at_label(prediction.aux[name], batch, protocol)):
-                        its.update(int(batch.episode.class_id[i]), mask, _truth(batch, i, protocol))
+                        spec = episodes[int(batch.episode.number[i])]
+                        its.update_ways(episodes.measured(spec), mask, _truth(batch, i, protocol))
+                if base is not None:
+                    base.update(prediction, batch, protocol)
                 bar.set_postfix_str(f"mIoU {100 * counts.miou():.1f}", refresh=False)
                 bar.update(len(batch.original_masks))
     finally:
         svf.unmerge(model)
-    return Run(counts, drawn, others)
+    return Run(counts, drawn, others, base)
 
 
 def masks_at_label(logits: Tensor, batch: EvalBatch, protocol: Protocol) -> list[Tensor]:
-    """(B, 2, H, W) logits as a bool mask on the CPU for each episode, in the size and place of the protocol's label."""
-    logits = logits.float()
-    if protocol.label == "resized":
-        return list((logits[:, 1] > logits[:, 0]).cpu())
-    return [_stretch(logits[i], mask.shape, protocol.resize) for i, mask in enumerate(batch.original_masks)]
-
-
-def _stretch(logits: Tensor, size: torch.Size, resize: str) -> Tensor:
-    """(2, h, w) logits as the official code stretches them to the label: see conf/protocol/svf.yaml."""
-    # With pad, the label stands in a square of its longer side, and the whole padded input is stretched to it.
-    target = [max(size)] * 2 if resize == "pad" else list(size)
-    stretched = F.interpolate(logits[None], size=target, mode="bilinear", align_corners=True)[0]
-    return (stretched[1] > stretched[0])[: size[0], : size[1]].cpu()
+    """(B, 1 + N, H, W) logits as a uint8 mask in 0..N on the CPU for each episode, where the protocol counts."""
+    return [one.argmax(0).to(torch.uint8).cpu() for one in at_label(logits, batch, protocol)]
 
 
 def _truth(batch: EvalBatch, i: int, protocol: Protocol) -> Tensor:
@@ -89,21 +88,13 @@ def _truth(batch: EvalBatch, i: int, protocol: Protocol) -> Tensor:
 
 
 def _picture(
-    make: EvalEpisodes,
-    number: int,
-    class_id: int,
-    mask: Tensor,
-    truth: Tensor,
-    both: int,
-    either: int,
+    make: EvalEpisodes, spec: EpisodeSpec, mask: Tensor, truth: Tensor, both: int, either: int
 ) -> EpisodePicture:
-    spec = make.episodes[number]
-    image, mask_of_support = make.support(spec, 0)
+    names = ", ".join(make.episodes.index.class_name(c) for c in spec.class_ids)
     return EpisodePicture(
-        title=f"{make.episodes.index.class_name(class_id)}  IoU {100 * both / max(either, 1):.0f}",
-        support_image=image,
-        support_mask=(mask_of_support == 1),
+        title=f"{names}  IoU {100 * both / max(either, 1):.0f}",
+        supports=[make.support(spec, 0, way) for way in range(1, spec.way + 1)],
         query_image=make.split.image(spec.query),
-        truth=(truth == 1).numpy(),
+        truth=truth.numpy(),
         prediction=mask.numpy(),
     )

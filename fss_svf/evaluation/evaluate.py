@@ -16,12 +16,14 @@ from fss_svf.config import EvaluateConfig, TrainConfig, check_fold, from_mapping
 from fss_svf.data.augment import EvalTransform
 from fss_svf.data.dataset import Dataset
 from fss_svf.data.episodes import split_classes
+from fss_svf.data.index import Index
 from fss_svf.data.loading import EvalEpisodes
 from fss_svf.errors import ConfigError
+from fss_svf.evaluation.base_classes import require_base_classes
 from fss_svf.evaluation.counts import Counts
 from fss_svf.evaluation.engine import Run, evaluate_run
 from fss_svf.evaluation.plan import Plan, make_plan
-from fss_svf.methods.method import FewShotMethod
+from fss_svf.methods.method import FewShotMethod, check_way
 from fss_svf.model import build_model, choose_device, place, refuse_leak, restore_model, trainable_values
 from fss_svf.provenance import write_json, write_run_folder
 from fss_svf.registry import BACKBONES, DATASETS, METHODS, TUNINGS, Choice, Registry
@@ -38,6 +40,7 @@ class Subject:
     model: FewShotMethod
     dataset: Choice
     fold: int
+    way: int
     size: int
     method: str
     backbone: str
@@ -59,23 +62,26 @@ def evaluate(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:
     split = dataset.split("val")
     classes = split_classes(split.index, dataset.options, subject.fold, "val")
     refuse_leak(subject.trained_on, map(split.index.class_name, classes), f"checkpoint={config.checkpoint}")
+    check_way(type(subject.model), subject.way)
     for shot in config.shots:
         subject.model.check_shot(shot)
+    require_base_classes(protocol, subject.model, subject.method)
+    base = _base_classes(subject, dataset, split.index)
     device = choose_device(config.device)
     place(subject.model, device)
     write_run_folder(out, config)
-    plan = make_plan(split.index, dataset.options, subject.fold, config.shots, protocol, config.episodes)
+    plan = make_plan(split.index, dataset.options, subject.fold, config.shots, protocol, config.episodes, subject.way)
     protocol = plan.protocol
     names = {c: split.index.class_name(c) for c in classes}
     data = {"index": split.index.hash, **_data_choices(dataset, max(config.shots)), **plan.source}
-    transform = EvalTransform(subject.size, protocol.resize)
+    transform = EvalTransform(subject.size, protocol.resize, protocol.pad)
     results = []
     for shot in config.shots:
         folder = out if len(config.shots) == 1 else out / f"{shot}shot"
         runs = [
             evaluate_run(
                 subject.model,
-                EvalEpisodes(split, episodes, transform, dataset.options.support_annotation),
+                EvalEpisodes(split, episodes, transform, dataset.options.support_annotation, base),
                 protocol,
                 device,
                 config.batch_size,
@@ -121,6 +127,7 @@ def _from_checkpoint(config: EvaluateConfig) -> Subject:
         model=model,
         dataset=_dataset(config.dataset, trained.dataset),
         fold=trained.fold if config.fold is None else config.fold,
+        way=config.way or trained.way,
         size=config.size or trained.recipe.tested_at,
         method=trained.method.name,
         backbone=trained.backbone.name,
@@ -129,6 +136,7 @@ def _from_checkpoint(config: EvaluateConfig) -> Subject:
         checkpoint={
             "path": str(config.checkpoint),
             "step": content["step"],
+            "way": trained.way,
             "shot": trained.shot,
             "recipe": trained.recipe.name,
             "seed": trained.seed,
@@ -160,6 +168,7 @@ def _from_config(config: EvaluateConfig) -> Subject:
         model=model,
         dataset=_choose(DATASETS, config.dataset),
         fold=config.fold or 0,
+        way=config.way or 1,
         size=config.size,
         method=method.name,
         backbone=backbone.name,
@@ -168,6 +177,21 @@ def _from_config(config: EvaluateConfig) -> Subject:
         checkpoint=None,
         trained_on=report.trained_on,
     )
+
+
+def _base_classes(subject: Subject, dataset: Dataset, index: Index) -> tuple[int, ...] | None:
+    """The classes that the model's base learner knows, by their names. Raises ConfigError where the dataset lacks one."""
+    if not subject.model.segments_base:
+        return None
+    assert subject.trained_on is not None
+    base = split_classes(index, dataset.options, subject.fold, "train")
+    same_run = [subject.trained_on[key] for key in ("dataset", "fold")] == [subject.dataset.name, subject.fold]
+    if not same_run or not {index.class_name(c) for c in base} <= set(subject.trained_on["classes"]):
+        raise ConfigError(
+            f"dataset={subject.dataset.name}, fold={subject.fold}: its base classes are not those that the base learner "
+            "of the checkpoint segments; evaluate it on the dataset, fold and class_partition of its training"
+        )
+    return base
 
 
 def _choose(registry: Registry, values: Mapping[str, Any]) -> Choice:
@@ -199,10 +223,14 @@ def _result(
         per_class[name] = mean(values) if values else None
     scores = [_scores(run.counts, zero) for run in runs]
     also = {name: _mean([_scores(run.others[name], zero) for run in runs]) for name in runs[0].others}
+    if runs[0].base is not None:
+        base = [run.base.scores(plan.classes, protocol.never_drawn == "zero") for run in runs if run.base is not None]
+        also |= {name: _mean([scores[name] for scores in base]) for name in base[0]}
     return {
         **_mean(scores),
         "per_class": per_class,
         "fold": subject.fold,
+        "way": plan.way,
         "shot": shot,
         "method": subject.method,
         "backbone": subject.backbone,

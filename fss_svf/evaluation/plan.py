@@ -12,7 +12,7 @@ from fss_svf.data.dataset import DatasetOptions
 from fss_svf.data.episodes import make_sampler, split_classes
 from fss_svf.data.index import Index
 from fss_svf.data.manifest import EpisodeList, episodes_hash, load_episodes, save_episodes
-from fss_svf.errors import DataError, listing
+from fss_svf.errors import ConfigError, DataError, listing
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +26,7 @@ class Plan:
     left_out   novel classes that too_few_images=skip leaves out
     protocol   with the seeds and the number of episodes as they are
     source     what else decides the episodes, for the protocol's hash
+    way        classes an episode
     """
 
     episodes: dict[int, list[EpisodeList]]
@@ -33,12 +34,28 @@ class Plan:
     left_out: tuple[int, ...]
     protocol: Protocol
     source: dict[str, Any]
+    way: int
 
 
 def make_plan(
-    index: Index, options: DatasetOptions, fold: int, shots: Sequence[int], protocol: Protocol, files: EpisodeFiles
+    index: Index,
+    options: DatasetOptions,
+    fold: int,
+    shots: Sequence[int],
+    protocol: Protocol,
+    files: EpisodeFiles,
+    way: int = 1,
 ) -> Plan:
-    """Draw the episodes by the protocol, or read them from files.load; write them to files.save. Raises DataError."""
+    """Draw the episodes by the protocol, or read them from files.load; write them to files.save.
+
+    Raises DataError; ConfigError for more ways than classes, and for a file of several ways.
+    """
+    for key, path in (("save", files.save), ("load", files.load)):
+        if way > 1 and path is not None:
+            raise ConfigError(
+                f"episodes.{key}={path}: a file holds episodes of one class, not of way={way}; leave it out (the same "
+                "seed draws the same episodes), or say way=1"
+            )
     novel, most = split_classes(index, options, fold, "val"), max(shots)
     if files.load is not None:
         lists = load_episodes(files.load, index, novel, most)
@@ -57,19 +74,21 @@ def make_plan(
     else:
         # What the largest shot must leave out is left out of all: shots are compared on the same classes and queries.
         seeds = range(protocol.seed, protocol.seed + protocol.runs)
-        samplers = [make_sampler(index, options, fold, "val", most, seed, protocol.queries) for seed in seeds]
+        samplers = [make_sampler(index, options, fold, "val", most, seed, protocol.queries, way=way) for seed in seeds]
         lists = [EpisodeList.drawn(sampler, protocol.episodes) for sampler in samplers]
         left_out = samplers[0].skipped
     classes = tuple(c for c in novel if c not in left_out)
     # Written and read back, episodes are the same measurement; drawn ones are told by the protocol itself.
-    source = {"episodes": episodes_hash(lists)} if files.save or files.load else {}
+    source: dict[str, Any] = {"episodes": episodes_hash(lists)} if files.save or files.load else {}
+    if way > 1:
+        source["way"] = way
     require_coverage(lists, classes, protocol)
     if files.save is not None:
         save_episodes(files.save, lists)
         log.info("episodes written to %s", files.save)
     # A 1-shot episode is the 5-shot episode with its first support.
     by_shot = {shot: [episodes.first_supports(shot) for episodes in lists] for shot in shots}
-    return Plan(by_shot, classes, left_out, protocol, source)
+    return Plan(by_shot, classes, left_out, protocol, source, way)
 
 
 def require_coverage(lists: Sequence[EpisodeList], classes: Sequence[int], protocol: Protocol) -> None:

@@ -53,7 +53,7 @@ class BAMOptions:
 class BAM(PriorASPP):
     """Adds to the codes: gram (C2, C2) of the low feature; of queries base, the base learner's logits."""
 
-    needs_base_mask = True
+    segments_base = True
     also_evaluated = ("meta",)
     evaluation_options = ("other_shots",)
 

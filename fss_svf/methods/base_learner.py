@@ -56,6 +56,7 @@ class BaseLearner(nn.Module):
         self.backbone = backbone
         self.ppm = PyramidPooling(channels)
         self.cls = base_classifier(channels, classes)
+        self.classes = classes
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) normalised images to logits (B, classes + 1, H, W)."""

@@ -25,8 +25,9 @@ class FewShotMethod(nn.Module, ABC):
     trainable = True
     # Whether it segments several classes at once.
     many_ways = False
-    # Whether its training reads Episode.base_mask and base_class.
-    needs_base_mask = False
+    # Whether it segments base classes too: its training reads Episode.base_mask and base_class, and Prediction.aux["base"]
+    # holds logits (B, n + 1, H, W) of background and the n base classes.
+    segments_base = False
     # Names of Prediction.aux whose (B, 2, H, W) logits are predictions too, measured beside the method's own.
     also_evaluated: tuple[str, ...] = ()
     # The options that may be other ones in an evaluation than in the training.
@@ -80,11 +81,14 @@ class FewShotMethod(nn.Module, ABC):
 
 def _check_ways(method: nn.Module, args: tuple[Episode, ...], kwargs: Mapping[str, Episode]) -> None:
     """Before every forward. Raises ConfigError for an episode of several classes that the method would confuse."""
-    way = (*args, *kwargs.values())[0].way
+    assert isinstance(method, FewShotMethod)
+    check_way(type(method), (*args, *kwargs.values())[0].way)
+
+
+def check_way(method: type[FewShotMethod], way: int) -> None:
+    """Raise ConfigError where the method cannot segment so many classes at once."""
     if way > 1 and not method.many_ways:
-        raise ConfigError(
-            f"way={way}: {type(method).__name__} segments one class an episode; use method=panet, or way=1"
-        )
+        raise ConfigError(f"way={way}: {method.__name__} segments one class an episode; use method=panet, or way=1")
 
 
 def flat_supports(episode: Episode) -> tuple[Tensor, Tensor]:

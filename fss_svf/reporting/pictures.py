@@ -1,4 +1,4 @@
-"""Pictures of episodes: support | query | truth | prediction."""
+"""Pictures of episodes: support | query | truth | prediction, with a support of each way."""
 
 from __future__ import annotations
 
@@ -10,39 +10,51 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from fss_svf.data.images import PALETTE
+
+Colour = tuple[int, int, int]
+
 _CELL, _GAP, _HEAD = 240, 6, 22
 _SUPPORT, _TRUTH, _PREDICTION = (66, 133, 244), (52, 168, 83), (234, 67, 53)
 
 
 @dataclass(frozen=True)
 class EpisodePicture:
-    """One row. Images (H, W, 3) uint8 RGB; masks (H', W') bool of the same proportions, or of the padded square."""
+    """One row. Images (H, W, 3) uint8 RGB; masks (H', W') uint8 of the same proportions, or of the padded square.
+
+    supports           image and mask, 1 on the class, of one support of each of N ways
+    truth, prediction  masks with n on the class of way n, from 1 to N; anything else is no class
+    """
 
     title: str
-    support_image: np.ndarray
-    support_mask: np.ndarray
+    supports: Sequence[tuple[np.ndarray, np.ndarray]]
     query_image: np.ndarray
     truth: np.ndarray
     prediction: np.ndarray
 
 
 def draw_episodes(episodes: Sequence[EpisodePicture]) -> np.ndarray:
-    """A grid with one row an episode, (H, W, 3) uint8 RGB."""
-    titles = ("support", "query", "truth", "prediction")
-    width = 4 * _CELL + 5 * _GAP
+    """A grid with one row an episode, all of as many ways, (H, W, 3) uint8 RGB."""
+    ways = len(episodes[0].supports)
+    titles = (*(["support"] if ways == 1 else [f"way {n}" for n in range(1, ways + 1)]), "query", "truth", "prediction")
+    width = len(titles) * (_CELL + _GAP) + _GAP
     sheet = Image.new("RGB", (width, _HEAD + len(episodes) * (_CELL + _HEAD + _GAP)), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
     for column, title in enumerate(titles):
         draw.text((_GAP + column * (_CELL + _GAP), 3), title, fill="black", font=font)
+    of_supports, of_truth, of_prediction = [_SUPPORT], [_TRUTH], [_PREDICTION]
+    if ways > 1:
+        # A class is known by its colour, wherever it is shown.
+        of_supports = of_truth = of_prediction = PALETTE[1 : ways + 1].tolist()
     for row, e in enumerate(episodes):
         top = _HEAD + row * (_CELL + _HEAD + _GAP)
         draw.text((_GAP, top + 3), e.title, fill="black", font=font)
-        cells = (
-            overlay(e.support_image, e.support_mask, _SUPPORT),
+        cells = [
+            *(overlay(image, mask, [colour]) for (image, mask), colour in zip(e.supports, of_supports)),
             e.query_image,
-            overlay(e.query_image, e.truth, _TRUTH),
-            overlay(e.query_image, e.prediction, _PREDICTION),
-        )
+            overlay(e.query_image, e.truth, of_truth),
+            overlay(e.query_image, e.prediction, of_prediction),
+        ]
         for column, cell in enumerate(cells):
             image = Image.fromarray(cell)
             # Small images are enlarged too, or a toy episode would be a stamp.
@@ -52,17 +64,18 @@ def draw_episodes(episodes: Sequence[EpisodePicture]) -> np.ndarray:
     return np.asarray(sheet)
 
 
-def overlay(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
-    """The image with its (H', W') bool mask, resized to it, shown: tinted and outlined inside, grey and dim outside."""
+def overlay(image: np.ndarray, mask: np.ndarray, colours: Sequence[Colour]) -> np.ndarray:
+    """The image with its (H', W') uint8 mask, resized to it: n tinted and outlined in the n-th colour, from 1 on, and
+    anything else grey and dim."""
     height, width = image.shape[:2]
-    inside = (
-        np.asarray(Image.fromarray(mask.astype(np.uint8) * 255).resize((width, height), Image.Resampling.NEAREST)) > 0
-    )
+    resized = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
     # Grey surroundings: a tint alone is lost on a colourful picture.
-    grey = np.repeat(image.mean(axis=2, keepdims=True) * 0.4 + 40, 3, axis=2)
-    shown = np.where(inside[..., None], 0.6 * image + 0.4 * np.array(colour), grey)
-    outline = cv2.morphologyEx(inside.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
-    shown[outline] = colour
+    shown = np.repeat(image.mean(axis=2, keepdims=True) * 0.4 + 40, 3, axis=2)
+    for way, colour in enumerate(colours, 1):
+        inside = resized == way
+        shown = np.where(inside[..., None], 0.6 * image + 0.4 * np.array(colour), shown)
+        outline = cv2.morphologyEx(inside.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
+        shown[outline] = colour
     return shown.astype(np.uint8)
 
 

@@ -11,12 +11,22 @@ Result = Mapping[str, Any]
 def markdown_table(results: Sequence[Result]) -> str:
     """Tables of mIoU and FB-IoU in percent, one for each protocol hash, for only numbers of one protocol compare.
 
-    Folds stand side by side with their mean where there is more than one; a missing cell is shown as a dash.
+    A method's further predictions (BAM's meta learner, its base classes) have a row each, "method (what)". Folds stand
+    side by side with their mean where there is more than one; a missing cell is shown as a dash.
     """
     groups: dict[tuple[Any, ...], list[Result]] = {}
-    for r in results:
+    for r in [row for result in results for row in _with_further(result)]:
         groups.setdefault((r["dataset"], r["backbone"], r["protocol"]["name"], r["protocol_hash"]), []).append(r)
     return "\n\n".join(_one_table(key, group) for key, group in groups.items())
+
+
+def _with_further(result: Result) -> list[Result]:
+    """The result, and one like it for each of its further predictions."""
+    further = result.get("also", {}).items()
+    return [
+        result,
+        *({**result, "fb_iou": None, **scores, "method": f"{result['method']} ({what})"} for what, scores in further),
+    ]
 
 
 def _one_table(key: tuple[Any, ...], results: Sequence[Result]) -> str:
@@ -44,7 +54,7 @@ def _one_table(key: tuple[Any, ...], results: Sequence[Result]) -> str:
     runs, episodes = first["protocol"]["runs"], first["protocol"]["episodes"]
     caption = (
         f"{dataset}, {backbone}: mIoU and FB-IoU in %. Protocol {protocol} ({protocol_hash}): {runs} x {episodes} episodes "
-        f"at {first['size']} px, seed {first['seeds'][0]}."
+        f"at {first['size']} px, seed {first['seeds'][0]}{_ways(first, ', {} classes at once')}."
     )
     return caption + "\n\n" + _markdown(lines)
 
@@ -54,10 +64,17 @@ def _row(result: Result) -> tuple[str, str, str, str]:
     trained = result["checkpoint"]
     training = "none"
     if trained:
-        training = f"{trained['shot']}-shot, {trained['recipe']}, seed {trained['seed']}, {trained['selection']}"
+        kind = f"{_ways(trained, '{}-way ')}{trained['shot']}-shot"
+        training = f"{kind}, {trained['recipe']}, seed {trained['seed']}, {trained['selection']}"
     # Folds stand side by side in a row, so the fold of a base learner is not part of it.
     weights = result["backbone_weights"].split(", ")[0]
     return result["method"], result["tuning"], weights, training
+
+
+def _ways(result: Result, text: str) -> str:
+    """The text with the number of ways where there are several. A result of before there were has none."""
+    way = result.get("way", 1)
+    return text.format(way) if way > 1 else ""
 
 
 def _percent(value: float | None) -> str:
@@ -66,7 +83,7 @@ def _percent(value: float | None) -> str:
 
 def _mean(results: Sequence[Result | None], key: str) -> str:
     """The mean over folds; a dash unless every fold is there."""
-    present = [r[key] for r in results if r is not None]
+    present = [r[key] for r in results if r is not None and r[key] is not None]
     return _percent(sum(present) / len(present)) if present and len(present) == len(results) else "-"
 
 

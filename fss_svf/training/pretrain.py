@@ -16,7 +16,8 @@ from fss_svf.data.cache import cached
 from fss_svf.data.dataset import Dataset
 from fss_svf.data.episodes import make_sampler, split_classes
 from fss_svf.data.loading import BaseLabels, LabelBatch, LabelledImages, batches, collate_labels
-from fss_svf.episode import IGNORE, normalize
+from fss_svf.episode import normalize
+from fss_svf.evaluation.counts import class_iou, confusion_matrix
 from fss_svf.methods.base_learner import BaseLearner
 from fss_svf.methods.method import cross_entropy
 from fss_svf.model import build_backbone, choose_device, place, refuse_leak, without_weights
@@ -61,7 +62,7 @@ def pretrain(config: PretrainConfig, out: Path) -> float:
         for batch in batches(test, collate_labels, range(len(holding)), recipe.batch_size, config.workers):
             with torch.no_grad():
                 predicted = model(normalize(batch.images.to(device))).argmax(1).cpu()
-            confusion += confusion_matrix(predicted, batch.labels.long(), len(names) + 1)
+            confusion += confusion_matrix(predicted, batch.labels, len(names) + 1)
         iou = class_iou(confusion)[1:]
         miou = float(iou.nanmean())
         log.info("step %d: mIoU of the base classes %.2f", step, 100 * miou)
@@ -80,16 +81,3 @@ def pretrain(config: PretrainConfig, out: Path) -> float:
         trained_on=resumed["trained_on"] if resumed else seen_in_training(config, train.index, sampler.classes, loaded),
     )
     return fit(task, config, device, out, resumed)
-
-
-def confusion_matrix(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """(classes, classes) int64 pixels by label and prediction; label 255 does not count."""
-    valid = labels != IGNORE
-    cells = labels[valid] * classes + predicted[valid]
-    return torch.bincount(cells, minlength=classes * classes).view(classes, classes)
-
-
-def class_iou(confusion: Tensor) -> Tensor:
-    """(classes,) float64 intersection over union; NaN for a class neither labelled nor predicted."""
-    intersection = confusion.diagonal().double()
-    return intersection / (confusion.sum(0) + confusion.sum(1) - confusion.diagonal())

@@ -20,10 +20,12 @@ from fss_svf.data.episodes import make_sampler, split_classes
 from fss_svf.data.loading import EvalEpisodes, TrainEpisodes, collate_episodes
 from fss_svf.data.manifest import EpisodeList
 from fss_svf.episode import Episode
+from fss_svf.evaluation.base_classes import require_base_classes
 from fss_svf.evaluation.engine import evaluate_run
 from fss_svf.evaluation.plan import require_coverage
+from fss_svf.methods.method import check_way
 from fss_svf.model import build_model, choose_device, place, refuse_leak, trainable_values, without_weights
-from fss_svf.registry import DATASETS
+from fss_svf.registry import DATASETS, METHODS
 from fss_svf.reporting.pictures import draw_episodes
 from fss_svf.training.loop import Task, check_same_data, fit, seen_in_training
 
@@ -33,16 +35,17 @@ log = logging.getLogger(__name__)
 def train(config: TrainConfig, out: Path) -> float:
     """Run `config` in the folder `out` and return the best validation mIoU, a fraction."""
     resumed = load_checkpoint(config.resume, "train") if config.resume else None
+    check_way(METHODS.entry(config.method.name).build, config.way)  # type: ignore[arg-type]
     device = choose_device(config.device)
     torch.manual_seed(config.seed)
 
     dataset: Dataset = DATASETS.build(config.dataset)
     splits = {"train": dataset.split("train"), "val": dataset.split("val")}
     index, options = splits["train"].index, dataset.options
-    training = make_sampler(index, options, config.fold, "train", config.shot, config.seed, "shuffled_epochs")
-    protocol = config.protocol
+    way, shot, protocol = config.way, config.shot, config.protocol
+    training = make_sampler(index, options, config.fold, "train", shot, config.seed, "shuffled_epochs", way=way)
     testing = make_sampler(
-        splits["val"].index, options, config.fold, "val", config.shot, protocol.seed, protocol.queries
+        splits["val"].index, options, config.fold, "val", shot, protocol.seed, protocol.queries, way=way
     )
     novel = [index.class_name(c) for c in split_classes(index, options, config.fold, "val")]
     base = split_classes(index, options, config.fold, "train")
@@ -62,6 +65,7 @@ def train(config: TrainConfig, out: Path) -> float:
         log.info("%s", loaded)
         trained_on = seen_in_training(config, index, training.classes, loaded, model.trained_on)
     model.check_shot(config.shot)
+    require_base_classes(protocol, model, config.method.name)
     log.info(
         "tuning %s: %s trainable values in the backbone, %s in all",
         config.tuning.name,
@@ -76,8 +80,9 @@ def train(config: TrainConfig, out: Path) -> float:
     make_test = EvalEpisodes(
         splits["val"],
         validation,
-        EvalTransform(config.recipe.tested_at, protocol.resize),
+        EvalTransform(config.recipe.tested_at, protocol.resize, protocol.pad),
         options.support_annotation,
+        base if model.segments_base else None,
     )
 
     def loss(batch: Episode) -> dict[str, Tensor]:
@@ -91,6 +96,9 @@ def train(config: TrainConfig, out: Path) -> float:
         log.info("step %d: mIoU %.2f, FB-IoU %.2f", step, 100 * run.counts.miou(), 100 * run.counts.fb_iou())
         classes = {f"iou/{index.class_name(c)}": iou for c, iou in run.counts.per_class().items()}
         others = {f"miou_{name}": counts.miou() for name, counts in run.others.items()}
+        if run.base is not None:
+            found = run.base.scores(testing.classes, zero=False)
+            others |= {f"miou_{name}": scores["miou"] for name, scores in found.items()}
         return {
             "score": run.counts.miou(),
             "miou": run.counts.miou(),
@@ -109,7 +117,7 @@ def train(config: TrainConfig, out: Path) -> float:
             config.recipe.size,
             config.recipe.augment,
             options.support_annotation,
-            base if model.needs_base_mask else None,
+            base if model.segments_base else None,
         ),
         collate=collate_episodes,
         epoch=len(training),

@@ -1,0 +1,178 @@
+"""Evaluation of base classes, alone and together with the novel ones, against loops over pixels."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch.nn import functional as F
+
+from fss_svf.checkpoint import load_checkpoint
+from fss_svf.cli import conf_dir
+from fss_svf.config import Protocol, TrainConfig, from_mapping
+from fss_svf.data.augment import EvalTransform
+from fss_svf.data.episodes import make_sampler, split_classes
+from fss_svf.data.loading import EvalBatch, EvalEpisodes, collate_eval
+from fss_svf.data.manifest import EpisodeList
+from fss_svf.episode import Episode, Prediction
+from fss_svf.evaluation.base_classes import BaseClassCounts
+from fss_svf.evaluation.counts import LabelCounts
+from fss_svf.model import restore_model
+from fss_svf.registry import DATASETS
+from fss_svf.training.pretrain import pretrain
+from fss_svf.training.train import train
+from tests.conftest import toy_options
+from tests.test_bam import bam_config
+from tests.test_cli import one_line
+from tests.test_training import pretrain_config
+
+
+def protocol(**changes):
+    values = OmegaConf.to_container(OmegaConf.load(conf_dir() / "protocol" / "svf.yaml"))
+    return from_mapping(Protocol, {**values, **changes})
+
+
+def plain_miou(pairs, classes):
+    """pairs: (predicted, label) arrays of dataset class numbers, -1 where nothing counts; IoU pixel by pixel."""
+    ious = []
+    for c in classes:
+        both = either = 0
+        for predicted, label in pairs:
+            for p, t in zip(predicted.flat, label.flat):
+                if t != -1:
+                    both += p == c and t == c
+                    either += p == c or t == c
+        if either:
+            ious.append(both / either)
+    return sum(ious) / len(ious) if ious else 0.0
+
+
+def test_label_counts_equal_loops():
+    random = np.random.default_rng(0)
+    numbers = np.array([0, 2, 5, 7])
+    counts, pairs = LabelCounts(8), []
+    for _ in range(3):
+        predicted, label = random.integers(0, 4, (2, 6, 5))
+        label[random.random(label.shape) < 0.2] = 255
+        counts.update(torch.from_numpy(predicted), torch.from_numpy(label.astype(np.uint8)), torch.from_numpy(numbers))
+        pairs.append((numbers[predicted], np.where(label == 255, -1, numbers[label % 255])))
+    for classes in ((2, 5, 7), (5,), (0, 2)):
+        assert counts.miou(classes) == pytest.approx(plain_miou(pairs, classes), abs=1e-12)
+
+
+def test_a_class_without_a_pixel_is_left_out_or_zero():
+    counts = LabelCounts(3)
+    counts.update(torch.tensor([[1]]), torch.tensor([[1]], dtype=torch.uint8), torch.tensor([0, 2]))
+    assert counts.miou((2, 3)) == 1.0
+    assert counts.miou((2, 3), zero=True) == 0.5
+    assert counts.miou((3,)) == 0.0
+
+
+def test_both_fusions_equal_loops():
+    """Three base classes (numbers 1, 4, 6 of the dataset) and novel ones (2 and 3), an episode of each."""
+    torch.manual_seed(0)
+    base, novel, numbers = (1, 4, 6), torch.tensor([2, 3]), np.array([0, 1, 4, 6])
+    logits, base_logits = 4 * torch.randn(2, 2, 9, 9), 3 * torch.randn(2, 4, 9, 9)
+    labels = torch.randint(0, 4, (2, 9, 9), dtype=torch.uint8)
+    labels[:, 0] = 255
+    masks = (torch.rand(2, 9, 9) < 0.3).to(torch.uint8) * (labels == 0)  # an object of the novel class is no base class
+    masks[labels == 255] = 255
+    images = torch.zeros(2, 3, 9, 9)
+    episode = Episode(images, images[:, None], masks[:, None], masks, class_id=novel, base_mask=labels)
+    counts = BaseClassCounts(8, base, threshold=0.9)
+    batch = EvalBatch(episode, list(masks), list(labels))
+    counts.update(Prediction(logits, {"base": base_logits}), batch, protocol(label="resized"))
+
+    found = {"base classes": [], "final": [], "base": []}
+    for i in range(2):
+        own = int(novel[i])
+        said = numbers[base_logits[i].argmax(0).numpy()]
+        is_novel = logits[i].softmax(0)[1].numpy() > 0.9
+        label = np.where(labels[i] == 255, -1, numbers[labels[i].numpy() % 255])
+        both = np.where(masks[i] == 1, own, label)
+        found["base classes"].append((said, label))
+        found["final"].append((np.where(is_novel, own, said), both))
+        found["base"].append((np.where(said > 0, said, np.where(is_novel, own, 0)), both))
+    scores = counts.scores((2, 3), zero=False)
+    expected = {"base classes": plain_miou(found["base classes"], base)}
+    for scheme in ("final", "base"):
+        for name, classes in (("novel", (2, 3)), ("base", base), ("all", (*base, 2, 3))):
+            expected[f"generalized, {scheme} first, {name}"] = plain_miou(found[scheme], classes)
+    assert {name: score["miou"] for name, score in scores.items()} == pytest.approx(expected, abs=1e-12)
+    assert all(value > 0 for value in expected.values())
+    assert expected["generalized, final first, base"] != expected["generalized, base first, base"]
+
+
+def test_evaluation_episodes_carry_base_labels(toy_root):
+    dataset = DATASETS.entry("toy").build(toy_options(toy_root))
+    split = dataset.split("val")
+    sampler = make_sampler(split.index, dataset.options, 0, "val", 1, 3, "in_order")
+    base = split_classes(split.index, dataset.options, 0, "train")
+    episodes = EpisodeList.drawn(sampler, 20)
+    make = EvalEpisodes(split, episodes, EvalTransform(65, "pad"), base=base)
+    without = EvalEpisodes(split, episodes, EvalTransform(65, "pad"))
+    batch, plain = collate_eval([make(n) for n in range(20)]), collate_eval([without(n) for n in range(20)])
+    assert plain.original_base is None
+    assert plain.episode.base_mask is None
+    assert torch.equal(batch.episode.query_mask, plain.episode.query_mask)
+    assert batch.episode.base_mask.shape == (20, 65, 65)
+    seen = set()
+    for n, (found, mask) in enumerate(zip(batch.original_base, batch.original_masks)):
+        label = split.label(episodes[n].query)
+        expected = np.select([label == 255, np.isin(label, base)], [255, np.searchsorted(base, label) + 1], 0)
+        assert np.array_equal(found.numpy(), expected)
+        assert not (found[mask == 1] > 0).any()
+        seen |= set(found.unique().tolist())
+    assert len(seen) > 3
+
+
+@pytest.fixture(scope="module")
+def bam_run(toy_root, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bam")
+    pretrain(pretrain_config(toy_root), folder / "base")
+    train(bam_config(toy_root, folder / "base"), folder / "run")
+    return folder / "run"
+
+
+def test_evaluate_reports_final_meta_and_base(fss, toy_root, bam_run, tmp_path):
+    """The command's numbers are those of a plain loop over its episodes, one by one."""
+    common = (f"checkpoint={bam_run}", "protocol.episodes=6", "protocol.never_drawn=leave_out", "workers=0")
+    status, out, err = fss("evaluate", *common, "protocol=bam_generalized", f"hydra.run.dir={tmp_path}/out")
+    assert status == 0, err
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    fusions = {f"generalized, {s} first, {c}" for s in ("final", "base") for c in ("novel", "base", "all")}
+    assert set(result["also"]) == {"meta", "base classes"} | fusions
+    assert "| bam (meta) " in out
+    assert "| bam (base classes) " in out
+
+    content = load_checkpoint(bam_run, "train")
+    config = from_mapping(TrainConfig, content["config"])
+    model = restore_model(config.method, config.backbone, config.tuning, content["model"], "test").eval()
+    dataset = DATASETS.entry("toy").build(toy_options(toy_root))
+    split = dataset.split("val")
+    sampler = make_sampler(split.index, dataset.options, 0, "val", 1, 321, "in_order")
+    base = split_classes(split.index, dataset.options, 0, "train")
+    make = EvalEpisodes(split, EpisodeList.drawn(sampler, 6), EvalTransform(65, "pad"))
+    pairs = []
+    for n in range(6):
+        batch = make(n)
+        with torch.no_grad():
+            logits = model(batch.episode.normalized()).aux["base"]
+        label = split.label(make.episodes[n].query)
+        side = max(label.shape)
+        stretched = F.interpolate(logits, size=(side, side), mode="bilinear", align_corners=True)[0].argmax(0).numpy()
+        said = np.array([0, *base])[stretched[: label.shape[0], : label.shape[1]]]
+        pairs.append((said, np.where(label == 255, -1, label.astype(int))))
+    assert result["also"]["base classes"]["miou"] == pytest.approx(plain_miou(pairs, base), abs=1e-4)
+
+
+def test_what_cannot_be_evaluated_is_refused(fss, toy_root, bam_run, tmp_path):
+    status, _, err = fss("evaluate", "method=background", "backbone=tiny", "dataset=toy", f"dataset.root={toy_root}",
+                         "dataset.train_images=120", "dataset.val_images=80", "size=65",
+                         "protocol=bam_generalized")  # fmt: skip
+    assert status == 1
+    assert "protocol=bam_generalized: method=background segments no base classes; use method=bam" in err
+    status, _, err = fss("evaluate", f"checkpoint={bam_run}", "protocol.novel_threshold=1.5")
+    assert status == 1
+    assert "novel_threshold: expected null or in [0, 1), got 1.5" in one_line(err)
