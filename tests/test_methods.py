@@ -156,6 +156,29 @@ def test_prior_mask_by_plain_loops():
             torch.testing.assert_close(found[b, k, 0], expected)
 
 
+@pytest.mark.parametrize("empty", [0, 1, 20])
+def test_prior_mask_has_the_gradient_of_all_pairs(empty):
+    """Only the pairs of the maximum have a graph; autograd through every pair gives the same."""
+    query, support = torch.randn(2, 6, 5, 5, dtype=torch.double), torch.randn(2, 2, 6, 5, 5, dtype=torch.double)
+    support.flatten(3)[..., :empty] = 0
+    found, expected = [], []
+    for gradients in (found, expected):
+        q, s = query.clone().requires_grad_(), support.clone().requires_grad_()
+        if gradients is found:
+            prior = prior_mask(q, s * (s != 0))
+        else:
+            a, b = q.flatten(2), (s * (s != 0)).flatten(3)
+            dot = torch.einsum("bcn,bkcm->bkmn", a, b)
+            norms = a.norm(dim=1)[:, None, None] * b.norm(dim=2)[..., None] + 1e-7
+            best = (dot / norms).max(2)[0]
+            low = best.amin(-1, keepdim=True)
+            prior = ((best - low) / (best.amax(-1, keepdim=True) - low + 1e-7)).view(2, 2, 1, 5, 5)
+        (prior * torch.linspace(0, 1, prior.numel()).view_as(prior)).sum().backward()
+        gradients += [prior.detach(), q.grad, s.grad * (support != 0)]
+    for a, b in zip(found, expected):
+        torch.testing.assert_close(a.float(), b.float())
+
+
 def test_gram_distance_by_hand():
     """Two channels that agree have 1 everywhere; two that never fire together 0 off the diagonal."""
     agree, apart = torch.tensor([[[1.0, 2.0]], [[2.0, 4.0]]]), torch.tensor([[[1.0, 0.0]], [[0.0, 3.0]]])

@@ -41,20 +41,35 @@ def prior_mask(query: Tensor, support: Tensor) -> Tensor:
     # Not under autocast: similarities of deep features differ in the third digit.
     with torch.autocast(query.device.type, enabled=False):
         q = query.float().flatten(2)  # (B, C, n)
+        s = _without_empty(support.float().flatten(3))  # (B, K, C, m)
         # Shot by shot: a similarity matrix of 641-pixel images takes 170 MB an episode.
-        best = torch.stack([_best_cosine(q, s.float().flatten(2)) for s in support.unbind(1)], dim=1)  # (B, K, n)
+        best = torch.stack([_best_cosine(q, one) for one in s.unbind(1)], dim=1)  # (B, K, n)
         low = best.amin(-1, keepdim=True)
         prior = (best - low) / (best.amax(-1, keepdim=True) - low + COSINE_EPS)
         return prior.unflatten(-1, query.shape[-2:]).unsqueeze(2)
 
 
+def _without_empty(support: Tensor) -> Tensor:
+    """(B, K, C, n) to (B, K, C, m): what holds anything, and an empty position, since 0 takes part in the maximum."""
+    filled = (support != 0).any(2)
+    m = int(filled.sum(-1).max()) + 1
+    if m >= support.shape[-1]:
+        return support
+    places = filled.to(torch.uint8).sort(dim=-1, descending=True, stable=True).indices[..., :m]
+    return support.gather(3, places.unsqueeze(2).expand(-1, -1, support.shape[2], -1))
+
+
 def _best_cosine(query: Tensor, support: Tensor) -> Tensor:
     """(B, C, n) and (B, C, m) to (B, n): cosine similarity with the most similar of the m positions."""
-    similarity = support.transpose(1, 2) @ query  # (B, m, n)
-    norms = support.norm(dim=1).unsqueeze(2) * query.norm(dim=1).unsqueeze(1) + COSINE_EPS
-    # In place where no graph needs the product.
-    similarity = similarity / norms if similarity.requires_grad else similarity.div_(norms)
-    return similarity.amax(1)
+    with torch.no_grad():
+        similarity = support.transpose(1, 2) @ query  # (B, m, n)
+        similarity /= support.norm(dim=1).unsqueeze(2) * query.norm(dim=1).unsqueeze(1) + COSINE_EPS
+        best, place = similarity.max(1)
+    if not (torch.is_grad_enabled() and (query.requires_grad or support.requires_grad)):
+        return best
+    # The maximum passes its gradient to one support position for each of the query's: those pairs alone need a graph.
+    chosen = support.gather(2, place.unsqueeze(1).expand_as(query))
+    return (query * chosen).sum(1) / (query.norm(dim=1) * chosen.norm(dim=1) + COSINE_EPS)
 
 
 def gram_matrix(features: Tensor) -> Tensor:

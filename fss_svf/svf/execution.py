@@ -97,20 +97,30 @@ class _Factored(torch.autograd.Function):
         h = F.conv2d(grad, _pointwise(u.transpose(1, 2), grad.dtype), groups=g.groups)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            weight = vh * s.to(vh.dtype).view(-1, 1, 1, 1)
-            # What the stride skipped at the far ends.
-            rest = [
-                size - ((out - 1) * stride - 2 * padding + dilation * (kernel - 1) + 1)
-                for size, out, stride, padding, dilation, kernel in zip(
-                    ctx.size, h.shape[-2:], g.stride, g.padding, g.dilation, vh.shape[-2:]
-                )
-            ]
-            grad_x = F.conv_transpose2d(h, weight, None, g.stride, g.padding, rest, g.groups, g.dilation)
+            grad_x = _input_gradient(h, vh * s.to(vh.dtype).view(-1, 1, 1, 1), g, ctx.size)
         grad_s = None
         if ctx.needs_input_grad[1]:
             grad_s = h.mul_(z).sum((0, 2, 3), dtype=s.dtype).view(s.shape)  # h is not read again
         grad_shift = grad.sum((0, 2, 3)) if ctx.needs_input_grad[5] else None
         return grad_x, grad_s, None, None, None, grad_shift, grad if ctx.adds else None, None, None
+
+
+def _input_gradient(grad: Tensor, weight: Tensor, g: Geometry, size: Sequence[int]) -> Tensor:
+    """The gradient of a convolution's input of height and width `size`. weight (g * r, C / g, kh, kw)."""
+    kernel = weight.shape[-2:]
+    padding = [dilation * (k - 1) - padding for dilation, k, padding in zip(g.dilation, kernel, g.padding)]
+    if g.stride == (1, 1) and min(padding) >= 0:
+        # A convolution with the mirrored kernel: the same sums as the transposed one, whose kernels are slower on CPUs.
+        turned = weight.unflatten(0, (g.groups, -1)).transpose(1, 2).flatten(0, 1).flip(-2, -1)
+        return F.conv2d(grad, turned, None, 1, padding, g.dilation, g.groups)
+    # What the stride skipped at the far ends.
+    rest = [
+        length - ((out - 1) * stride - 2 * padding + dilation * (k - 1) + 1)
+        for length, out, stride, padding, dilation, k in zip(
+            size, grad.shape[-2:], g.stride, g.padding, g.dilation, kernel
+        )
+    ]
+    return F.conv_transpose2d(grad, weight, None, g.stride, g.padding, rest, g.groups, g.dilation)
 
 
 def _pointwise(matrices: Tensor, dtype: torch.dtype) -> Tensor:
