@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import itertools
 from pathlib import Path
 
@@ -30,6 +31,12 @@ def compose(verb, *overrides):
     HydraConfig.instance().set_config(cfg)
     values = OmegaConf.to_container(OmegaConf.masked_copy(cfg, [k for k in cfg if k != "hydra"]), resolve=True)
     return config.from_mapping(getattr(config, cli.VERBS[verb][0]), values)
+
+
+@functools.cache
+def shipped_tuning(name):
+    """tuning=NAME as conf/tuning/NAME.yaml has it."""
+    return compose("train", f"tuning={name}").tuning
 
 
 def group_options():
