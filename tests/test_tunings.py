@@ -57,9 +57,10 @@ def build(tuning):
 
 @functools.cache
 def trained(tuning):
-    """The state before three steps, and the model after them. AdamW, as layer4 has tiny gradients: BAM reads its prior alone."""
+    """The state before three steps, and the model after them."""
     model = build(tuning).train()
     before, e = copy.deepcopy(model.state_dict()), training_episode()
+    # BAM reads layer4 by its prior alone, whose gradients are tiny: SGD would move nothing that a float32 can show.
     optimizer = make_optimizer(model, model.backbone, Optimizer("adamw", 0.01, 0.01, 0.9, 0.0))
     for _ in range(3):
         loss = sum(model.losses(model(e), e).values())
