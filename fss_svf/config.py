@@ -171,6 +171,7 @@ class Augment:
 class Optimizer:
     """`lr` is the rate of the head, `backbone_lr` of whatever moves in the backbone; both as really used.
 
+    weight_decay is the head's, and the backbone's where backbone_weight_decay is null.
     sgd has momentum, and weight decay in the gradient; adamw has beta1 = momentum, and decoupled weight decay.
     """
 
@@ -179,10 +180,14 @@ class Optimizer:
     backbone_lr: float
     momentum: float
     weight_decay: float
+    # Checkpoints from before this key have none.
+    backbone_weight_decay: float | None = None
 
     def __post_init__(self) -> None:
         for key in ("lr", "backbone_lr", "weight_decay"):
             require(getattr(self, key) >= 0, key, "a number >= 0", getattr(self, key))
+        decay = self.backbone_weight_decay
+        require(decay is None or decay >= 0, "backbone_weight_decay", "null or a number >= 0", decay)
         require(0 <= self.momentum < 1, "momentum", "a number from 0 to below 1", self.momentum)
 
 

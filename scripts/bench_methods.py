@@ -25,6 +25,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -100,8 +101,9 @@ def in_phase(model: FewShotMethod, phase: str) -> Iterator[None]:
 
 def choice(registry: Registry, name: str, shot: int) -> Choice:
     """The options of conf/KIND/NAME.yaml, in a run of so many shots."""
-    group = OmegaConf.load(conf_dir() / registry.kind / f"{name}.yaml")
-    values = OmegaConf.to_container(OmegaConf.create({"shot": shot, "group": group}), resolve=True)["group"]
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = compose(overrides=[f"+{registry.kind}={name}", f"+shot={shot}"])
+    values = OmegaConf.to_container(config, resolve=True)[registry.kind]
     values.pop("name")
     return Choice(name, from_mapping(registry.entry(name).options, values, registry.kind))
 

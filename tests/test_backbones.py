@@ -193,8 +193,15 @@ def test_weights_that_do_not_fit_say_what_to_do(tmp_path):
     (tmp_path / "half.pth").write_bytes(b"PK\x03\x04 half a download")
     with pytest.raises(WeightsError, match=r"half\.pth: not a readable checkpoint"):
         resnet50(ResNetOptions(weights=str(tmp_path / "half.pth")))
-    with pytest.raises(WeightsError, match="an SVF-tuned backbone"):
-        tiny(TinyOptions(weights=save(tmp_path, {"backbone.layer2.0.conv1.S": torch.ones(1, 3)})))
+    beside = {
+        "0.conv1.S": "an SVF",
+        "0.conv1.S0": "an SVF",
+        "0.conv1.lora_a": "a LoRA",
+        "adapter0.down.weight": "an adapter",
+    }
+    for name, kind in beside.items():
+        with pytest.raises(WeightsError, match=f"{kind}-tuned backbone"):
+            tiny(TinyOptions(weights=save(tmp_path, {f"backbone.layer2.{name}": torch.ones(1, 3)})))
 
 
 def test_weights_never_run_code(tmp_path):

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import itertools
 from pathlib import Path
 
@@ -30,6 +31,12 @@ def compose(verb, *overrides):
     HydraConfig.instance().set_config(cfg)
     values = OmegaConf.to_container(OmegaConf.masked_copy(cfg, [k for k in cfg if k != "hydra"]), resolve=True)
     return config.from_mapping(getattr(config, cli.VERBS[verb][0]), values)
+
+
+@functools.cache
+def shipped_tuning(name):
+    """tuning=NAME as conf/tuning/NAME.yaml has it."""
+    return compose("train", f"tuning={name}").tuning
 
 
 def group_options():
@@ -67,8 +74,16 @@ def test_every_registered_component_has_its_yaml_with_exactly_its_options(kind):
     registry = GROUPS[kind]
     assert set(registry.names()) == {p.stem for p in (CONF / kind).glob("*.yaml")} - NO_METHOD
     for name in registry.names():
-        keys = set(OmegaConf.load(CONF / kind / f"{name}.yaml")) - {"name"}
-        assert keys == {f.name for f in dataclasses.fields(registry.entry(name).options)}, name
+        assert keys_of(CONF / kind / f"{name}.yaml") - {"name"} == {
+            f.name for f in dataclasses.fields(registry.entry(name).options)
+        }, name
+
+
+def keys_of(path):
+    """The keys of a YAML and of those it starts from."""
+    values = OmegaConf.load(path)
+    parents = [parent for parent in values.pop("defaults", []) if parent != "_self_"]
+    return set(values).union(*(keys_of(path.with_name(f"{parent}.yaml")) for parent in parents))
 
 
 def test_every_key_is_read_by_something():
@@ -139,6 +154,15 @@ def test_wrong_values_name_the_key(values, message):
         (["tuning=svf", "tuning.train=[S,W]"], r"tuning.train\[1\]: expected one of S \| U \| V, got 'W'"),
         (["tuning=svf", "tuning.train=[]"], r"tuning.train: expected one or more of S, U, V, each once, got \[\]"),
         (["tuning=svf", "tuning.parametrisation=exp"], r"tuning.parametrisation: expected one of direct \| scale"),
+        (
+            ["tuning=layers", "tuning.stages=[layer5]"],
+            r"tuning.stages\[0\]: expected one of layer0 \| .*, got 'layer5'",
+        ),
+        (["tuning=lora", "tuning.stages=[]"], r"tuning.stages: expected one or more of layer0 to layer4, each once"),
+        (["tuning=lora", "tuning.rank=0"], r"tuning.rank: expected a whole number >= 1, got 0"),
+        (["tuning=lora", "tuning.alpha=0"], r"tuning.alpha: expected a number > 0, got 0"),
+        (["tuning=adapter", "tuning.width=0"], r"tuning.width: expected a whole number >= 1, got 0"),
+        (["recipe.optimizer.backbone_weight_decay=-1"], r"backbone_weight_decay: expected null or a number >= 0"),
         (["dataset=coco", "dataset.mask_mode=half"], r"dataset.mask_mode: expected one of full \| first_polygon"),
         (["workers=-1"], r"workers"),
         (["protocol=panet", "protocol.pad=after_normalisation"], r"protocol.pad: .* resize=squash pads nothing"),

@@ -1,6 +1,7 @@
 """Training on the toy dataset: what moves, what is kept, what is refused."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -24,10 +25,11 @@ from fss_svf.errors import ConfigError, DataError, TrainingError, WeightsError
 from fss_svf.model import restore_model, trainable_values
 from fss_svf.registry import METHODS, TUNINGS, Choice
 from fss_svf.training.loop import check_same_data
-from fss_svf.training.optim import make_optimizer, rate_factor, require_gradients, set_rates
+from fss_svf.training.optim import describe, make_optimizer, rate_factor, require_gradients, set_rates
 from fss_svf.training.pretrain import class_iou, confusion_matrix, pretrain
 from fss_svf.training.train import train
 from tests.conftest import toy_options
+from tests.test_config import shipped_tuning
 
 PROTOCOL = Protocol(
     "svf", episodes=10, runs=1, seed=321, queries="in_order", resize="pad", label="original", never_drawn="error"
@@ -41,11 +43,6 @@ def options_of(registry, name, **values):
 def train_config(root, tuning="svf", **changes):
     from fss_svf.registry import BACKBONES
 
-    tunings = {
-        "svf": {"include": (r"^layer[234]\.",), "exclude": (), "rank": None, "rank_multiple": 1},
-        "frozen": {},
-        "full": {},
-    }
     config = TrainConfig(
         name="test",
         fold=0,
@@ -72,7 +69,7 @@ def train_config(root, tuning="svf", **changes):
         dataset=Choice("toy", toy_options(root)),
         backbone=options_of(BACKBONES, "tiny", width=8),
         method=options_of(METHODS, "baseline", width=8, down_query_trains=True),
-        tuning=options_of(TUNINGS, tuning, **tunings[tuning]),
+        tuning=shipped_tuning(tuning),
     )
     return replace(config, **changes)
 
@@ -109,7 +106,7 @@ def test_a_config_from_before_the_newer_keys_of_svf_loads():
     assert (options.train, options.parametrisation, options.cache) == (("S",), "direct", None)
 
 
-@pytest.mark.parametrize("tuning", TUNINGS.names())
+@pytest.mark.parametrize("tuning", ["frozen", "svf", "full", "adapter"])  # all of them: test_tunings.py
 def test_exactly_the_announced_tensors_change(toy_root, tmp_path, tuning):
     config = train_config(toy_root, tuning)
     train(replace(config, recipe=replace(config.recipe, max_steps=1)), tmp_path / "one")
@@ -120,7 +117,7 @@ def test_exactly_the_announced_tensors_change(toy_root, tmp_path, tuning):
     model = restore_model(config.method, config.backbone, config.tuning, after, "test")
     assert changed == {name for name, p in model.named_parameters() if p.requires_grad}
     in_backbone = {name.split(".")[-1] for name in changed if name.startswith("backbone.")}
-    assert in_backbone == {"frozen": set(), "svf": {"S"}, "full": {"weight", "bias"}}[tuning]
+    assert in_backbone == {"frozen": set(), "svf": {"S"}}.get(tuning, {"weight", "bias"})
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -232,6 +229,32 @@ def test_rates_of_the_config_are_the_rates_of_the_optimizer():
         rates[step] = {g["name"]: g["lr"] for g in optimizer.param_groups}
     assert set(map(str, rates.values())) == {str({"head": 0.015, "backbone": 0.0015})}
     assert {g["weight_decay"] for g in optimizer.param_groups} == {1e-4}
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_the_backbone_may_have_a_weight_decay_of_its_own(name):
+    model = nn.ModuleDict({"backbone": nn.Linear(2, 3), "head": nn.Linear(30, 40)})
+    optimizer = make_optimizer(model, model["backbone"], Optimizer(name, 0.015, 0.0015, 0.9, 1e-4, 0.0))
+    said = "head: lr 0.015, weight decay 0.0001, 1,240 values; backbone: lr 0.0015, weight decay 0, 9 values"
+    assert describe(optimizer) == said
+    start = [p.detach().clone() for p in model["backbone"].parameters()]
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    head = model["head"].weight.norm()
+    optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(start, model["backbone"].parameters()))
+    assert model["head"].weight.norm() < head
+
+
+def test_the_log_of_a_training_says_rates_and_weight_decay(toy_root, tmp_path, caplog):
+    config = train_config(toy_root)
+    optimizer = replace(config.recipe.optimizer, backbone_lr=0.002, backbone_weight_decay=0.0)
+    with caplog.at_level("INFO"):
+        train(replace(config, recipe=replace(config.recipe, max_steps=1, optimizer=optimizer)), tmp_path)
+    assert re.search(
+        r"sgd: head: lr 0.01, weight decay 0.0001, [\d,]+ values; backbone: lr 0.002, weight decay 0, 280 values",
+        caplog.text,
+    )
 
 
 def test_schedules():

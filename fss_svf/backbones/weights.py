@@ -19,6 +19,12 @@ from fss_svf.errors import WeightsError, listing
 _BACKBONE = "backbone."
 # torchvision's names where ours differ.
 _TORCHVISION = {"vgg16": "vgg16_bn", "vgg16_plain": "vgg16"}
+# Tunings that leave the weights and train something beside them, by a name that they alone give.
+_BESIDE = {
+    "an SVF-tuned": re.compile(r"\.S0?$"),
+    "a LoRA-tuned": re.compile(r"\.lora_a$"),
+    "an adapter-tuned": re.compile(r"\.adapter\w+\.down\.weight$"),
+}
 # The first layer of each block of torchvision's vgg16.features (without BatchNorm).
 VGG16_BLOCKS = (0, 5, 10, 17, 24)
 # The first module of each stage in torchvision's vgg16_bn.features.
@@ -65,9 +71,10 @@ def load_weights(net: nn.Module, source: str | None, name: str) -> LoadReport:
         state = normalise_keys(content, vgg=name.startswith("vgg"))
     else:
         state = _from_torchvision(source, name)
-    if any(key.endswith(".S") for key in state):
+    beside = next((kind for kind, name in _BESIDE.items() if any(name.search(key) for key in state)), None)
+    if beside:
         raise WeightsError(
-            f"{source}: an SVF-tuned backbone, whose weights alone are the pretrained ones; evaluate it with checkpoint=, "
+            f"{source}: {beside} backbone, whose weights alone are the pretrained ones; evaluate it with checkpoint=, "
             "or give the weights it was tuned from"
         )
     own = net.state_dict()

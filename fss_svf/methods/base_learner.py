@@ -15,6 +15,7 @@ from fss_svf import svf
 from fss_svf.backbones.backbone import STAGES, Backbone
 from fss_svf.errors import WeightsError, listing
 from fss_svf.methods.blocks import resize
+from fss_svf.tuning.pretrained import pretrained_copy
 
 BINS = (1, 2, 3, 6)
 
@@ -68,8 +69,8 @@ class BaseBranch(nn.Module):
     """A trained base learner, frozen, on another method's backbone.
 
     It sees the weights the base learner was trained with: those of the backbone where they are the same, of SVF layers
-    the pretrained ones; `stages` holds a copy of every stage where that is not so (other weights, or weights that the
-    tuning itself changes). Dropout follows the method's mode, as in the official code.
+    the pretrained ones; `stages` holds a copy of every stage where that is not so (other weights, weights that the tuning
+    itself changes, or what it puts beside them). Dropout follows the method's mode, as in the official code.
     """
 
     def __init__(self, backbone: Backbone, classes: int) -> None:
@@ -86,12 +87,12 @@ class BaseBranch(nn.Module):
 
     def hold(self, backbone: Backbone, names: list[str]) -> None:
         """Hold copies of exactly these stages, with the backbone's pretrained weights."""
-        self.stages = nn.ModuleDict({name: svf.plain_copy(getattr(backbone, name)) for name in names})
+        self.stages = nn.ModuleDict({name: pretrained_copy(getattr(backbone, name)) for name in names})
         self.requires_grad_(False)
 
     def load(self, state: Mapping[str, Tensor], backbone: Backbone, what: str) -> None:
         """Take the weights of a BaseLearner. Raises WeightsError naming the tensors that do not fit."""
-        stages = {name: svf.plain_copy(getattr(backbone, name)) for name in STAGES}
+        stages = {name: pretrained_copy(getattr(backbone, name)) for name in STAGES}
         wanted = {f"{part}.{k}": v for part in ("ppm", "cls") for k, v in getattr(self, part).state_dict().items()}
         wanted |= {f"backbone.{name}.{k}": v for name in STAGES for k, v in stages[name].state_dict().items()}
         problems = [

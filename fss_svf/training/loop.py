@@ -22,7 +22,7 @@ from fss_svf.data.loading import batches
 from fss_svf.errors import DataError, TrainingError
 from fss_svf.model import load_state
 from fss_svf.provenance import write_run_folder
-from fss_svf.training.optim import make_optimizer, require_gradients, set_rates
+from fss_svf.training.optim import describe, make_optimizer, require_gradients, set_rates
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +74,7 @@ def fit(
             torch.cuda.set_rng_state(resumed["cuda_rng"], device)
         step, best = resumed["step"], resumed["best"]
         log.info("resumed at step %d of %d", step, total)
+    log.info("%s: %s", recipe.optimizer.name, describe(optimizer))
 
     def save(name: str) -> None:
         content = {

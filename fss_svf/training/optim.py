@@ -15,9 +15,17 @@ def make_optimizer(model: nn.Module, backbone: nn.Module, options: Optimizer) ->
     """SGD or AdamW with a group for the head and one for whatever is trainable in the backbone. Raises ConfigError."""
     inside = {id(p) for p in backbone.parameters()}
     trainable = [p for p in model.parameters() if p.requires_grad]
+    head = [p for p in trainable if id(p) not in inside]
+    moving = [p for p in trainable if id(p) in inside]
+    decay, theirs = options.weight_decay, options.backbone_weight_decay
     groups = [
-        {"name": "head", "lr": options.lr, "params": [p for p in trainable if id(p) not in inside]},
-        {"name": "backbone", "lr": options.backbone_lr, "params": [p for p in trainable if id(p) in inside]},
+        {"name": "head", "params": head, "lr": options.lr, "weight_decay": decay},
+        {
+            "name": "backbone",
+            "params": moving,
+            "lr": options.backbone_lr,
+            "weight_decay": decay if theirs is None else theirs,
+        },
     ]
     groups = [{**group, "base_lr": group["lr"]} for group in groups if group["params"]]
     if not groups:
@@ -25,8 +33,17 @@ def make_optimizer(model: nn.Module, backbone: nn.Module, options: Optimizer) ->
             "nothing to train: this method has no parameters of its own and the tuning froze the backbone"
         )
     if options.name == "adamw":
-        return torch.optim.AdamW(groups, betas=(options.momentum, 0.999), weight_decay=options.weight_decay)
-    return torch.optim.SGD(groups, momentum=options.momentum, weight_decay=options.weight_decay)
+        return torch.optim.AdamW(groups, betas=(options.momentum, 0.999))
+    return torch.optim.SGD(groups, momentum=options.momentum)
+
+
+def describe(optimizer: torch.optim.Optimizer) -> str:
+    """Every group in one line: 'head: lr 0.015, weight decay 0.0001, 2,113,858 values; backbone: ...'."""
+    return "; ".join(
+        f"{group['name']}: lr {group['base_lr']:g}, weight decay {group['weight_decay']:g}, "
+        f"{sum(p.numel() for p in group['params']):,} values"
+        for group in optimizer.param_groups
+    )
 
 
 def set_rates(optimizer: torch.optim.Optimizer, schedule: Schedule, step: int, total: int) -> None:
