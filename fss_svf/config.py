@@ -376,7 +376,9 @@ class TrainConfig:
     backbone: Choice = _group(BACKBONES)
     method: Choice = _group(METHODS)
     tuning: Choice = _group(TUNINGS)
+    # Keys that checkpoints from before them have not.
     way: int = field(default=1, kw_only=True)
+    recompute: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         check_fold(self.fold, self.dataset)

@@ -11,7 +11,7 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from fss_svf import svf
-from fss_svf.backbones.joined import JoinedBasicBlock, JoinedBottleneck, JoinedSequential, join_units
+from fss_svf.backbones.joined import JoinedBasicBlock, JoinedBottleneck, JoinedSequential, join_units, recompute
 from fss_svf.svf.execution import factored_is_cheaper
 
 pytestmark = pytest.mark.usefixtures("one_thread", "seeded")
@@ -205,6 +205,34 @@ def test_a_joined_block_is_the_block(name, tuning):
         with torch.no_grad():
             results[-1]["evaluated"] = model(x)
     assert_same(results[1], results[0], 1e-10)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_recomputing_changes_no_gradient_and_keeps_inputs_alone(name):
+    stage = nn.Sequential(settle(BLOCKS[name][0]()).eval().requires_grad_(False))
+    join_units(stage)
+    svf.decompose(stage, execution="factored")
+    x, results = torch.randn(2, 16, 9, 8), []
+    for again in (False, True):
+        if again:
+            recompute(stage)
+            assert stage[0].recompute
+        stage.zero_grad(set_to_none=True)
+        own, kept = x.clone().requires_grad_(), {}
+
+        def pack(tensor, kept=kept):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            y = stage(own)
+        y.square().sum().backward()
+        results.append(
+            ({"y": y, "x": own.grad, **{n: p.grad for n, p in svf.singular_values(stage)}}, sum(kept.values()))
+        )
+    (found, much), (again, little) = results
+    assert all(torch.equal(again[key], value) for key, value in found.items())
+    assert little == x.nbytes < much
 
 
 def test_modules_with_hooks_and_subclasses_are_called():

@@ -6,8 +6,11 @@ A network is converted by changing the classes of its blocks: names, parameters 
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import cast
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from fss_svf.svf.units import conv_unit
@@ -20,29 +23,55 @@ def join_units(module: nn.Module) -> None:
             part.__class__ = _JOINED[type(part)]
 
 
-class JoinedBottleneck(Bottleneck):
-    """Bottleneck in three or four steps."""
+def recompute(module: nn.Module) -> None:
+    """Let the backward run the joined blocks in `module` again, for only their inputs to be kept: less memory, more time."""
+    for part in module.children():
+        if isinstance(part, _Recomputable):
+            part.recompute = True
+        else:
+            recompute(part)
+
+
+class _Recomputable:
+    """Before a block's class: its forward, kept for the backward or run again there."""
+
+    recompute = False
+
+    def run(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
+        block = cast(nn.Module, self)
+        trains = x.requires_grad or any(p.requires_grad for p in block.parameters())
+        if self.recompute and torch.is_grad_enabled() and trains:
+            # No random number is drawn in a backbone.
+            return checkpoint(self.run, x, use_reentrant=False, preserve_rng_state=False)
+        return self.run(x)
+
+
+class JoinedBottleneck(_Recomputable, Bottleneck):
+    """Bottleneck in three or four steps."""
+
+    def run(self, x: Tensor) -> Tensor:
         y = conv_unit(self.conv1, self.bn1, x)
         y = conv_unit(self.conv2, self.bn2, y)
         shortcut = x if self.downsample is None else self.downsample(x)
         return conv_unit(self.conv3, self.bn3, y, residual=shortcut)
 
 
-class JoinedBasicBlock(BasicBlock):
+class JoinedBasicBlock(_Recomputable, BasicBlock):
     """BasicBlock in two or three steps."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def run(self, x: Tensor) -> Tensor:
         y = conv_unit(self.conv1, self.bn1, x)
         shortcut = x if self.downsample is None else self.downsample(x)
         return conv_unit(self.conv2, self.bn2, y, residual=shortcut)
 
 
-class JoinedSequential(nn.Sequential):
+class JoinedSequential(_Recomputable, nn.Sequential):
     """Sequential with every run of Conv2d, BatchNorm2d and ReLU, the latter two where they are there, as one step."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def run(self, x: Tensor) -> Tensor:
         layers = list(self)
         while layers:
             first = layers.pop(0)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from fss_svf.backbones.joined import recompute
 from fss_svf.checkpoint import load_checkpoint
 from fss_svf.config import TrainConfig
 from fss_svf.data.augment import EvalTransform
@@ -73,6 +74,8 @@ def train(config: TrainConfig, out: Path) -> float:
         f"{trainable_values(model):,}",
     )
     place(model, device)
+    if config.recompute:
+        recompute(model.backbone)
 
     validation = EpisodeList.drawn(testing, config.validate.episodes)
     # Fewer episodes than in an evaluation may well miss a class: told, not an error.
