@@ -6,18 +6,16 @@ import ctypes
 
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
-_GLIBC = {True: (0, 2**31 - 1), False: (65536, 128 * 1024)}  # of mmaps at most, and of free bytes at the heap's end
 
 
-def keep_freed_memory(keep: bool = True) -> bool:
-    """Whether the C library could be told to keep what is freed (False: to work as installed). glibc alone can.
+def keep_freed_memory() -> bool:
+    """Whether the C library could be told to keep what is freed, for good. glibc alone can.
 
-    As installed, every tensor of more than some megabytes is mapped when it is made and unmapped when it is freed, and
-    the kernel clears its pages anew: a fifth of a training step on two cores (docs/measurements.md).
+    As installed it maps every block of more than 32 MB when it is made and unmaps it when it is freed, and the kernel
+    clears its pages anew: some tenth of a training step at 473 pixels on two cores (docs/measurements.md).
     """
     try:
         libc = ctypes.CDLL("libc.so.6")
-        mmaps, trim = _GLIBC[keep]
-        return bool(libc.mallopt(_M_MMAP_MAX, mmaps) and libc.mallopt(_M_TRIM_THRESHOLD, trim))
+        return bool(libc.mallopt(_M_MMAP_MAX, 0) and libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
     except (OSError, AttributeError):  # another C library
         return False

@@ -46,8 +46,8 @@ def restore_model(
 
 
 def without_weights(choice: Choice) -> Choice:
-    """The same backbone or method, whose weights a checkpoint will bring."""
-    none = {key: None for key in ("weights", "base_learner") if hasattr(choice.options, key)}
+    """The same backbone, method or tuning, whose values a checkpoint will bring (a cache of factors would not have them)."""
+    none = {key: None for key in ("weights", "base_learner", "cache") if hasattr(choice.options, key)}
     return replace(choice, options=replace(choice.options, **none))
 
 

@@ -9,7 +9,7 @@ frozen     ours without SVF
 
 All have the same head and weights. Loss and the norm of S's gradient are compared first. A training step is forward,
 losses and backward; ratios are medians over interleaved repetitions, memory the peak of a process of its own, above the
-model. The official form runs with the allocator as installed, ours keeps freed memory as train and evaluate do.
+model. The allocator is as installed for all; with --kept all keep freed memory, as train and evaluate do.
 
     OMP_NUM_THREADS=2 python scripts/bench_svf.py
     OMP_NUM_THREADS=2 python scripts/bench_svf.py --kept --no-memory
@@ -120,10 +120,6 @@ def ours(model: FewShotMethod, episode: Episode) -> Prediction:
 # The sides
 
 
-# Sides that run with the allocator as installed.
-INSTALLED = ("official", "official, bf16", "ours, allocator as installed")
-
-
 class Side:
     """A model and how it runs; `autocast`: in bfloat16."""
 
@@ -176,26 +172,21 @@ def make_sides(method: str, shot: int, cuda: bool) -> dict[str, Side]:
     sides = {
         "official": Side(with_backbone(official_backbone(net)), official),
         "ours": Side(with_backbone(decomposed), ours),
-        "ours, allocator as installed": Side(with_backbone(decomposed), ours),
         "rebuilt": Side(with_backbone(rebuilt), ours),
         "frozen": Side(with_backbone(copy.deepcopy(net)), ours),
     }
-    # On CPUs channels-last was slower in every form (docs/measurements.md).
+    # On CPUs channels-last was slower in training (docs/measurements.md).
     sides["ours, bf16"] = Side(with_backbone(copy.deepcopy(decomposed)), ours, autocast=True, last=cuda)
     if cuda:
         sides["official, bf16"] = Side(with_backbone(official_backbone(net)), official, autocast=True)
     return sides
 
 
-def seconds(
-    sides: dict[str, Side], run: Callable[[Side], object], episode: Episode, repetitions: int, kept: bool
-) -> dict:
+def seconds(sides: dict[str, Side], run: Callable[[Side], object], episode: Episode, repetitions: int) -> dict:
     """Seconds of every side by name, a list of interleaved repetitions; the first one warms up and is dropped."""
     taken: dict[str, list[float]] = {name: [] for name in sides}
     for repetition in range(repetitions + 1):
         for name, side in sides.items():
-            # The allocator as installed for the official form; ours is told to keep memory, as train and evaluate do.
-            keep_freed_memory(kept or name not in INSTALLED)
             _wait(episode)
             began = time.perf_counter()
             run(side)
@@ -218,7 +209,6 @@ def measure(file: str) -> None:
     side, episode = torch.load(file, weights_only=False)
     device = episode.query_image.device
     side.place(device)
-    keep_freed_memory(side.forward is ours)
     cuda = device.type == "cuda"
     before = torch.cuda.memory_allocated() if cuda else _peak_resident()
     for _ in range(2):
@@ -235,7 +225,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--no-memory", action="store_true")
-    parser.add_argument("--kept", action="store_true", help="the official form keeps freed memory too")
+    parser.add_argument("--kept", action="store_true", help="all keep freed memory")
     parser.add_argument("--measure", help=argparse.SUPPRESS)  # what peak_memory starts
     options = parser.parse_args()
     if options.measure:
@@ -246,6 +236,8 @@ def main() -> None:
 
 def compare_all(options: argparse.Namespace) -> None:
     """Print a table for every method and number of shots."""
+    if options.kept:
+        keep_freed_memory()
     device = choose_device(options.device)
     cuda = device.type == "cuda"
     where = torch.cuda.get_device_name(device) if cuda else f"{torch.get_num_threads()} threads"
@@ -270,7 +262,7 @@ def compare(method: str, shot: int, options: argparse.Namespace, device: torch.d
         for found, value in zip(side.step(episode), expected):
             assert name == "frozen" or abs(found / value - 1) < bound, (name, found, value)
     print(f"\n{method}, {shot}-shot{'':22}seconds   ratio    peak MB   share", flush=True)
-    taken = seconds(sides, lambda side: side.step(episode), episode, options.repetitions, options.kept)
+    taken = seconds(sides, lambda side: side.step(episode), episode, options.repetitions)
     base = None
     for name in sides:
         ratio = median(a / b for a, b in zip(taken["official"], taken[name]))
@@ -285,7 +277,7 @@ def compare(method: str, shot: int, options: argparse.Namespace, device: torch.d
     one = replace(episode, query_image=episode.query_image[:1], support_images=episode.support_images[:1],
                   support_masks=episode.support_masks[:1], query_mask=episode.query_mask[:1])  # fmt: skip
     merged = {name: sides[name] for name in ("frozen", "ours")}
-    taken = seconds(merged, lambda side: side.evaluate(one), one, 2 * options.repetitions + 1, options.kept)
+    taken = seconds(merged, lambda side: side.evaluate(one), one, 2 * options.repetitions + 1)
     for name in merged:
         ratio = median(a / b for a, b in zip(taken[name], taken["frozen"]))
         print(f"evaluate  {name:30}{median(taken[name]):7.2f}{ratio:8.3f} of frozen's seconds, one episode", flush=True)

@@ -1,11 +1,10 @@
 """Freed memory stays in the process."""
 
+import platform
 import subprocess
 import sys
 
 import pytest
-
-from fss_svf.allocator import keep_freed_memory
 
 SCRIPT = """
 import resource, torch
@@ -14,25 +13,19 @@ from fss_svf.allocator import keep_freed_memory
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(10):
-        torch.zeros(50_000_000, dtype=torch.uint8).add_(1)
+        torch.zeros(100_000_000, dtype=torch.uint8).add_(1)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 faults()
 installed = faults()
 assert keep_freed_memory()
 faults()
-kept = faults()
-assert keep_freed_memory(False)
-faults()
-again = faults()
-print(installed, kept, again)
+print(installed, faults())
 """
 
 
-@pytest.mark.skipif(not keep_freed_memory(False), reason="glibc's malloc alone can be told")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc alone can be told")
 def test_kept_memory_is_not_mapped_anew():
     out = subprocess.run([sys.executable, "-c", SCRIPT], check=True, stdout=subprocess.PIPE, text=True).stdout
-    installed, kept, again = map(int, out.split())
-    # Pages may be large ones: a ratio, not a number.
-    assert kept < installed / 5
-    assert kept < again / 5
+    installed, kept = map(int, out.split())
+    assert kept < installed / 5  # pages may be large ones: a ratio, not a number

@@ -176,3 +176,19 @@ def test_what_cannot_be_evaluated_is_refused(fss, toy_root, bam_run, tmp_path):
     status, _, err = fss("evaluate", f"checkpoint={bam_run}", "protocol.novel_threshold=1.5")
     assert status == 1
     assert "novel_threshold: expected null or in [0, 1), got 1.5" in one_line(err)
+
+
+def test_on_other_base_classes_they_are_left_out_or_refused(fss, bam_run, tmp_path):
+    """With the classes grouped otherwise the base learner's are not this fold's; novel ones it has not seen are tested."""
+    content = load_checkpoint(bam_run, "train")
+    content["trained_on"] = {**content["trained_on"], "classes": content["trained_on"]["classes"][1:]}
+    (tmp_path / "other.pt").parent.mkdir(exist_ok=True)
+    torch.save(content, tmp_path / "other.pt")
+    common = (f"checkpoint={tmp_path}/other.pt", "protocol.episodes=3", "protocol.never_drawn=leave_out", "workers=0")
+    status, _, err = fss("evaluate", *common, f"hydra.run.dir={tmp_path}/out")
+    assert status == 0, err
+    assert "its base classes are not those that the base learner of the checkpoint segments" in err
+    assert set(json.loads((tmp_path / "out" / "result.json").read_text())["also"]) == {"meta"}
+    status, _, err = fss("evaluate", *common, "protocol=bam_generalized")
+    assert status == 1
+    assert "protocol=bam_generalized needs the dataset, fold and classes of its training" in err

@@ -255,6 +255,38 @@ def test_modules_with_hooks_and_subclasses_are_called():
     assert seen == ["bn2", "conv3"]
 
 
+def test_another_relu_of_a_block_is_called():
+    for make, _ in BLOCKS.values():
+        plain = settle(make()).eval()
+        for m in list(plain.modules()):
+            for name, child in list(m.named_children()):
+                if isinstance(child, nn.ReLU):
+                    setattr(m, name, nn.GELU())
+        joined = copy.deepcopy(plain)
+        join_units(joined)
+        x = torch.randn(1, 16, 9, 9)
+        with torch.no_grad():
+            torch.testing.assert_close(joined(x), plain(x))
+    block, seen = settle(Bottleneck(16, 4)).eval(), []
+    join_units(block)
+    block.relu.register_forward_pre_hook(lambda *_: seen.append("relu"))
+    block(torch.randn(1, 16, 6, 6))
+    assert seen == ["relu"] * 3
+
+
+def test_half_precision_beside_a_float32_batchnorm():
+    block = settle(Bottleneck(16, 4)).eval()
+    joined = copy.deepcopy(block)
+    join_units(joined)
+    for model in (block, joined):
+        for m in model.modules():
+            if isinstance(m, nn.Conv2d):
+                m.bfloat16()
+    x = torch.randn(1, 16, 6, 6).bfloat16()
+    with torch.no_grad():
+        torch.testing.assert_close(joined(x), block(x))
+
+
 def test_batchnorm_in_training_mode_is_called():
     block = Bottleneck(16, 4).train().requires_grad_(False)
     join_units(block)

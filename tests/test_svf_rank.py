@@ -1,5 +1,7 @@
 """The ranks of fss_svf.svf: numbers, fractions, energies, patterns, in Python and from YAML."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -117,8 +119,14 @@ def test_a_checkpoint_says_the_energy_rank_of_a_model_without_values() -> None:
     assert torch.equal(shell(x), model(x))
 
 
-def test_fit_ranks_leaves_what_has_values() -> None:
-    model = svf.decompose(net())
-    before = snapshot(model)
-    svf.fit_ranks(model, svf.decompose(net(), rank=2).state_dict())
-    assert same(before, model.state_dict())
+@pytest.mark.parametrize(("own", "theirs"), [(None, 2), (2, None), (1, 2)])
+def test_a_model_with_values_takes_the_ranks_of_a_state_dict(own, theirs) -> None:
+    model, other = svf.decompose(net(), rank=own), svf.decompose(net(), rank=theirs)
+    svf.fit_ranks(model, other.state_dict())
+    model.load_state_dict(other.state_dict())
+    x = image()
+    assert torch.equal(model(x), other(x))
+    assert [p.requires_grad for p in model.parameters()] == [p.requires_grad for p in other.parameters()]
+    same_ranks = copy.deepcopy(model)
+    svf.fit_ranks(same_ranks, other.state_dict())
+    assert torch.equal(same_ranks(x), other(x))

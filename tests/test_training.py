@@ -22,7 +22,7 @@ from fss_svf.config import (
     from_mapping,
 )
 from fss_svf.errors import ConfigError, DataError, TrainingError, WeightsError
-from fss_svf.model import restore_model, trainable_values
+from fss_svf.model import build_backbone, restore_model, trainable_values
 from fss_svf.registry import METHODS, TUNINGS, Choice
 from fss_svf.training.loop import check_same_data
 from fss_svf.training.optim import describe, make_optimizer, rate_factor, require_gradients, set_rates
@@ -98,6 +98,23 @@ def test_every_key_of_svf_reaches_the_model_and_its_checkpoint(toy_root, tmp_pat
     found = dict(svf.layers(model.backbone))
     assert all(layer.form.train == ("S", "V") and not layer.full_rank for layer in found.values())
     assert all(line.drift_max > 0 for line in svf.report(model))
+
+
+def test_a_run_whose_weights_chose_its_ranks_resumes(toy_root, tmp_path):
+    """Resuming has no weights but the checkpoint's: ranks are its own, above and below those of random weights."""
+    config = train_config(toy_root)
+    model, _ = build_backbone(config.backbone)
+    for i, p in enumerate(p for p in model.parameters() if p.dim() == 4):
+        p.data *= torch.linspace(0, 1, len(p))[:, None, None, None] ** (4 * (i % 2)) + 1e-3  # every other one decays
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    weights = replace(config.backbone.options, weights=str(tmp_path / "weights.pth"))
+    tuning = options_of(TUNINGS, "svf", include=(r"^layer",), exclude=(), rank="energy:0.7", rank_multiple=1)
+    config = replace(config, backbone=replace(config.backbone, options=weights), tuning=tuning)
+    train(config, tmp_path / "run")
+    (tmp_path / "weights.pth").unlink()
+    longer = replace(config.recipe, max_steps=config.recipe.max_steps + 2)
+    train(replace(config, recipe=longer, resume=tmp_path / "run"), tmp_path / "run")
+    assert load_checkpoint(tmp_path / "run", "train")["step"] == longer.max_steps
 
 
 def test_a_config_from_before_the_newer_keys_of_svf_loads():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from fss_svf.svf.units import conv_unit
+from fss_svf.svf.units import conv_unit, hooked
 
 
 def join_units(module: nn.Module) -> None:
@@ -53,6 +53,8 @@ class JoinedBottleneck(_Recomputable, Bottleneck):
     """Bottleneck in three or four steps."""
 
     def run(self, x: Tensor) -> Tensor:
+        if not _is_plain_relu(self.relu):
+            return Bottleneck.forward(self, x)
         y = conv_unit(self.conv1, self.bn1, x)
         y = conv_unit(self.conv2, self.bn2, y)
         shortcut = x if self.downsample is None else self.downsample(x)
@@ -63,6 +65,8 @@ class JoinedBasicBlock(_Recomputable, BasicBlock):
     """BasicBlock in two or three steps."""
 
     def run(self, x: Tensor) -> Tensor:
+        if not _is_plain_relu(self.relu):
+            return BasicBlock.forward(self, x)
         y = conv_unit(self.conv1, self.bn1, x)
         shortcut = x if self.downsample is None else self.downsample(x)
         return conv_unit(self.conv2, self.bn2, y, residual=shortcut)
@@ -79,7 +83,7 @@ class JoinedSequential(_Recomputable, nn.Sequential):
                 x = first(x)
                 continue
             bn = layers.pop(0) if layers and isinstance(layers[0], nn.BatchNorm2d) else None
-            relu = bool(layers) and type(layers[0]) is nn.ReLU and not layers[0]._forward_hooks
+            relu = bool(layers) and _is_plain_relu(layers[0])
             x = conv_unit(first, bn, x, relu)
             del layers[:relu]
         return x
@@ -90,6 +94,10 @@ _JOINED: dict[type[nn.Module], type[nn.Module]] = {
     BasicBlock: JoinedBasicBlock,
     nn.Sequential: JoinedSequential,
 }
+
+
+def _is_plain_relu(module: nn.Module) -> bool:
+    return type(module) is nn.ReLU and not hooked(module)
 
 
 def _holds_unit(sequence: nn.Module) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from fss_svf.checkpoint import load_checkpoint
-from fss_svf.config import EvaluateConfig, TrainConfig, check_fold, from_mapping, to_mapping
+from fss_svf.config import EvaluateConfig, Protocol, TrainConfig, check_fold, from_mapping, to_mapping
 from fss_svf.data.augment import EvalTransform
 from fss_svf.data.dataset import Dataset
 from fss_svf.data.episodes import split_classes
@@ -66,7 +66,7 @@ def evaluate(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:
     for shot in config.shots:
         subject.model.check_shot(shot)
     require_base_classes(protocol, subject.model, subject.method)
-    base = _base_classes(subject, dataset, split.index)
+    base = _base_classes(subject, dataset, split.index, protocol)
     device = choose_device(config.device)
     place(subject.model, device)
     write_run_folder(out, config)
@@ -179,18 +179,23 @@ def _from_config(config: EvaluateConfig) -> Subject:
     )
 
 
-def _base_classes(subject: Subject, dataset: Dataset, index: Index) -> tuple[int, ...] | None:
-    """The classes that the model's base learner knows, by their names. Raises ConfigError where the dataset lacks one."""
+def _base_classes(subject: Subject, dataset: Dataset, index: Index, protocol: Protocol) -> tuple[int, ...] | None:
+    """The classes that the model's base learner knows, where they are this dataset's base classes, told by their names.
+
+    Raises ConfigError where they are not and the protocol needs them.
+    """
     if not subject.model.segments_base:
         return None
     assert subject.trained_on is not None
     base = split_classes(index, dataset.options, subject.fold, "train")
     same_run = [subject.trained_on[key] for key in ("dataset", "fold")] == [subject.dataset.name, subject.fold]
     if not same_run or not {index.class_name(c) for c in base} <= set(subject.trained_on["classes"]):
-        raise ConfigError(
-            f"dataset={subject.dataset.name}, fold={subject.fold}: its base classes are not those that the base learner "
-            "of the checkpoint segments; evaluate it on the dataset, fold and class_partition of its training"
-        )
+        what = f"dataset={subject.dataset.name}, fold={subject.fold}: its base classes are not those that the base learner "
+        what += "of the checkpoint segments"
+        if protocol.novel_threshold is not None:
+            raise ConfigError(f"{what}; protocol={protocol.name} needs the dataset, fold and classes of its training")
+        log.warning("%s: they are not measured", what)
+        return None
     return base
 
 

@@ -41,7 +41,7 @@ def decompose(
                       at S0; a singular value of 0 stays 0 under scale and log
     execution         how a training step of a Conv2d runs: "rebuilt" (convolves with U diag(S) V), "factored" (with V,
                       then with U diag(S): faster, keeps less, and equal within rounding where rebuilt is equal to the
-                      bit), "auto" (layer by layer what takes fewer operations). Evaluation is always rebuilt
+                      bit), "auto" (layer by layer what takes fewer operations). Without gradients it is always rebuilt
     cache             a folder for the factors, by the weights' hash, read where they were computed before
     progress          show a progress bar: the SVD of a ResNet-50 takes 3 s on one free core, and far longer on
                       cores that others use too (torch's threads wait for each other: set OMP_NUM_THREADS=1 there)
@@ -190,18 +190,22 @@ def _named(module: nn.Module, chosen: set[int]) -> Iterator[tuple[str, nn.Parame
 
 
 def fit_ranks(module: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
-    """Give SVF layers on the meta device the ranks that a state dict has; returns `module`.
+    """Give SVF layers the ranks that a state dict has, for it to be loaded next; returns `module`.
 
-    For a rank that weights decide (Energy), which a model without values cannot know. Layers that the state dict does
-    not name stay as they are.
+    For a rank that weights decide (Energy), which a model of other weights, or of none, cannot know. Layers whose rank
+    changes hold no values until then; layers that the state dict does not name stay as they are.
     """
+    fitted: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}  # by the identity of the old one, for ties
     for name, layer in layers(module):
         s = state.get(f"{name}.S0" if name else "S0")
-        if s is not None and layer.S0.is_meta and 1 <= s.shape[-1] < layer.rank:
-            r = s.shape[-1]
-            layer.S0 = layer.S0[:, :r]
-            for own in layer.form.parameters:
-                value = getattr(layer, own)
-                cut = value[..., :r] if own != "Vh" else value[:, :r]
-                layer.register_parameter(own, nn.Parameter(cut.detach(), requires_grad=value.requires_grad))
+        full = min(layer.weight.shape[0] // layer.S0.shape[0], layer.weight[0].numel())
+        if s is None or s.shape[-1] == layer.rank or not 1 <= s.shape[-1] <= full:
+            continue
+        r = s.shape[-1]
+        layer.S0 = layer.S0.new_empty(layer.S0.shape[0], r)
+        for own in layer.form.parameters:
+            old = getattr(layer, own)
+            shape = (old.shape[0], r, old.shape[2]) if own == "Vh" else (*old.shape[:-1], r)
+            new = nn.Parameter(old.detach().new_empty(shape), requires_grad=old.requires_grad)
+            layer.register_parameter(own, fitted.setdefault(id(old), (old, new))[1])
     return module

@@ -21,7 +21,7 @@ def conv_unit(
     if not can_join(conv, bn):
         y = conv(x) if bn is None else bn(conv(x))
         y = y if residual is None else y + residual
-        return F.relu(y, inplace=True) if relu else y
+        return F.relu(y) if relu else y  # not in place: a hook may hold y
     assert isinstance(conv, nn.Conv2d)
     scale, shift = _scale_and_shift(conv, bn)
     if isinstance(conv, SVFConv2d):
@@ -38,19 +38,22 @@ def conv_unit(
 
 def can_join(conv: nn.Module, bn: nn.Module | None) -> bool:
     """Whether the modules are what they seem (no subclass, no hook) and BatchNorm is frozen here."""
-    joins = type(conv) in (nn.Conv2d, SVFConv2d) and not _hooked(conv)
+    joins = type(conv) in (nn.Conv2d, SVFConv2d) and not hooked(conv)
     if bn is None or not joins:
         return joins
+    if isinstance(bn, nn.BatchNorm2d) and bn.weight is not None and bn.weight.dtype != conv.weight.dtype:
+        return False
     trains = torch.is_grad_enabled() and any(p.requires_grad for p in bn.parameters())
     return (
         type(bn) is nn.BatchNorm2d
         and bn.running_var is not None
         and bn.affine
-        and not (bn.training or trains or _hooked(bn))
+        and not (bn.training or trains or hooked(bn))
     )
 
 
-def _hooked(module: nn.Module) -> bool:
+def hooked(module: nn.Module) -> bool:
+    """Whether anything waits for the module to be called."""
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from fss_svf import svf
 from fss_svf.backbones.joined import recompute
 from fss_svf.checkpoint import load_checkpoint
 from fss_svf.config import TrainConfig
@@ -55,8 +56,9 @@ def train(config: TrainConfig, out: Path) -> float:
     if resumed is not None:
         check_same_data(resumed, index.hash)
         # Built like a new one and then filled by `fit`, not restored: resuming is exact to the bit.
-        model, _ = build_model(without_weights(config.method), without_weights(config.backbone), config.tuning)
+        model, _ = build_model(*map(without_weights, (config.method, config.backbone, config.tuning)))
         model.fit_state(resumed["model"])
+        svf.fit_ranks(model, resumed["model"])
         trained_on = resumed["trained_on"]
     else:
         model, loaded = build_model(config.method, config.backbone, config.tuning)
