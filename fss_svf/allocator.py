@@ -12,7 +12,7 @@ def keep_freed_memory() -> bool:
     """Whether the C library could be told to keep what is freed, for good. glibc alone can.
 
     As installed it maps every block of more than 32 MB when it is made and unmaps it when it is freed, and the kernel
-    clears its pages anew: some tenth of a training step at 473 pixels on two cores (docs/measurements.md).
+    clears its pages anew (docs/measurements.md has a training step both ways).
     """
     try:
         libc = ctypes.CDLL("libc.so.6")

@@ -108,13 +108,13 @@ def read_official(
     source: Path | str | Mapping[str, Any],
     method: str,
     backbone: str,
-    shot: int = 1,
-    dataset: str = "pascal",
-    tuning: str = "frozen",
-    dilation: str | None = None,
+    shot: int,
+    dataset: str,
+    tuning: str,
+    dilation: str | None,
     **options: Any,
 ) -> Official:
-    """The same as choices and a state dict, for a checkpoint of this project."""
+    """load_official's model as choices and a state dict, for a checkpoint of this project; its arguments and errors."""
     what, state = _translate(source, method, backbone)
     folded = any(name.endswith(".vector_S") for name in state)
     # PANet trains its whole backbone: to go on from a checkpoint of it, all must move.

@@ -156,17 +156,17 @@ def seconds(model: FewShotMethod, episode: Episode, repetitions: int) -> tuple[f
     for repetition in range(repetitions + 1):
         sides = []
         for side in SIDES.values():
-            _wait(episode)
+            wait(episode)
             began = time.perf_counter()
             run(model, episode, side)
-            _wait(episode)
+            wait(episode)
             sides.append(time.perf_counter() - began)
         if repetition:  # the first one warms up
             taken.append(tuple(sides))
     return median(t[0] for t in taken), median(t[1] for t in taken), median(t[0] / t[1] for t in taken)
 
 
-def _wait(episode: Episode) -> None:
+def wait(episode: Episode) -> None:
     if episode.query_image.is_cuda:
         torch.cuda.synchronize()
 
@@ -179,7 +179,7 @@ def peak_memory(file: Path, phase: str, side: str) -> float:
 
 def measure_memory(file: str, phase: str, side: str) -> None:
     """In that process: print the peak over two repetitions, the model's own tensors included."""
-    before = _peak_resident()
+    before = peak_resident()
     content = torch.load(file, weights_only=False)
     model, device = content["model"], content["device"]
     place(model, device)
@@ -187,11 +187,11 @@ def measure_memory(file: str, phase: str, side: str) -> None:
     with in_phase(model, phase):
         for _ in range(2):
             run(model, episode, SIDES[side])
-    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _peak_resident() - before
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_resident() - before
     print(peak / 1e6)
 
 
-def _peak_resident() -> int:
+def peak_resident() -> int:
     """Bytes. Linux's VmHWM, since ru_maxrss of a new process begins at its parent's."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024

@@ -31,13 +31,10 @@ from statistics import median
 from unittest import mock
 
 import torch
+from bench_methods import choice, make_episode, peak_resident, wait
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 
-try:
-    from bench_methods import _peak_resident, _wait, choice, make_episode  # as a script
-except ImportError:
-    from scripts.bench_methods import _peak_resident, _wait, choice, make_episode
 from fss_svf import svf
 from fss_svf.allocator import keep_freed_memory
 from fss_svf.backbones.backbone import STAGES
@@ -175,7 +172,6 @@ def make_sides(method: str, shot: int, cuda: bool) -> dict[str, Side]:
         "rebuilt": Side(with_backbone(rebuilt), ours),
         "frozen": Side(with_backbone(copy.deepcopy(net)), ours),
     }
-    # On CPUs channels-last was slower in training (docs/measurements.md).
     sides["ours, bf16"] = Side(with_backbone(copy.deepcopy(decomposed)), ours, autocast=True, last=cuda)
     if cuda:
         sides["official, bf16"] = Side(with_backbone(official_backbone(net)), official, autocast=True)
@@ -187,10 +183,10 @@ def seconds(sides: dict[str, Side], run: Callable[[Side], object], episode: Epis
     taken: dict[str, list[float]] = {name: [] for name in sides}
     for repetition in range(repetitions + 1):
         for name, side in sides.items():
-            _wait(episode)
+            wait(episode)
             began = time.perf_counter()
             run(side)
-            _wait(episode)
+            wait(episode)
             if repetition:
                 taken[name].append(time.perf_counter() - began)
     return taken
@@ -210,10 +206,10 @@ def measure(file: str) -> None:
     device = episode.query_image.device
     side.place(device)
     cuda = device.type == "cuda"
-    before = torch.cuda.memory_allocated() if cuda else _peak_resident()
+    before = torch.cuda.memory_allocated() if cuda else peak_resident()
     for _ in range(2):
         side.step(episode)
-    print(((torch.cuda.max_memory_allocated() if cuda else _peak_resident()) - before) / 1e6)
+    print(((torch.cuda.max_memory_allocated() if cuda else peak_resident()) - before) / 1e6)
 
 
 def main() -> None:

@@ -14,18 +14,16 @@ import torch
 import yaml
 
 from fss_svf import cli
-from fss_svf.checkpoint import load_checkpoint
 from fss_svf.config import from_mapping
 from fss_svf.data.episodes import make_sampler
 from fss_svf.data.loading import TrainEpisodes, collate_episodes
 from fss_svf.methods.method import FewShotMethod
-from fss_svf.model import build_model, restore_model
+from fss_svf.model import build_model
 from fss_svf.registry import DATASETS, METHODS, Choice
-from fss_svf.training.optim import make_optimizer, require_gradients
-from fss_svf.training.train import train
+from fss_svf.training.optim import make_optimizer
 from tests import test_methods
 from tests.conftest import TOY
-from tests.test_training import train_config
+from tests.test_training import changed_by_training, steps, train_config
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE = (DOCS / "adding_a_method.md").read_text()
@@ -99,28 +97,14 @@ def test_its_loss_falls(toy_root, tuning):
     torch.manual_seed(config.seed)
     model = build_model(config.method, config.backbone, config.tuning)[0].train()
     optimizer = make_optimizer(model, model.backbone, replace(config.recipe.optimizer, name="adamw"))
-    losses = []
-    for _ in range(30):
-        loss = sum(model.losses(model(batch), batch).values())
-        optimizer.zero_grad()
-        loss.backward()
-        require_gradients(model)
-        optimizer.step()
-        losses.append(loss.item())
+    losses = steps(model, batch, optimizer, 30)
     assert losses[-1] < 0.5 * losses[0]
 
 
 @pytest.mark.parametrize("tuning", ["frozen", "svf", "full", "adapter"])
 def test_it_trains_and_is_restored(toy_root, tmp_path, tuning):
     config = train_config(toy_root, tuning, method=Choice(NAME, options()(width=16)))
-    torch.manual_seed(config.seed)
-    before = build_model(config.method, config.backbone, config.tuning)[0].state_dict()
-    train(config, tmp_path)
-    after = load_checkpoint(tmp_path, "train")["model"]
-    model = restore_model(config.method, config.backbone, config.tuning, after, "test")
-    changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert changed == {name for name, p in model.named_parameters() if p.requires_grad}
-    assert {"project.weight", "scale"} <= changed
+    assert {"project.weight", "scale"} <= changed_by_training(config, tmp_path)
 
 
 def test_the_commands_of_the_page(fss, toy_root, tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ from fss_svf.training.pretrain import pretrain
 from fss_svf.training.train import train
 from tests.conftest import toy_options
 from tests.test_methods import episode
-from tests.test_training import pretrain_config, train_config
+from tests.test_training import changed_by_training, pretrain_config, train_config
 
 
 def bam(tuning="frozen", **options):
@@ -257,13 +257,7 @@ def test_every_method_learns_and_only_what_is_announced_changes(toy_root, base_r
         validate=replace(config.validate, every=12),
         recipe=replace(config.recipe, max_steps=12, optimizer=replace(config.recipe.optimizer, name="adamw")),
     )
-    torch.manual_seed(config.seed)
-    before = build_model(config.method, config.backbone, config.tuning)[0].state_dict()
-    train(config, tmp_path)
-    after = load_checkpoint(tmp_path, "train")["model"]
-    model = restore_model(config.method, config.backbone, config.tuning, after, "test")
-    changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert changed == {name for name, p in model.named_parameters() if p.requires_grad}
+    changed = changed_by_training(config, tmp_path)
     in_backbone = {name.split(".")[-1] for name in changed if name.startswith("backbone.")}
     moving = {"frozen": set(), "svf": {"S"}, "full": {"weight", "bias"}, "lora": {"lora_a", "lora_b"}}
     assert in_backbone == moving[tuning]

@@ -22,7 +22,7 @@ from fss_svf.config import (
     from_mapping,
 )
 from fss_svf.errors import ConfigError, DataError, TrainingError, WeightsError
-from fss_svf.model import build_backbone, restore_model, trainable_values
+from fss_svf.model import build_backbone, build_model, restore_model, trainable_values
 from fss_svf.registry import METHODS, TUNINGS, Choice
 from fss_svf.training.loop import check_same_data
 from fss_svf.training.optim import describe, make_optimizer, rate_factor, require_gradients, set_rates
@@ -121,6 +121,31 @@ def test_a_config_from_before_the_newer_keys_of_svf_loads():
     old = {"include": ["^layer4"], "exclude": [], "rank": None, "rank_multiple": 1}
     options = from_mapping(TUNINGS.entry("svf").options, old)
     assert (options.train, options.parametrisation, options.cache) == (("S",), "direct", None)
+
+
+def changed_by_training(config, out):
+    """Train `config` in `out`: the names of what changed, which are exactly those that the restored model trains."""
+    torch.manual_seed(config.seed)
+    before = build_model(config.method, config.backbone, config.tuning)[0].state_dict()
+    train(config, out)
+    after = load_checkpoint(out, "train")["model"]
+    model = restore_model(config.method, config.backbone, config.tuning, after, "test")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name, p in model.named_parameters() if p.requires_grad}
+    return changed
+
+
+def steps(model, batch, optimizer, count):
+    """The losses of `count` steps on one batch, in which every trainable tensor received a gradient."""
+    losses = []
+    for _ in range(count):
+        loss = sum(model.losses(model(batch), batch).values())
+        optimizer.zero_grad()
+        loss.backward()
+        require_gradients(model)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
 
 
 @pytest.mark.parametrize("tuning", ["frozen", "svf", "full", "adapter"])  # all of them: test_tunings.py

@@ -22,6 +22,7 @@ from fss_svf.tuning.lora import LoRAConv2d, become_lora, leave_lora
 from fss_svf.tuning.pretrained import pretrained_copy
 from tests.test_bam import training_episode
 from tests.test_config import shipped_tuning
+from tests.test_training import steps
 
 NAMES = TUNINGS.names()
 DOCS = Path(__file__).parent.parent / "docs" / "tunings.md"
@@ -62,12 +63,7 @@ def trained(tuning):
     before, e = copy.deepcopy(model.state_dict()), training_episode()
     # BAM reads layer4 by its prior alone, whose gradients are tiny: SGD would move nothing that a float32 can show.
     optimizer = make_optimizer(model, model.backbone, Optimizer("adamw", 0.01, 0.01, 0.9, 0.0))
-    for _ in range(3):
-        loss = sum(model.losses(model(e), e).values())
-        optimizer.zero_grad()
-        loss.backward()
-        require_gradients(model)
-        optimizer.step()
+    steps(model, e, optimizer, 3)
     return before, model.eval()
 
 

@@ -21,7 +21,9 @@ def conv_unit(
     if not can_join(conv, bn):
         y = conv(x) if bn is None else bn(conv(x))
         y = y if residual is None else y + residual
-        return F.relu(y) if relu else y  # not in place: a hook may hold y
+        # In place as in torchvision's blocks, but where a hook may hold y.
+        held = residual is None and any(module is not None and hooked(module) for module in (conv, bn))
+        return F.relu(y, inplace=not held) if relu else y
     assert isinstance(conv, nn.Conv2d)
     scale, shift = _scale_and_shift(conv, bn)
     if isinstance(conv, SVFConv2d):
