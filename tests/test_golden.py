@@ -10,8 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from fss_svf import Episode, load_official
+from fss_svf import Episode, load_official, registry, svf
+from fss_svf.model import build_backbone
+from fss_svf.official import read_official
+from fss_svf.registry import TUNINGS
 from tests.golden import episodes, fill
+from tests.test_config import shipped_tuning
 
 GOLDEN = Path(__file__).parent / "golden"
 METHODS = {"aspp": "baseline", "pfenet": "pfenet", "bam": "bam"}
@@ -79,6 +83,30 @@ def test_equals_the_official_implementation(case):
     )
     episode = make_episode(info)
     compare_outputs(model, episode, golden, LOGITS[svf])
+    compare_training(model, episode, golden)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_tuning_svf_official_does_to_a_plain_network_what_the_official_code_does(name):
+    golden = np.load(GOLDEN / f"{name}_r50_1shot_svf.npz")
+    plain = read_official(checkpoint(name, "1shot"), METHODS[name], "resnet50", 1, "pascal", "frozen", None)
+    backbone, _ = build_backbone(plain.backbone)
+    of_backbone = {k.removeprefix("backbone."): v for k, v in plain.state.items() if k.startswith("backbone.")}
+    backbone.load_state_dict(of_backbone)
+    TUNINGS.build(shipped_tuning("svf_official"), backbone)
+    model = registry.METHODS.build(plain.method, backbone)
+    model.fit_state(plain.state)
+    of_head = {k: v for k, v in plain.state.items() if not k.startswith("backbone.")}
+    assert model.load_state_dict(of_head, strict=False).unexpected_keys == []
+    layers = dict(svf.layers(backbone))
+    assert len(layers) == len(factors(backbone_of(name)))
+    assert layers["layer0.conv1"].rank == 24
+    with torch.no_grad():  # as `decomposed` does
+        for _, s in svf.trainable_parameters(backbone):
+            if s.requires_grad:  # not in layers 0 and 1
+                s.mul_(1 + 0.1 * torch.cos(torch.arange(s.shape[-1])))
+    episode = make_episode(json.loads(str(golden["info"])))
+    compare_outputs(model, episode, golden, LOGITS[True])
     compare_training(model, episode, golden)
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torchmetrics import JaccardIndex
 
-from fss_svf.evaluation.counts import Counts
+from fss_svf.evaluation.counts import Counts, count_episode
 
 
 def plain(episodes, classes):
@@ -29,7 +29,7 @@ def plain(episodes, classes):
 def counted(episodes, num_classes):
     counts = Counts(num_classes)
     for class_id, said, mask in episodes:
-        counts.update(class_id, said, mask)
+        counts.add(count_episode({1: class_id}, said, mask))
     return counts
 
 
@@ -97,7 +97,7 @@ def test_counts_are_integers_that_do_not_drift():
     """float32 stops counting ones at 2 ** 24."""
     counts = Counts(1)
     counts.intersection[1] = counts.union[1] = 2**24
-    counts.update(1, torch.tensor([[True]]), torch.tensor([[1]], dtype=torch.uint8))
+    counts.add(count_episode({1: 1}, torch.tensor([[True]]), torch.tensor([[1]], dtype=torch.uint8)))
     assert counts.union[1] == 2**24 + 1
     assert counts.union.dtype == torch.int64
 
@@ -114,7 +114,7 @@ def test_class_without_an_episode_counts_as_zero_where_asked():
     counts = Counts(3)
     mask = torch.zeros(4, 4, dtype=torch.uint8)
     mask[:2] = 1
-    counts.update(1, mask == 1, mask)
+    counts.add(count_episode({1: 1}, mask == 1, mask))
     assert counts.per_class() == {1: 1.0}
     assert counts.miou() == 1.0
     assert counts.per_class((1, 3)) == {1: 1.0, 3: 0.0}

@@ -15,7 +15,7 @@ from fss_svf.data.loading import EvalEpisodes, TrainEpisodes, batches, collate_e
 from fss_svf.data.manifest import EpisodeList
 from fss_svf.data.toy import Toy
 from fss_svf.errors import ConfigError
-from fss_svf.evaluation.counts import Counts
+from fss_svf.evaluation.counts import Counts, count_episode
 from fss_svf.evaluation.engine import masks_at_label
 from fss_svf.evaluation.plan import make_plan
 from tests.conftest import TOY, toy_options
@@ -230,7 +230,7 @@ def test_counts_equal_plain_loops(seed):
         mask[mask == absent] = 0
         mask[random.random((9, 7)) < 0.1] = 255
         held = {way: c for way, c in enumerate(ways, 1) if way != absent}
-        counts.update_ways(held, said, mask)
+        counts.add(count_episode(held, said, mask))
         episodes.append((ways, set(held.values()), said, mask))
     miou, fb_iou = plain(episodes, (1, 2, 4, 6))
     assert counts.miou() == pytest.approx(miou, abs=1e-12)

@@ -14,13 +14,13 @@ from fss_svf.reporting.table import markdown_table
 PROTOCOL = {"name": "svf", "episodes": 1000, "runs": 1, "seed": 321}
 
 
-def result(miou, fold=0, shot=1, tuning="svf", seed=321, protocol_hash="aaaa", trained_at=1):
+def result(miou, fold=0, shot=1, tuning="svf", seed=321, protocol_hash="aaaa", trained_at=1, **options):
     return {
         "miou": miou, "fb_iou": 0.5, "per_class": {}, "fold": fold, "shot": shot, "method": "baseline",
         "backbone": "resnet50", "tuning": tuning, "dataset": "coco", "protocol": PROTOCOL, "protocol_hash": protocol_hash,
         "size": 473, "seeds": [321], "backbone_weights": f"base learner, coco fold {fold}",
         "trainable_backbone_values": 12544 if tuning == "svf" else 0,
-        "checkpoint": {"shot": trained_at, "recipe": "svf", "seed": seed, "selection": "last step"},
+        "checkpoint": {"shot": trained_at, "recipe": "svf", "seed": seed, "selection": "last step", "options": options},
     }  # fmt: skip
 
 
@@ -39,11 +39,24 @@ def test_a_missing_fold_has_no_mean():
 
 
 @pytest.mark.parametrize(
-    "difference", [{"seed": 322}, {"tuning": "frozen"}, {"trained_at": 5}, {"protocol_hash": "bbbb"}]
+    "difference",
+    [{"seed": 322}, {"tuning": "frozen"}, {"trained_at": 5}, {"protocol_hash": "bbbb"}, {"tuning.rank": 4}],
 )
 def test_results_that_differ_in_how_they_came_about_do_not_share_a_row(difference):
     rows = cells(markdown_table([result(0.1), result(0.6, **difference)]))
     assert sorted(row[-2] for row in rows) == ["10.00", "60.00"]
+
+
+def test_rows_of_one_name_say_which_options_tell_them_apart():
+    options = [{"tuning.rank": rank, "recipe.optimizer.lr": 0.1, "method.width": 256} for rank in (None, 4)]
+    sweep = [result(miou, **o) for miou, o in zip((0.1, 0.6), options)]
+    others = [result(0.2, tuning="frozen", **{"recipe.optimizer.lr": 0.1})]
+    rows = cells(markdown_table(sweep + others))
+    assert [row[3] for row in rows] == [
+        "1-shot, svf, seed 321, last step, tuning.rank=None",
+        "1-shot, svf, seed 321, last step, tuning.rank=4",
+        "1-shot, svf, seed 321, last step",  # another tuning has other options, and needs none of them
+    ]
 
 
 def test_of_two_results_for_one_cell_the_newer_is_shown_and_said(tmp_path, caplog, capsys):

@@ -37,6 +37,7 @@ ANNOUNCED = {
     "adapter": r"layer[234]\.adapter0\.(down|up)\.(weight|bias)",
     "lora": r"layer[234]\.0\.(conv[12]|downsample\.0)\.lora_[ab]",
     "svf": r"layer[234]\..*\.S",
+    "svf_official": r"layer[234]\..*\.S",
     "u": r"layer[234]\..*\.U",
     "v": r"layer[234]\..*\.Vh",
     "us": r"layer[234]\..*\.(U|S)",

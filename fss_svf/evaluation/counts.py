@@ -8,11 +8,51 @@ Base classes: labels of many classes at once, by confusion.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fss_svf.episode import IGNORE
+
+
+@dataclass(frozen=True)
+class EpisodeCount:
+    """The pixel counts of one episode.
+
+    classes              of the ways that are counted for their class
+    intersection, union  one a class, in their order
+    foreground           intersection and union of the foreground, which is any way's class
+    counted              pixels of the mask that are not 255
+    """
+
+    classes: tuple[int, ...]
+    intersection: tuple[int, ...]
+    union: tuple[int, ...]
+    foreground: tuple[int, int]
+    counted: int
+
+    @property
+    def background(self) -> tuple[int, int]:
+        """Intersection and union of the background."""
+        both, either = self.foreground
+        return self.counted - either, self.counted - both
+
+
+def count_episode(classes: Mapping[int, int], prediction: Tensor, mask: Tensor) -> EpisodeCount:
+    """Count one episode of N classes: (H, W) prediction in 0..N against (H, W) mask in {0..N, 255}.
+
+    `classes`: the class of each way that is counted for its class; of the others only what is foreground counts.
+    """
+    valid = mask != IGNORE
+    pairs = [_overlap((prediction == way) & valid, mask == way) for way in classes]
+    return EpisodeCount(
+        classes=tuple(classes.values()),
+        intersection=tuple(both for both, _ in pairs),
+        union=tuple(either for _, either in pairs),
+        foreground=_overlap((prediction > 0) & valid, (mask > 0) & valid),
+        counted=int(valid.sum()),
+    )
 
 
 class Counts:
@@ -30,30 +70,13 @@ class Counts:
         self.background = torch.zeros(2, dtype=torch.int64)
         self.episodes = torch.zeros(num_classes + 1, dtype=torch.int64)
 
-    def update(self, class_id: int, prediction: Tensor, mask: Tensor) -> tuple[int, int]:
-        """Count one episode: (H, W) bool prediction against (H, W) mask in {0, 1, 255}, where 255 does not count.
-
-        Returns the episode's own intersection and union of the foreground.
-        """
-        return self.update_ways({1: class_id}, prediction, mask)
-
-    def update_ways(self, classes: Mapping[int, int], prediction: Tensor, mask: Tensor) -> tuple[int, int]:
-        """Count one episode of N classes: (H, W) prediction in 0..N against (H, W) mask in {0..N, 255}.
-
-        `classes`: the class of each way that is counted for its class; of the others only what is foreground counts.
-        Returns the episode's own intersection and union of the foreground.
-        """
-        valid = mask != IGNORE
-        for way, class_id in classes.items():
-            both, either = _overlap((prediction == way) & valid, mask == way)
+    def add(self, episode: EpisodeCount) -> None:
+        for class_id, both, either in zip(episode.classes, episode.intersection, episode.union):
             self.intersection[class_id] += both
             self.union[class_id] += either
             self.episodes[class_id] += 1
-        both, either = _overlap((prediction > 0) & valid, (mask > 0) & valid)
-        counted = int(valid.sum())
-        self.foreground += torch.tensor([both, either])
-        self.background += torch.tensor([counted - either, counted - both])
-        return both, either
+        self.foreground += torch.tensor(episode.foreground)
+        self.background += torch.tensor(episode.background)
 
     def per_class(self, zero: Iterable[int] = ()) -> dict[int, float]:
         """IoU, a fraction, of every class that was drawn and has a union.

@@ -14,7 +14,7 @@ from fss_svf.data.episodes import EpisodeSpec
 from fss_svf.data.loading import EvalBatch, EvalEpisodes, batches, collate_eval
 from fss_svf.evaluation.at_label import at_label
 from fss_svf.evaluation.base_classes import BaseClassCounts
-from fss_svf.evaluation.counts import Counts
+from fss_svf.evaluation.counts import Counts, count_episode
 from fss_svf.methods.method import FewShotMethod
 from fss_svf.reporting.pictures import EpisodePicture
 
@@ -59,13 +59,14 @@ def evaluate_run(
                 prediction = model(batch.episode.to(device).normalized())
                 for i, mask in enumerate(masks_at_label(prediction.logits, batch, protocol)):
                     truth, spec = _truth(batch, i, protocol), episodes[int(batch.episode.number[i])]
-                    both, either = counts.update_ways(episodes.measured(spec), mask, truth)
+                    counted = count_episode(episodes.measured(spec), mask, truth)
+                    counts.add(counted)
                     if len(drawn) < pictures:
-                        drawn.append(_picture(make, spec, mask, truth, both, either))
+                        drawn.append(_picture(make, spec, mask, truth, *counted.foreground))
                 for name, its in others.items():
                     for i, mask in enumerate(masks_at_label(prediction.aux[name], batch, protocol)):
                         spec = episodes[int(batch.episode.number[i])]
-                        its.update_ways(episodes.measured(spec), mask, _truth(batch, i, protocol))
+                        its.add(count_episode(episodes.measured(spec), mask, _truth(batch, i, protocol)))
                 if base is not None:
                     base.update(prediction, batch, protocol)
                 bar.set_postfix_str(f"mIoU {100 * counts.miou():.1f}", refresh=False)

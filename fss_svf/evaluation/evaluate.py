@@ -140,12 +140,29 @@ def _from_checkpoint(config: EvaluateConfig) -> Subject:
             "shot": trained.shot,
             "recipe": trained.recipe.name,
             "seed": trained.seed,
+            "options": {**_options(trained), **{f"method.{key}": value for key, value in config.method.items()}},
             "method_options_changed": dict(config.method),
             # best.pt is the best on the test fold itself, as in the papers: optimistic
             "selection": "best mIoU on the novel classes" if config.checkpoint.name == "best.pt" else "last step",
         },
         trained_on=content["trained_on"],
     )
+
+
+def _options(trained: TrainConfig) -> dict[str, Any]:
+    """Every option of a training that may make it another one, by its key: of a method, tuning, backbone and recipe."""
+    # Files and folders are other ones in every fold and on every machine; what a backbone started from is told apart.
+    parts = {key: to_mapping(getattr(trained, key)) for key in ("method", "backbone", "tuning", "recipe")}
+    left_out = {"tuning.cache", "tuning.execution", "backbone.weights", "method.base_learner", "recipe.name"}
+    return {key: value for key, value in _flat(parts).items() if key not in left_out}
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, its keys joined by dots."""
+    found = {}
+    for key, value in tree.items():
+        found.update(_flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
+    return found
 
 
 def _from_config(config: EvaluateConfig) -> Subject:

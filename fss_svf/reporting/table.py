@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 Result = Mapping[str, Any]
+Row = tuple[str, str, str, str]
+_ABSENT = object()
 
 
 def markdown_table(results: Sequence[Result]) -> str:
@@ -33,14 +35,17 @@ def _one_table(key: tuple[Any, ...], results: Sequence[Result]) -> str:
     dataset, backbone, protocol, protocol_hash = key
     shots = sorted({r["shot"] for r in results})
     folds = sorted({r["fold"] for r in results})
-    cells = {(_row(r), r["shot"], r["fold"]): r for r in results}
+    # Results of one name that were trained with other options are other rows, which say what differs.
+    telling = _telling_options(results)
+    rows = [_row(r, telling) for r in results]
+    cells = {(row, r["shot"], r["fold"]): r for row, r in zip(rows, results)}
     header = ["method", "tuning", "backbone weights", "training", "trainable backbone values"]
     for shot in shots:
         header += [f"{shot}-shot fold {fold}" for fold in folds]
         header += [f"{shot}-shot mean"] if len(folds) > 1 else []
         header += [f"{shot}-shot FB-IoU"]
     lines = [header]
-    for row in dict.fromkeys(_row(r) for r in results):
+    for row in dict.fromkeys(rows):
         found = [cells.get((row, shot, fold)) for shot in shots for fold in folds]
         values = next(r["trainable_backbone_values"] for r in found if r)
         line = [*row, f"{values:,}"]
@@ -59,7 +64,19 @@ def _one_table(key: tuple[Any, ...], results: Sequence[Result]) -> str:
     return caption + "\n\n" + _markdown(lines)
 
 
-def _row(result: Result) -> tuple[str, str, str, str]:
+def _telling_options(results: Sequence[Result]) -> dict[Row, list[str]]:
+    """The options that differ among the results of a row, by the row without them."""
+    of_row: dict[Row, list[Mapping[str, Any]]] = {}
+    for r in results:
+        of_row.setdefault(_row(r), []).append(_options(r))
+    found = {}
+    for row, each in of_row.items():
+        keys = dict.fromkeys(key for options in each for key in options)
+        found[row] = [key for key in keys if any(o.get(key, _ABSENT) != each[0].get(key, _ABSENT) for o in each)]
+    return found
+
+
+def _row(result: Result, telling: Mapping[Row, Sequence[str]] | None = None) -> Row:
     """What makes a row, as its first cells: method, tuning, what the backbone started from, and the training."""
     trained = result["checkpoint"]
     training = "none"
@@ -68,7 +85,16 @@ def _row(result: Result) -> tuple[str, str, str, str]:
         training = f"{kind}, {trained['recipe']}, seed {trained['seed']}, {trained['selection']}"
     # Folds stand side by side in a row, so the fold of a base learner is not part of it.
     weights = result["backbone_weights"].split(", ")[0]
-    return result["method"], result["tuning"], weights, training
+    row = result["method"], result["tuning"], weights, training
+    options = _options(result)
+    differing = [f"{key}={options[key]}" for key in (telling or {}).get(row, ()) if key in options]
+    return (*row[:3], ", ".join([training, *differing]))
+
+
+def _options(result: Result) -> Mapping[str, Any]:
+    """The options of its training; a result of before they were kept has none."""
+    found: Mapping[str, Any] = (result["checkpoint"] or {}).get("options", {})
+    return found
 
 
 def _ways(result: Result, text: str) -> str:

@@ -25,6 +25,7 @@ class SVFOptions:
     parametrisation  how S is written as a parameter: docs/svf.md
     execution        how a training step runs: docs/svf.md
     cache            a folder for factors on disk; auto: the user's cache folder; null: none
+    frozen           patterns of layers that are cut to the rank like the others, but do not train
     """
 
     include: tuple[str, ...]
@@ -36,6 +37,7 @@ class SVFOptions:
     parametrisation: Literal["direct", "scale", "log"] = "direct"
     execution: Literal["auto", "factored", "rebuilt"] = "auto"
     cache: Literal["auto"] | Path | None = None
+    frozen: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         try:
@@ -45,8 +47,12 @@ class SVFOptions:
         require(self.rank_multiple >= 1, "rank_multiple", "a whole number >= 1", self.rank_multiple)
         once = bool(self.train) and len(set(self.train)) == len(self.train)
         require(once, "train", "one or more of S, U, V, each once", list(self.train))
+        # Without patterns include is every layer already.
+        require(bool(self.include) or not self.frozen, "frozen", "none where include is empty", list(self.frozen))
 
 
+# The official code's ranks, of every stage, as a row of its own in tables.
+@TUNINGS.register("svf_official", SVFOptions)
 @TUNINGS.register("svf", SVFOptions)
 def svf(backbone: nn.Module, options: SVFOptions) -> None:
     """Decompose the backbone in place and leave only its factors trainable, as `train` says.
@@ -57,7 +63,7 @@ def svf(backbone: nn.Module, options: SVFOptions) -> None:
     try:
         svf_library.decompose(
             backbone,
-            options.include,
+            (*options.include, *options.frozen),
             options.exclude,
             options.rank,
             options.rank_multiple,
@@ -69,7 +75,10 @@ def svf(backbone: nn.Module, options: SVFOptions) -> None:
         )
     except re.error as error:
         raise ConfigError(
-            f"tuning.include, tuning.exclude: {error.pattern!r} is not a regular expression: {error}"
+            f"tuning.include, exclude, frozen: {error.pattern!r} is not a regular expression: {error}"
         ) from None
     except ValueError as error:
         raise ConfigError(f"tuning: {error}") from None
+    for name, layer in svf_library.layers(backbone):
+        if any(re.search(pattern, name) for pattern in options.frozen):
+            layer.requires_grad_(False)
