@@ -245,34 +245,50 @@ class Recipe:
 class Protocol:
     """How a number is measured. Two results compare only where the hash of their protocols is the same.
 
-    pad: what resize=pad fills a square with, black (zeros before normalisation) or exact zeros after it.
+    conf/protocol/svf.yaml says what each choice means, docs/protocols.md what moves numbers.
+
+    size       of the input, in pixels, where the protocol fixes it; null: the recipe's
+    precision  half the width that is asked of mIoU's 95% interval, a fraction; a wider one is told
     """
 
     name: str
     episodes: int
     runs: int
     seed: int
-    queries: Literal["in_order", "random"]
+    queries: Literal["in_order", "random", "by_class", "balanced"]
     resize: Literal["pad", "squash"]
     label: Literal["original", "resized"]
     never_drawn: Literal["error", "leave_out", "zero"]
     # Fields with a default came later; a result from before them keeps its hash.
     pad: Literal["before_normalisation", "after_normalisation"] = "before_normalisation"
     novel_threshold: float | None = None
+    size: int | None = None
+    shots: Literal["train_k", "vote", "mean"] = "train_k"
+    precision: float | None = None
+    selection: Literal["any", "not_novel"] = "any"
 
     def __post_init__(self) -> None:
         pads = self.resize == "pad" or self.pad == "before_normalisation"
         require(pads, "pad", f"before_normalisation, as resize={self.resize} pads nothing", self.pad)
         threshold = self.novel_threshold
         require(threshold is None or 0 <= threshold < 1, "novel_threshold", "null or in [0, 1)", threshold)
+        precision = self.precision
+        require(precision is None or 0 < precision < 1, "precision", "null or a fraction in (0, 1)", precision)
+        if self.size is not None:
+            _check_test_size(self.size, self.resize)
         require(self.episodes >= 1, "episodes", "a whole number >= 1", self.episodes)
         require(self.runs >= 1, "runs", "a whole number >= 1", self.runs)
         _check_seed(self.seed)
 
     def hash(self, **also: object) -> str:
-        """Eight hex digits over every field and what else is part of the measurement (input size, data choices)."""
+        """Eight hex digits over every field and what else is part of the measurement (input size, data choices).
+
+        But for two fields: `size`, since the size really used is to be given in `also`, and `precision`, which asks
+        for no other number.
+        """
         defaults = {f.name: f.default for f in dataclasses.fields(self)}
-        values = {key: value for key, value in to_mapping(self).items() if value != defaults[key]}
+        measured = {key: value for key, value in to_mapping(self).items() if key not in ("size", "precision")}
+        values = {key: value for key, value in measured.items() if value != defaults[key]}
         text = json.dumps([values, to_mapping(also)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -315,6 +331,14 @@ def _check_size(size: int) -> None:
     # The networks read at 1/8 and write at the input's size with aligned corners: both grids must share their corners.
     lower = (size - 1) // 8 * 8 + 1
     require(size >= 33 and size == lower, "size", f"n with (n - 1) % 8 == 0, such as {lower} or {lower + 8}", size)
+
+
+def _check_test_size(size: int, resize: str) -> None:
+    """The size of an evaluation: as for training, and with resize=squash multiples of 8 too, as HSNet's 400."""
+    # At 8n the network's n positions stand at pixels 0, 8, ..., 8n - 8, but are stretched to the corners 0 and 8n - 1:
+    # the mask grows by up to 7 pixels towards the lower right, 2% at 400. No published protocol pads to such a size.
+    if resize != "squash" or size < 40 or size % 8:
+        _check_size(size)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -434,7 +458,7 @@ class EvaluateConfig:
         _check_seed(self.seed)
         require(self.seeds >= 1, "seeds", "a number of runs >= 1", self.seeds)
         if self.size is not None:
-            _check_size(self.size)
+            _check_test_size(self.size, self.protocol.resize)
         require(self.way is None or self.way >= 1, "way", "null or a whole number >= 1", self.way)
         require(bool(self.shots) and all(s >= 1 for s in self.shots), "shot", "1 or a list such as [1,5]", self.shot)
         require(self.batch_size >= 1, "batch_size", "a whole number >= 1", self.batch_size)

@@ -166,6 +166,13 @@ def test_wrong_values_name_the_key(values, message):
         (["dataset=coco", "dataset.mask_mode=half"], r"dataset.mask_mode: expected one of full \| first_polygon"),
         (["workers=-1"], r"workers"),
         (["protocol=panet", "protocol.pad=after_normalisation"], r"protocol.pad: .* resize=squash pads nothing"),
+        (["protocol.size=400"], r"protocol.size: expected n with \(n - 1\) % 8 == 0, such as 393 or 401, got 400"),
+        (["protocol=hsnet", "protocol.size=396"], r"protocol.size: expected .*, got 396"),
+        (["protocol=hsnet", "recipe.size=400"], r"recipe.size: expected n with"),
+        (["protocol.shots=sum"], r"protocol.shots: expected one of train_k \| vote \| mean, got 'sum'"),
+        (["protocol.queries=even"], r"protocol.queries: expected one of in_order \| random \| by_class \| balanced"),
+        (["protocol.precision=1"], r"protocol.precision: expected null or a fraction in \(0, 1\), got 1.0"),
+        (["protocol.selection=base"], r"protocol.selection: expected one of any \| not_novel, got 'base'"),
     ],
 )
 def test_wrong_overrides_name_the_key(overrides, message):
@@ -186,17 +193,25 @@ def test_protocol_hash_covers_every_field():
         "never_drawn": "zero",
         "novel_threshold": 0.9,
         "pad": "after_normalisation",
+        "shots": "mean",
+        "selection": "not_novel",
     }
-    assert set(changes) == {f.name for f in dataclasses.fields(protocol)}
+    # The size counts as it is used; what precision is asked for changes no number.
+    no_part = {"size": 417, "precision": 0.01}
+    assert {*changes, *no_part} == {f.name for f in dataclasses.fields(protocol)}
+    assert dataclasses.replace(protocol, **no_part).hash() == protocol.hash()
     hashes = [protocol.hash(), *(dataclasses.replace(protocol, **{k: v}).hash() for k, v in changes.items())]
     hashes.append(protocol.hash(size=473))
     assert all(a != b for a, b in itertools.combinations(hashes, 2))
 
 
-def test_protocols_keep_the_hash_they_had_before_pad_was_a_choice():
-    """Results that carry it still compare; the values were taken before the key came."""
-    hashes = {name: compose("train", f"protocol={name}").protocol.hash() for name in ("svf", "panet")}
-    assert hashes == {"svf": "3a0d6b3d", "panet": "b4220fb7"}
+def test_protocols_keep_the_hash_they_had_before_they_had_more_keys():
+    """Results that carry it still compare; the values were taken before the keys pad, size, shots, ... came."""
+    protocols = {name: compose("train", f"protocol={name}").protocol for name in ("svf", "panet", "bam_generalized")}
+    assert protocols["svf"].hash() == "3a0d6b3d"
+    assert protocols["bam_generalized"].hash() == "78b9a57b"
+    # panet now says what its K shots are, which was left to the method.
+    assert dataclasses.replace(protocols["panet"], shots="train_k").hash() == "b4220fb7"
 
 
 def test_recipes_for_coco():

@@ -13,10 +13,10 @@ from fss_svf.data.dataset import DatasetOptions, SplitName
 from fss_svf.data.index import Index
 from fss_svf.errors import ConfigError, DataError, listing
 
-Order = Literal["in_order", "random", "shuffled_epochs"]
+Order = Literal["in_order", "random", "shuffled_epochs", "by_class", "balanced"]
 
 # Independent random streams of one seed.
-_EPISODE, _EPOCH, AUGMENTATION, _WAYS = 0, 1, 2, 3
+_EPISODE, _EPOCH, AUGMENTATION, _WAYS, _PASS = 0, 1, 2, 3, 4
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,15 @@ class EpisodeSampler:
     queries   every image of the list that holds a class of this sampler
     supports  of a class: its images with at least min_area pixels of it (2,048 in all papers, at original size)
 
-    order: "in_order" walks the list again and again, "random" draws queries independently, "shuffled_epochs" shows
-    every query once an epoch in an order of that epoch. The class is drawn from all classes of this sampler in the
-    query, also those under min_area; then the supports without replacement, never the query. A 1-shot support is the
-    first of the 5-shot supports of the same episode.
+    order: how the query and its class come about. Three orders choose the query first: "in_order" walks the list again
+    and again, "random" draws queries independently, "shuffled_epochs" shows every query once an epoch in an order of
+    that epoch. The class is then drawn from all classes of this sampler in the query, also those under min_area.
+    Two choose the class first, and as its query one of the images that may be its supports: "by_class" draws both
+    evenly (HSNet on COCO); "balanced" takes the classes in turn, and each class goes through its images in a random
+    order, all of them before any a second time, then in another order.
+
+    The supports are drawn without replacement, never the query. A 1-shot support is the first of the 5-shot supports of
+    the same episode.
 
     way: N classes an episode. The query and its class are those of one way; N - 1 other classes of this sampler are
     drawn beside it, whether the query holds them or not, and the ways stand in random order. No image is a support of
@@ -121,9 +126,7 @@ class EpisodeSampler:
         if number < 0:
             raise IndexError(f"episode numbers start at 0, got {number}")
         random = np.random.default_rng([self.seed, number, _EPISODE])
-        query = int(self.queries[self._position(number, random)])
-        present = [c for c in self.classes if self.index.areas[query, c] > 0]
-        own = int(random.choice(present))
+        query, own = self._query(number, random)
         class_ids = self._ways(number, own)
         # The query's class goes on with the stream that drew it, so that one way is as it was before there were more.
         streams = [random if c == own else np.random.default_rng([self.seed, number, _WAYS, c]) for c in class_ids]
@@ -153,6 +156,20 @@ class EpisodeSampler:
             place = int(random.integers(len(candidates) - is_one))
             yield int(candidates[place + (is_one and place >= own)])
 
+    def _query(self, number: int, random: np.random.Generator) -> tuple[int, int]:
+        """The query and its class."""
+        if self.order == "by_class":
+            own = self.classes[random.integers(len(self.classes))]
+            return int(random.choice(self._supports[own])), own
+        if self.order == "balanced":
+            turn, place = divmod(number, len(self.classes))
+            own = self.classes[place]
+            images = self._supports[own]
+            walk, position = divmod(turn, len(images))
+            return int(images[_pass_order(self.seed, own, walk, len(images))[position]]), own
+        query = int(self.queries[self._position(number, random)])
+        return query, int(random.choice([c for c in self.classes if self.index.areas[query, c] > 0]))
+
     def _position(self, number: int, random: np.random.Generator) -> int:
         if self.order == "in_order":
             return number % len(self.queries)
@@ -170,6 +187,12 @@ def _require_ways(way: int, classes: Sequence[int], what: str) -> None:
 @lru_cache(maxsize=4)
 def _epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch, _EPOCH]).permutation(n)
+
+
+# Classes take turns, so one order of every class is in use at a time.
+@lru_cache(maxsize=128)
+def _pass_order(seed: int, class_id: int, walk: int, n: int) -> np.ndarray:
+    return np.random.default_rng([seed, class_id, _PASS, walk]).permutation(n)
 
 
 def split_classes(index: Index, options: DatasetOptions, fold: int, split: SplitName) -> tuple[int, ...]:

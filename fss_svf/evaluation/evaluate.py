@@ -20,6 +20,7 @@ from fss_svf.data.index import Index
 from fss_svf.data.loading import EvalEpisodes
 from fss_svf.errors import ConfigError
 from fss_svf.evaluation.base_classes import require_base_classes
+from fss_svf.evaluation.conditions import SELECTED_ON_NOVEL, require_conditions, warn_of_width
 from fss_svf.evaluation.counts import Counts
 from fss_svf.evaluation.engine import Run, evaluate_run
 from fss_svf.evaluation.plan import Plan, make_plan
@@ -56,7 +57,7 @@ def evaluate(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:
     Writes result.json and episodes.png: into `out` for one shot, into out/1shot, out/5shot, ... for several.
     """
     subject = _from_checkpoint(config) if config.checkpoint else _from_config(config)
-    protocol = replace(config.protocol, seed=config.seed, runs=config.seeds)
+    protocol = replace(config.protocol, seed=config.seed, runs=config.seeds, size=subject.size)
     check_fold(subject.fold, subject.dataset)
     dataset: Dataset = DATASETS.build(subject.dataset)
     split = dataset.split("val")
@@ -66,6 +67,7 @@ def evaluate(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:
     for shot in config.shots:
         subject.model.check_shot(shot)
     require_base_classes(protocol, subject.model, subject.method)
+    require_conditions(protocol, config.shots, subject.checkpoint)
     base = _base_classes(subject, dataset, split.index, protocol)
     device = choose_device(config.device)
     place(subject.model, device)
@@ -96,6 +98,7 @@ def evaluate(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:
         if runs[0].pictures:
             save_picture(folder / "episodes.png", draw_episodes(runs[0].pictures))
         _warn_of_absent(result)
+        warn_of_width(result, protocol.precision)
         results.append(result)
     print(markdown_table(results))
     log.info("results in %s", out)
@@ -128,7 +131,7 @@ def _from_checkpoint(config: EvaluateConfig) -> Subject:
         dataset=_dataset(config.dataset, trained.dataset),
         fold=trained.fold if config.fold is None else config.fold,
         way=config.way or trained.way,
-        size=config.size or trained.recipe.tested_at,
+        size=config.size or config.protocol.size or trained.recipe.tested_at,
         method=trained.method.name,
         backbone=trained.backbone.name,
         tuning=trained.tuning.name,
@@ -143,7 +146,7 @@ def _from_checkpoint(config: EvaluateConfig) -> Subject:
             "options": {**_options(trained), **{f"method.{key}": value for key, value in config.method.items()}},
             "method_options_changed": dict(config.method),
             # best.pt is the best on the test fold itself, as in the papers: optimistic
-            "selection": "best mIoU on the novel classes" if config.checkpoint.name == "best.pt" else "last step",
+            "selection": SELECTED_ON_NOVEL if config.checkpoint.name == "best.pt" else "last step",
         },
         trained_on=content["trained_on"],
     )
@@ -170,7 +173,8 @@ def _from_config(config: EvaluateConfig) -> Subject:
     for key in ("dataset", "method", "backbone"):
         if "name" not in getattr(config, key):
             raise ConfigError(f"evaluate: give checkpoint=PATH, or {key}=NAME (with dataset, method, backbone, size)")
-    if config.size is None:
+    size = config.size or config.protocol.size
+    if size is None:
         raise ConfigError("size: without a checkpoint evaluate needs the input size in pixels, such as size=473")
     if METHODS.entry(config.method["name"]).build.trainable:  # type: ignore[attr-defined]
         raise ConfigError(
@@ -186,7 +190,7 @@ def _from_config(config: EvaluateConfig) -> Subject:
         dataset=_choose(DATASETS, config.dataset),
         fold=config.fold or 0,
         way=config.way or 1,
-        size=config.size,
+        size=size,
         method=method.name,
         backbone=backbone.name,
         tuning="frozen",

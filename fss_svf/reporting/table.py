@@ -59,7 +59,7 @@ def _one_table(key: tuple[Any, ...], results: Sequence[Result]) -> str:
     runs, episodes = first["protocol"]["runs"], first["protocol"]["episodes"]
     caption = (
         f"{dataset}, {backbone}: mIoU and FB-IoU in %. Protocol {protocol} ({protocol_hash}): {runs} x {episodes} episodes "
-        f"at {first['size']} px, seed {first['seeds'][0]}{_ways(first, ', {} classes at once')}."
+        f"at {first['size']} px, {_seeds(first['seeds'])}{_ways(first, ', {} classes at once')}."
     )
     return caption + "\n\n" + _markdown(lines)
 
@@ -95,6 +95,11 @@ def _options(result: Result) -> Mapping[str, Any]:
     """The options of its training; a result of before they were kept has none."""
     found: Mapping[str, Any] = (result["checkpoint"] or {}).get("options", {})
     return found
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    """Of consecutive seeds, as those of a protocol's runs are."""
+    return f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
 
 
 def _ways(result: Result, text: str) -> str:

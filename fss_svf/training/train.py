@@ -85,7 +85,7 @@ def train(config: TrainConfig, out: Path) -> float:
     make_test = EvalEpisodes(
         splits["val"],
         validation,
-        EvalTransform(config.recipe.tested_at, protocol.resize, protocol.pad),
+        EvalTransform(protocol.size or config.recipe.tested_at, protocol.resize, protocol.pad),
         options.support_annotation,
         base if model.segments_base else None,
     )

@@ -1,0 +1,61 @@
+"""What a protocol asks beside its episodes: of the checkpoint before they run, and of the number afterwards."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fss_svf.config import Protocol
+from fss_svf.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+# What result.json says of a checkpoint that was chosen on the classes it is tested on.
+SELECTED_ON_NOVEL = "best mIoU on the novel classes"
+
+
+def require_conditions(protocol: Protocol, shots: Sequence[int], checkpoint: Mapping[str, Any] | None) -> None:
+    """Hold `checkpoint`, as result.json describes it, against the protocol's `selection` and `shots`.
+
+    Raises ConfigError where it was selected as the protocol forbids; warns where it was trained at another K than the
+    numbers it would stand beside.
+    """
+    if protocol.shots == "vote" and max(shots) > 1:
+        raise ConfigError(
+            f"protocol={protocol.name}: protocol.shots=vote is not wired yet; say shot=1, or protocol.shots=mean"
+        )
+    if checkpoint is None:
+        return
+    if protocol.selection == "not_novel" and checkpoint["selection"] == SELECTED_ON_NOVEL:
+        raise ConfigError(
+            f"protocol={protocol.name}: checkpoint={checkpoint['path']} was selected by its {SELECTED_ON_NOVEL}, which "
+            "protocol.selection=not_novel refuses; take its last.pt, or train with validate.selection=base_heldout"
+        )
+    if protocol.shots == "train_k" and (others := [shot for shot in shots if shot != checkpoint["shot"]]):
+        log.warning(
+            "trained at %d-shot, evaluated at %s: published numbers of protocol=%s are of a model trained at each K",
+            checkpoint["shot"],
+            ", ".join(f"{shot}-shot" for shot in others),
+            protocol.name,
+        )
+
+
+def warn_of_width(result: Mapping[str, Any], precision: float | None) -> None:
+    """Warn where the 95% interval of the result's mIoU is wider on a side than `precision`, a fraction."""
+    if precision is None or "interval" not in result:
+        return
+    low, high = result["interval"]["miou"]
+    half = (high - low) / 2
+    if half > precision:
+        # An interval shrinks with the root of the number of episodes.
+        needed = math.ceil(result["num_episodes"] * (half / precision) ** 2)
+        log.warning(
+            "%d-shot: the 95%% interval is mIoU +- %.2f, and the protocol asks for %.2f: about %s episodes are needed "
+            "(protocol.episodes, seeds)",
+            result["shot"],
+            100 * half,
+            100 * precision,
+            f"{needed:,}",
+        )
