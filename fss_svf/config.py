@@ -272,6 +272,8 @@ class Protocol:
         require(pads, "pad", f"before_normalisation, as resize={self.resize} pads nothing", self.pad)
         threshold = self.novel_threshold
         require(threshold is None or 0 <= threshold < 1, "novel_threshold", "null or in [0, 1)", threshold)
+        # A vote is of masks, not of the probabilities that a threshold is held against.
+        require(threshold is None or self.shots != "vote", "novel_threshold", "null with shots=vote", threshold)
         precision = self.precision
         require(precision is None or 0 < precision < 1, "precision", "null or a fraction in (0, 1)", precision)
         if self.size is not None:
@@ -445,7 +447,10 @@ class EvaluateConfig:
     device: str
     workers: int
     batch_size: int
+    cache_gb: float
+    precision: Literal["float32", "bf16", "fp16"]
     pictures: int
+    resume: Path | None
     episodes: EpisodeFiles
     protocol: Protocol
     dataset: dict[str, Any]
@@ -462,6 +467,7 @@ class EvaluateConfig:
         require(self.way is None or self.way >= 1, "way", "null or a whole number >= 1", self.way)
         require(bool(self.shots) and all(s >= 1 for s in self.shots), "shot", "1 or a list such as [1,5]", self.shot)
         require(self.batch_size >= 1, "batch_size", "a whole number >= 1", self.batch_size)
+        require(self.cache_gb >= 0, "cache_gb", "a number of gigabytes >= 0", self.cache_gb)
         require(self.pictures >= 0, "pictures", "a whole number >= 0", self.pictures)
 
     @property

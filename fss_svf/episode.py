@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 
 import torch
@@ -97,6 +97,25 @@ def normalize(images: Tensor) -> Tensor:
     return (images.float() - mean) / std
 
 
+class Outputs(Mapping[str, Tensor]):
+    """Tensors by name, each made when it is first read: what an evaluation does not look at costs nothing."""
+
+    def __init__(self, makers: Mapping[str, Callable[[], Tensor]]) -> None:
+        self._makers = dict(makers)
+        self._made: dict[str, Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._made:
+            self._made[name] = self._makers[name]()
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+
 @dataclass(frozen=True)
 class Prediction:
     """What a method says of a batch of queries.
@@ -106,4 +125,4 @@ class Prediction:
     """
 
     logits: Tensor
-    aux: dict[str, Tensor] = field(default_factory=dict)
+    aux: Mapping[str, Tensor] = field(default_factory=dict)

@@ -13,16 +13,15 @@ from fss_svf.cli import conf_dir
 from fss_svf.config import Protocol, TrainConfig, from_mapping
 from fss_svf.data.augment import EvalTransform
 from fss_svf.data.episodes import make_sampler, split_classes
-from fss_svf.data.loading import EvalBatch, EvalEpisodes, collate_eval
 from fss_svf.data.manifest import EpisodeList
-from fss_svf.episode import Episode, Prediction
-from fss_svf.evaluation.base_classes import BaseClassCounts
-from fss_svf.evaluation.counts import LabelCounts
+from fss_svf.evaluation.base_classes import BaseClassCounts, count_fusions
+from fss_svf.evaluation.counts import LabelCounts, count_labels
 from fss_svf.model import restore_model
 from fss_svf.registry import DATASETS
 from fss_svf.training.pretrain import pretrain
 from fss_svf.training.train import train
 from tests.conftest import toy_options
+from tests.plain_evaluation import EvalEpisodes
 from tests.test_bam import bam_config
 from tests.test_cli import one_line
 from tests.test_training import pretrain_config
@@ -55,7 +54,8 @@ def test_label_counts_equal_loops():
     for _ in range(3):
         predicted, label = random.integers(0, 4, (2, 6, 5))
         label[random.random(label.shape) < 0.2] = 255
-        counts.update(torch.from_numpy(predicted), torch.from_numpy(label.astype(np.uint8)), torch.from_numpy(numbers))
+        said, true = torch.from_numpy(predicted), torch.from_numpy(label.astype(np.uint8))
+        counts.add(count_labels(said, true, numbers.tolist()))
         pairs.append((numbers[predicted], np.where(label == 255, -1, numbers[label % 255])))
     for classes in ((2, 5, 7), (5,), (0, 2)):
         assert counts.miou(classes) == pytest.approx(plain_miou(pairs, classes), abs=1e-12)
@@ -63,7 +63,7 @@ def test_label_counts_equal_loops():
 
 def test_a_class_without_a_pixel_is_left_out_or_zero():
     counts = LabelCounts(3)
-    counts.update(torch.tensor([[1]]), torch.tensor([[1]], dtype=torch.uint8), torch.tensor([0, 2]))
+    counts.add(count_labels(torch.tensor([[1]]), torch.tensor([[1]], dtype=torch.uint8), (0, 2)))
     assert counts.miou((2, 3)) == 1.0
     assert counts.miou((2, 3), zero=True) == 0.5
     assert counts.miou((3,)) == 0.0
@@ -78,11 +78,11 @@ def test_both_fusions_equal_loops():
     labels[:, 0] = 255
     masks = (torch.rand(2, 9, 9) < 0.3).to(torch.uint8) * (labels == 0)  # an object of the novel class is no base class
     masks[labels == 255] = 255
-    images = torch.zeros(2, 3, 9, 9)
-    episode = Episode(images, images[:, None], masks[:, None], masks, class_id=novel, base_mask=labels)
-    counts = BaseClassCounts(8, base, threshold=0.9)
-    batch = EvalBatch(episode, list(masks), list(labels))
-    counts.update(Prediction(logits, {"base": base_logits}), batch, protocol(label="resized"))
+    counts = BaseClassCounts(8, base)
+    for i in range(2):
+        said, is_novel = base_logits[i].argmax(0), logits[i].softmax(0)[1] > 0.9
+        fusions = count_fusions(is_novel, said, masks[i], labels[i], (*base, int(novel[i])))
+        counts.add(count_labels(said, labels[i], (0, *base)), fusions)
 
     found = {"base classes": [], "final": [], "base": []}
     for i in range(2):
@@ -102,29 +102,6 @@ def test_both_fusions_equal_loops():
     assert {name: score["miou"] for name, score in scores.items()} == pytest.approx(expected, abs=1e-12)
     assert all(value > 0 for value in expected.values())
     assert expected["generalized, final first, base"] != expected["generalized, base first, base"]
-
-
-def test_evaluation_episodes_carry_base_labels(toy_root):
-    dataset = DATASETS.entry("toy").build(toy_options(toy_root))
-    split = dataset.split("val")
-    sampler = make_sampler(split.index, dataset.options, 0, "val", 1, 3, "in_order")
-    base = split_classes(split.index, dataset.options, 0, "train")
-    episodes = EpisodeList.drawn(sampler, 20)
-    make = EvalEpisodes(split, episodes, EvalTransform(65, "pad"), base=base)
-    without = EvalEpisodes(split, episodes, EvalTransform(65, "pad"))
-    batch, plain = collate_eval([make(n) for n in range(20)]), collate_eval([without(n) for n in range(20)])
-    assert plain.original_base is None
-    assert plain.episode.base_mask is None
-    assert torch.equal(batch.episode.query_mask, plain.episode.query_mask)
-    assert batch.episode.base_mask.shape == (20, 65, 65)
-    seen = set()
-    for n, (found, mask) in enumerate(zip(batch.original_base, batch.original_masks)):
-        label = split.label(episodes[n].query)
-        expected = np.select([label == 255, np.isin(label, base)], [255, np.searchsorted(base, label) + 1], 0)
-        assert np.array_equal(found.numpy(), expected)
-        assert not (found[mask == 1] > 0).any()
-        seen |= set(found.unique().tolist())
-    assert len(seen) > 3
 
 
 @pytest.fixture(scope="module")

@@ -14,15 +14,13 @@ from fss_svf.data.augment import EvalTransform, binary_mask
 from fss_svf.data.episodes import make_sampler
 from fss_svf.data.loading import (
     BaseLabels,
-    EvalBatch,
-    EvalEpisodes,
+    EvalImages,
     LabelBatch,
     LabelledImages,
     TrainEpisodes,
     base_label_lookup,
     batches,
     collate_episodes,
-    collate_eval,
     collate_labels,
 )
 from fss_svf.data.manifest import EpisodeList
@@ -43,6 +41,7 @@ def makers(root):
     train, val = (Toy(options).split(split) for split in ("train", "val"))
     episodes = make_sampler(train.index, options, 0, "train", 2, 5, "shuffled_epochs")
     tests = EpisodeList.drawn(make_sampler(val.index, options, 0, "val", 1, 5, "in_order"), 30)
+    wanted = [(spec.supports[0], [(spec.class_id, spec.class_ids)]) for spec in tests.specs]
     images = make_sampler(train.index, options, 0, "train", 0, 5, "shuffled_epochs")
     return {
         "train": (TrainEpisodes(train, episodes, SIZE, AUGMENT), collate_episodes, range(40, 50)),
@@ -52,8 +51,8 @@ def makers(root):
             range(40, 50),
         ),
         "eval": (
-            EvalEpisodes(val, tests, EvalTransform(SIZE, "pad")),
-            collate_eval,
+            EvalImages(val, wanted, EvalTransform(SIZE, "pad")),
+            list,
             [7, 3, 3, 0, 21, 5, 4],
         ),
         "labels": (BaseLabels(train, images, SIZE, AUGMENT), collate_labels, range(8)),
@@ -67,8 +66,8 @@ def makers(root):
 
 def tensors(batch):
     """Every tensor of a batch, as one list."""
-    if isinstance(batch, EvalBatch):
-        return [*tensors(batch.episode), *batch.original_masks]
+    if isinstance(batch, list):
+        return [tensor for item in batch for tensor in tensors(item)]
     found = [getattr(batch, field.name) for field in dataclasses.fields(batch)]
     return [tensor for tensor in found if tensor is not None]
 
@@ -314,21 +313,6 @@ def test_border_of_a_crop_is_zero_once_normalised():
     border = torch.tensor([round(255 * mean) for mean in (0.485, 0.456, 0.406)], dtype=torch.uint8)
     after = episode(query_image=border.view(1, 3, 1, 1).expand(2, 3, 9, 8)).normalized()
     assert after.query_image.abs().max() < 0.01
-
-
-def test_collated_masks_keep_their_order():
-    items = [
-        EvalBatch(
-            episode(1, class_id=torch.tensor([c]), number=torch.tensor([10 - c]), query_mask=torch.zeros(1, 9, 8)),
-            [torch.full((c, 7), c)],
-        )
-        for c in (3, 1, 2)
-    ]
-    joined = collate_eval(items)
-    assert joined.episode.class_id.tolist() == [3, 1, 2]
-    assert joined.episode.number.tolist() == [7, 9, 8]
-    assert [mask.shape for mask in joined.original_masks] == [(3, 7), (1, 7), (2, 7)]
-    assert torch.equal(joined.episode.query_image[1:2], items[1].episode.query_image)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

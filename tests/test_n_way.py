@@ -11,15 +11,15 @@ from fss_svf.config import Augment, EpisodeFiles
 from fss_svf.data.augment import EvalTransform, query_mask, support_mask
 from fss_svf.data.episodes import EpisodeSpec, make_sampler
 from fss_svf.data.index import ImageRow, Index
-from fss_svf.data.loading import EvalEpisodes, TrainEpisodes, batches, collate_episodes, collate_eval
+from fss_svf.data.loading import TrainEpisodes, batches, collate_episodes
 from fss_svf.data.manifest import EpisodeList
 from fss_svf.data.toy import Toy
 from fss_svf.errors import ConfigError
 from fss_svf.evaluation.counts import Counts, count_episode
-from fss_svf.evaluation.engine import masks_at_label
 from fss_svf.evaluation.plan import make_plan
 from tests.conftest import TOY, toy_options
 from tests.one_line import data_error
+from tests.plain_evaluation import EvalEpisodes, mask_at_label
 from tests.test_episodes import MIN_AREA, ORDERS, crowded_index, index_of, sampler
 from tests.test_loading import equal
 from tests.test_plan import NONE, protocol
@@ -123,20 +123,16 @@ def makers(root, annotation="mask", way=2, shot=2):
     testing = make_sampler(val.index, options, 0, "val", shot, 5, "in_order", way=way)
     return {
         "train": (TrainEpisodes(train, training, 97, AUGMENT, annotation), collate_episodes),
-        "eval": (
-            EvalEpisodes(val, EpisodeList.drawn(testing, 40), EvalTransform(97, "pad"), annotation),
-            collate_eval,
-        ),
+        "eval": EvalEpisodes(val, EpisodeList.drawn(testing, 40), EvalTransform(97, "pad"), annotation),
     }
 
 
-@pytest.mark.parametrize("kind", ["train", "eval"])
-def test_batches_do_not_depend_on_workers_or_batch_size(toy_root, kind):
-    make, collate = makers(toy_root)[kind]
+def test_batches_do_not_depend_on_workers_or_batch_size(toy_root):
+    make, collate = makers(toy_root)["train"]
     numbers = range(3, 10)
     whole = collate([make(number) for number in numbers])
     for workers, batch_size in [(0, 3), (1, 4), (2, 2)]:
-        fresh = makers(toy_root)[kind][0]
+        fresh = makers(toy_root)["train"][0]
         assert equal(collate(list(batches(fresh, collate, numbers, batch_size, workers))), whole)
 
 
@@ -155,7 +151,7 @@ def test_training_episodes(toy_root):
 
 
 def test_evaluation_episodes_are_labelled_by_way(toy_root):
-    make, _ = makers(toy_root)["eval"]
+    make = makers(toy_root)["eval"]
     several = 0
     for number in range(40):
         batch, spec = make(number), make.episodes[number]
@@ -164,7 +160,7 @@ def test_evaluation_episodes_are_labelled_by_way(toy_root):
         for way, class_id in enumerate(spec.class_ids, 1):
             expected[label == class_id] = way
         expected[label == 255] = 255
-        assert np.array_equal(batch.original_masks[0].numpy(), expected)
+        assert np.array_equal(batch.original_mask.numpy(), expected)
         several += {1, 2} <= set(expected.flat)
         for way, class_id in enumerate(spec.class_ids):
             for k in range(2):
@@ -178,7 +174,7 @@ def test_evaluation_episodes_are_labelled_by_way(toy_root):
 
 @pytest.mark.parametrize("annotation", ["bbox", "scribble"])
 def test_each_way_is_annotated_for_its_own_class(toy_root, annotation):
-    by_mask, annotated = (makers(toy_root, kind)["eval"][0] for kind in ("mask", annotation))
+    by_mask, annotated = (makers(toy_root, kind)["eval"] for kind in ("mask", annotation))
     shared = 0
     for number in range(40):
         spec = by_mask.episodes[number]
@@ -249,19 +245,18 @@ def test_an_episode_is_measured_for_the_classes_its_query_holds():
 @pytest.mark.parametrize("label", ["resized", "original"])
 def test_prediction_is_the_largest_of_all_channels_in_the_size_of_the_label(toy_root, label):
     """Logits that are the label itself come back as the label."""
-    make, collate = makers(toy_root)["eval"]
-    chosen = protocol(label=label, resize="pad")
-    batch = collate([make(n) for n in range(8)])
-    mask = batch.episode.query_mask.long()
-    logits = torch.nn.functional.one_hot(mask * (mask != 255), 3).movedim(-1, 1).float()
-    found = masks_at_label(logits, batch, chosen)
-    truth = list(batch.episode.query_mask) if label == "resized" else batch.original_masks
-    for one, expected in zip(found, truth, strict=True):
-        assert one.dtype == torch.uint8
-        assert one.shape == expected.shape
-        wrong = (one != expected) & (expected != 255)
+    make = makers(toy_root)["eval"]
+    chosen, seen = protocol(label=label, resize="pad"), set()
+    for one in map(make, range(8)):
+        mask = one.episode.query_mask.long()
+        logits = torch.nn.functional.one_hot(mask * (mask != 255), 3).movedim(-1, 1).float()
+        found = mask_at_label(logits, one, chosen)
+        expected = one.episode.query_mask[0] if label == "resized" else one.original_mask
+        assert found.shape == expected.shape
+        wrong = (found != expected) & (expected != 255)
         assert not wrong.any() if label == "resized" else wrong.float().mean() < 0.06  # at borders, enlarged
-    assert {int(v) for one in found for v in one.unique()} == {0, 1, 2}
+        seen |= set(found.unique().tolist())
+    assert seen == {0, 1, 2}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -159,17 +159,25 @@ class EvalTransform:
     pad: Literal["before_normalisation", "after_normalisation"] = "before_normalisation"
 
     def __call__(self, image: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(H, W, 3) and (H, W) uint8 to (size, size, 3) and (size, size) uint8; after_normalisation: image float32."""
-        height, width = self.inner(*label.shape)
+        """Both of an image and its label."""
+        return self.image(image), self.label(label)
+
+    def image(self, image: np.ndarray) -> np.ndarray:
+        """(H, W, 3) uint8 to (size, size, 3), uint8 or with after_normalisation float32."""
+        height, width = self.inner(*image.shape[:2])
         image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
-        label = cv2.resize(label, (width, height), interpolation=cv2.INTER_NEAREST)
         if self.pad == "after_normalisation":
             # No uint8 value is 0 once it is normalised; images that are float already are not normalised again.
             image = normalize(torch.from_numpy(image).permute(2, 0, 1)).permute(1, 2, 0).numpy()
         border = (0, self.size - height, 0, self.size - width)
-        image = cv2.copyMakeBorder(image, *border, cv2.BORDER_CONSTANT, value=(0, 0, 0))
-        label = cv2.copyMakeBorder(label, *border, cv2.BORDER_CONSTANT, value=IGNORE)
-        return image, label
+        return cv2.copyMakeBorder(image, *border, cv2.BORDER_CONSTANT, value=(0, 0, 0))
+
+    def label(self, label: np.ndarray) -> np.ndarray:
+        """(H, W) uint8 to (size, size) uint8."""
+        height, width = self.inner(*label.shape)
+        label = cv2.resize(label, (width, height), interpolation=cv2.INTER_NEAREST)
+        border = (0, self.size - height, 0, self.size - width)
+        return cv2.copyMakeBorder(label, *border, cv2.BORDER_CONSTANT, value=IGNORE)
 
     def inner(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the resized image inside the square."""

@@ -16,22 +16,24 @@ from fss_svf.data.annotation import SupportAnnotation, annotate
 from fss_svf.data.augment import EvalTransform, TrainTransform, binary_mask, query_mask, support_mask, tame_threads
 from fss_svf.data.dataset import Split
 from fss_svf.data.episodes import AUGMENTATION, EpisodeSampler, EpisodeSpec
-from fss_svf.data.manifest import EpisodeList
 from fss_svf.episode import IGNORE, Episode
 from fss_svf.errors import FssError
 
 
 @dataclass(frozen=True)
-class EvalBatch:
-    """Episodes to evaluate, and what is known of each query at its original size.
+class EvalImage:
+    """An image to evaluate, as a query and as a support of M classes.
 
-    original_masks  (H_i, W_i) uint8 in {0..N, 255}
-    original_base   (H_i, W_i) uint8 like Episode.base_mask, where base classes are evaluated
+    image    (3, H, W) uint8, or normalised float32
+    masks    (M, H, W) uint8 in {0, 1, 255}, as supports
+    label    (h, w) uint8 class numbers and 255, at the original size
+    resized  (H, W) uint8, the same in the input's size and place
     """
 
-    episode: Episode
-    original_masks: list[Tensor]
-    original_base: list[Tensor] | None = None
+    image: Tensor
+    masks: Tensor
+    label: Tensor
+    resized: Tensor
 
 
 @dataclass(frozen=True)
@@ -151,35 +153,33 @@ class TrainEpisodes(Episodes):
         return replace(_episode([query, *supports], spec, number), **base)
 
 
-class EvalEpisodes(Episodes):
-    """Makes evaluation episodes by their place in a list, with the query's mask at its original size.
-
-    base: also with the query's labels of these classes, at the input's and at the original size.
-    """
+class EvalImages:
+    """Makes the images of an evaluation by their place in `wanted`: (image, supports), where a support is its class and all
+    classes of its episode."""
 
     def __init__(
         self,
         split: Split,
-        episodes: EpisodeList,
+        wanted: Sequence[tuple[int, Sequence[tuple[int, Sequence[int]]]]],
         transform: EvalTransform,
         annotation: SupportAnnotation = "mask",
-        base: Sequence[int] | None = None,
     ) -> None:
-        super().__init__(split, annotation)
-        self.episodes, self.transform = episodes, transform
-        self.base = None if base is None else tuple(sorted(base))
+        self.split, self.wanted, self.transform, self.annotation = split, wanted, transform, annotation
 
-    def __call__(self, number: int) -> EvalBatch:
-        spec = self.episodes[number]
-        query = self.query(spec)
-        transformed = [self.transform(*pair) for pair in [query, *self.supports(spec)]]
-        batch = EvalBatch(_episode(transformed, spec, number), [torch.from_numpy(query[1])])
-        if self.base is None:
-            return batch
-        base = base_label_lookup(self.base)[self.split.label(spec.query)]
-        _, resized = self.transform(query[0], base)
-        episode = replace(batch.episode, base_mask=torch.from_numpy(resized)[None])
-        return replace(batch, episode=episode, original_base=[torch.from_numpy(base)])
+    def __call__(self, place: int) -> EvalImage:
+        number, supports = self.wanted[place]
+        image, label = self.split.pair(number)
+        masks = [np.zeros((0, self.transform.size, self.transform.size), np.uint8)]
+        for class_id, class_ids in supports:
+            boxes = self.split.index.boxes_of(number, class_id)
+            mask = annotate(support_mask(label, class_id, class_ids), self.annotation, boxes)
+            masks.append(self.transform.label(mask)[None])
+        return EvalImage(
+            image=_image_tensor(self.transform.image(image)),
+            masks=torch.from_numpy(np.concatenate(masks)),
+            label=torch.tensor(label),
+            resized=torch.from_numpy(self.transform.label(label)),
+        )
 
 
 class BaseLabels:
@@ -222,13 +222,6 @@ def collate_episodes(items: list[Episode]) -> Episode:
     """Join episodes along the batch dimension."""
     present = [f.name for f in fields(Episode) if getattr(items[0], f.name) is not None]
     return Episode(**{name: torch.cat([getattr(item, name) for item in items]) for name in present})
-
-
-def collate_eval(items: list[EvalBatch]) -> EvalBatch:
-    """Join evaluation episodes; the original masks keep their sizes."""
-    masks = [mask for item in items for mask in item.original_masks]
-    base = [label for item in items for label in item.original_base or ()]
-    return EvalBatch(collate_episodes([item.episode for item in items]), masks, base or None)
 
 
 def collate_labels(items: list[LabelBatch]) -> LabelBatch:

@@ -5,54 +5,53 @@ Source: BAM (CVPR 2022), its base mIoU and its section on generalized few-shot s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from fss_svf.config import Protocol
-from fss_svf.data.loading import EvalBatch
-from fss_svf.episode import Prediction
 from fss_svf.errors import ConfigError
-from fss_svf.evaluation.at_label import at_label
-from fss_svf.evaluation.counts import LabelCounts
+from fss_svf.evaluation.counts import LabelCount, LabelCounts, count_labels
 from fss_svf.methods.method import FewShotMethod
 
 
-class BaseClassCounts:
-    """Counts of Prediction.aux["base"] on the base classes of every query and, with `threshold`, of both fusions.
+def count_fusions(
+    novel: Tensor, base: Tensor, mask: Tensor, label: Tensor, classes: Sequence[int]
+) -> dict[str, LabelCount]:
+    """Count both ways to label a query as background, a base class or the episode's novel class.
 
-    A fusion labels every pixel as background, a base class or the episode's novel class. Novel is where the softmax of
-    the method's logits is above `threshold` (0.9 in the official code). "final": novel wins, base fills what is left;
-    "base": base wins, novel fills. Pixels of other novel classes count as background.
+    "final": novel wins, base fills what is left; "base": base wins, novel fills.
+
+    novel    (H, W) bool, where the novel class is said to be
+    base     (H, W) the base classes said, 0..n
+    mask     (H, W) 1 where the novel class is; label: (H, W) the base classes, in {0..n, 255}
+    classes  the dataset's numbers of the n base classes and, last, of the novel one
+    """
+    number = len(classes)  # the novel class among the labels
+    true = torch.where(mask == 1, number, label)
+    said = {"final": torch.where(novel, number, base), "base": torch.where(base > 0, base, novel * number)}
+    return {first: count_labels(labels, true, (0, *classes)) for first, labels in said.items()}
+
+
+class BaseClassCounts:
+    """Counts of the base classes in every query and, where a protocol fuses, of both fusions with the novel class.
+
+    Novel is where the softmax of the method's logits is above the protocol's threshold (0.9 in the official code). Pixels
+    of other novel classes count as background.
     """
 
-    def __init__(self, num_classes: int, base: Sequence[int], threshold: float | None) -> None:
+    def __init__(self, num_classes: int, base: Sequence[int]) -> None:
         """`base`: the dataset's numbers of the base classes, ascending."""
-        self.base, self.threshold = tuple(base), threshold
+        self.base = tuple(base)
         self.alone = LabelCounts(num_classes)
-        self.fused = {} if threshold is None else {scheme: LabelCounts(num_classes) for scheme in ("final", "base")}
+        self.fused: dict[str, LabelCounts] = {}
 
-    def update(self, prediction: Prediction, batch: EvalBatch, protocol: Protocol) -> None:
-        """Count a batch, in the size and place of the protocol's label."""
-        assert batch.original_base is not None
-        assert batch.episode.base_mask is not None
-        assert batch.episode.query_mask is not None
-        classes = torch.tensor([0, *self.base])
-        novel = len(classes)  # the number of the episode's own class among the labels
-        said = [logits.argmax(0).cpu() for logits in at_label(prediction.aux["base"], batch, protocol)]
-        original = protocol.label == "original"
-        labels = batch.original_base if original else list(batch.episode.base_mask)
-        masks = batch.original_masks if original else list(batch.episode.query_mask)
-        for base, label in zip(said, labels):
-            self.alone.update(base, label, classes)
-        if self.threshold is None:
-            return
-        for i, logits in enumerate(at_label(prediction.logits, batch, protocol)):
-            found = (logits.softmax(0)[1] > self.threshold).cpu()
-            label = torch.where(masks[i] == 1, novel, labels[i])
-            ids = torch.cat([classes, batch.episode.class_id[i : i + 1]])  # type: ignore[index]
-            self.fused["final"].update(torch.where(found, novel, said[i]), label, ids)
-            self.fused["base"].update(torch.where(said[i] > 0, said[i], found * novel), label, ids)
+    def add(self, alone: LabelCount, fused: Mapping[str, LabelCount]) -> None:
+        """Count an episode: its query's base classes, and its fusions by name."""
+        self.alone.add(alone)
+        for scheme, count in fused.items():
+            self.fused.setdefault(scheme, LabelCounts(len(self.alone.union) - 1)).add(count)
 
     def scores(self, novel: Iterable[int], zero: bool) -> dict[str, dict[str, float]]:
         """mIoU by what was measured, fractions. `zero`: a class without a pixel counts as 0, else it is left out."""

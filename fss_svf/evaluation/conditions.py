@@ -22,10 +22,6 @@ def require_conditions(protocol: Protocol, shots: Sequence[int], checkpoint: Map
     Raises ConfigError where it was selected as the protocol forbids; warns where it was trained at another K than the
     numbers it would stand beside.
     """
-    if protocol.shots == "vote" and max(shots) > 1:
-        raise ConfigError(
-            f"protocol={protocol.name}: protocol.shots=vote is not wired yet; say shot=1, or protocol.shots=mean"
-        )
     if checkpoint is None:
         return
     if protocol.selection == "not_novel" and checkpoint["selection"] == SELECTED_ON_NOVEL:

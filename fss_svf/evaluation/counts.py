@@ -7,7 +7,7 @@ Base classes: labels of many classes at once, by confusion.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -103,8 +103,24 @@ def _overlap(said: Tensor, true: Tensor) -> tuple[int, int]:
     return int((said & true).sum()), int((said | true).sum())
 
 
+@dataclass(frozen=True)
+class LabelCount:
+    """The pixel counts of one labelling with many classes: of each class its intersection and union."""
+
+    classes: tuple[int, ...]
+    intersection: tuple[int, ...]
+    union: tuple[int, ...]
+
+
+def count_labels(predicted: Tensor, label: Tensor, classes: Sequence[int]) -> LabelCount:
+    """Count (H, W) labels 0..n-1, or 255 (not counted) in `label`; `classes`: the number of each, distinct."""
+    confusion = confusion_matrix(predicted, label, len(classes))
+    either = confusion.sum(0) + confusion.sum(1) - confusion.diagonal()
+    return LabelCount(tuple(classes), tuple(confusion.diagonal().tolist()), tuple(either.tolist()))
+
+
 class LabelCounts:
-    """Pixel counts of labellings with many classes, in int64, by the dataset's class numbers.
+    """Sums of LabelCount, in int64, by the dataset's class numbers.
 
     intersection, union  (C + 1,) pixels by class number; 0 is the background
     """
@@ -113,11 +129,10 @@ class LabelCounts:
         self.intersection = torch.zeros(num_classes + 1, dtype=torch.int64)
         self.union = torch.zeros(num_classes + 1, dtype=torch.int64)
 
-    def update(self, predicted: Tensor, label: Tensor, classes: Tensor) -> None:
-        """Count (H, W) labels 0..n-1, or 255 (not counted) in `label`; `classes`: (n,) the number of each, distinct."""
-        confusion = confusion_matrix(predicted, label, len(classes))
-        self.intersection[classes] += confusion.diagonal()
-        self.union[classes] += confusion.sum(0) + confusion.sum(1) - confusion.diagonal()
+    def add(self, labelling: LabelCount) -> None:
+        classes = torch.tensor(labelling.classes)
+        self.intersection[classes] += torch.tensor(labelling.intersection)
+        self.union[classes] += torch.tensor(labelling.union)
 
     def miou(self, classes: Iterable[int], zero: bool = False) -> float:
         """Mean IoU of `classes`, a fraction. A class without a union is left out, or counts as 0; 0 when none is left."""

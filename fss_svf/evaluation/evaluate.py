@@ -17,13 +17,15 @@ from fss_svf.data.augment import EvalTransform
 from fss_svf.data.dataset import Dataset
 from fss_svf.data.episodes import split_classes
 from fss_svf.data.index import Index
-from fss_svf.data.loading import EvalEpisodes
 from fss_svf.errors import ConfigError
 from fss_svf.evaluation.base_classes import require_base_classes
 from fss_svf.evaluation.conditions import SELECTED_ON_NOVEL, require_conditions, warn_of_width
 from fss_svf.evaluation.counts import Counts
-from fss_svf.evaluation.engine import Run, evaluate_run
+from fss_svf.evaluation.engine import Engine, Task
+from fss_svf.evaluation.pictures import episode_pictures, pick
 from fss_svf.evaluation.plan import Plan, make_plan
+from fss_svf.evaluation.records import delete_records
+from fss_svf.evaluation.runs import Run, evaluate_lists
 from fss_svf.methods.method import FewShotMethod, check_way
 from fss_svf.model import build_model, choose_device, place, refuse_leak, restore_model, trainable_values
 from fss_svf.provenance import write_json, write_run_folder
@@ -54,7 +56,7 @@ class Subject:
 def evaluate(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:
     """Evaluate `config` in the folder `out`, one result a shot.
 
-    Writes result.json and episodes.png: into `out` for one shot, into out/1shot, out/5shot, ... for several.
+    Writes result.json and pictures of episodes: into `out` for one shot, into out/1shot, out/5shot, ... for several.
     """
     subject = _from_checkpoint(config) if config.checkpoint else _from_config(config)
     protocol = replace(config.protocol, seed=config.seed, runs=config.seeds, size=subject.size)
@@ -76,30 +78,30 @@ def evaluate(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:
     protocol = plan.protocol
     names = {c: split.index.class_name(c) for c in classes}
     data = {"index": split.index.hash, **_data_choices(dataset, max(config.shots)), **plan.source}
-    transform = EvalTransform(subject.size, protocol.resize, protocol.pad)
+    task = Task(
+        subject.model,
+        split,
+        dataset.options.support_annotation,
+        EvalTransform(subject.size, protocol.resize, protocol.pad),
+        protocol,
+        base,
+    )
+    engine = Engine(device, config.batch_size, config.workers, config.cache_gb, out / "codes", config.precision)
+    evaluated = evaluate_lists(task, engine, plan.episodes, out)
+    log.info("%s", _shares(evaluated.seconds))
     results = []
-    for shot in config.shots:
+    for shot, runs in evaluated.runs.items():
         folder = out if len(config.shots) == 1 else out / f"{shot}shot"
-        runs = [
-            evaluate_run(
-                subject.model,
-                EvalEpisodes(split, episodes, transform, dataset.options.support_annotation, base),
-                protocol,
-                device,
-                config.batch_size,
-                config.workers,
-                config.pictures if number == 0 else 0,
-            )
-            for number, episodes in enumerate(plan.episodes[shot])
-        ]
-        result = _result(subject, plan, shot, runs, names, data)
+        result = _result(subject, plan, shot, runs, names, data, config.precision)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "result.json", result)
-        if runs[0].pictures:
-            save_picture(folder / "episodes.png", draw_episodes(runs[0].pictures))
+        if config.pictures:
+            for what, episodes in pick(plan.episodes[shot][0], runs[0].episodes, config.pictures).items():
+                save_picture(folder / f"{what}.png", draw_episodes(episode_pictures(task, engine, episodes)))
         _warn_of_absent(result)
         warn_of_width(result, protocol.precision)
         results.append(result)
+    delete_records(out)
     print(markdown_table(results))
     log.info("results in %s", out)
     return results
@@ -237,7 +239,13 @@ def _dataset(asked: Mapping[str, Any], trained: Choice) -> Choice:
 
 
 def _result(
-    subject: Subject, plan: Plan, shot: int, runs: list[Run], names: Mapping[int, str], data: Mapping[str, Any]
+    subject: Subject,
+    plan: Plan,
+    shot: int,
+    runs: list[Run],
+    names: Mapping[int, str],
+    data: Mapping[str, Any],
+    precision: str,
 ) -> dict[str, Any]:
     """result.json: every number a fraction; means over runs, whose own numbers stand in `runs`."""
     protocol = plan.protocol
@@ -248,7 +256,7 @@ def _result(
         values = [iou[c] for iou in each if c in iou]
         per_class[name] = mean(values) if values else None
     scores = [_scores(run.counts, zero) for run in runs]
-    also = {name: _mean([_scores(run.others[name], zero) for run in runs]) for name in runs[0].others}
+    also = {name: _mean([_scores(run.counts_of(name), zero) for run in runs]) for name in runs[0].others}
     if runs[0].base is not None:
         base = [run.base.scores(plan.classes, protocol.never_drawn == "zero") for run in runs if run.base is not None]
         also |= {name: _mean([scores[name] for scores in base]) for name in base[0]}
@@ -263,8 +271,9 @@ def _result(
         "tuning": subject.tuning,
         "dataset": subject.dataset.name,
         "protocol": to_mapping(protocol),
-        "protocol_hash": protocol.hash(size=subject.size, data=data),
+        "protocol_hash": protocol.hash(size=subject.size, data=data, **_unless("float32", precision=precision)),
         "size": subject.size,
+        "precision": precision,
         "num_episodes": protocol.episodes * protocol.runs,
         "seeds": [protocol.seed + i for i in range(protocol.runs)],
         "episodes_per_class": {name: sum(int(r.counts.episodes[c]) for r in runs) for c, name in names.items()},
@@ -276,6 +285,16 @@ def _result(
         "data": data,
         "classes_left_out": [names[c] for c in plan.left_out],
     }
+
+
+def _unless(usual: str, **value: str) -> dict[str, str]:
+    """Nothing where the value is the usual one, so that results of before it was told keep their hash."""
+    return {} if usual in value.values() else value
+
+
+def _shares(seconds: Mapping[str, float]) -> str:
+    total = sum(seconds.values()) or 1.0
+    return "time: " + ", ".join(f"{what} {100 * value / total:.0f}%" for what, value in seconds.items())
 
 
 def _scores(counts: Counts, zero: Iterable[int]) -> dict[str, float]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fss_svf.backbones.backbone import STAGES, Backbone
 from fss_svf.checkpoint import load_checkpoint
 from fss_svf.config import require, to_mapping
-from fss_svf.episode import Code, Episode, Prediction
+from fss_svf.episode import Code, Episode, Outputs, Prediction
 from fss_svf.errors import ConfigError, WeightsError
 from fss_svf.methods.base_learner import BaseBranch
 from fss_svf.methods.blocks import gram_distance, gram_matrix, resize
@@ -51,10 +51,14 @@ class BAMOptions:
 
 @METHODS.register("bam", BAMOptions)
 class BAM(PriorASPP):
-    """Adds to the codes: gram (C2, C2) of the low feature; of queries base, the base learner's logits."""
+    """Adds to the codes: gram (C2, C2) of the low feature; of queries base, the base learner's logits.
+
+    Adds to the comparison: distance (B, K), how unlike the scenes are.
+    """
 
     segments_base = True
     also_evaluated = ("meta",)
+    compared = ("deep", "gram")
     evaluation_options = ("other_shots",)
 
     def __init__(self, backbone: Backbone, options: BAMOptions) -> None:
@@ -86,15 +90,23 @@ class BAM(PriorASPP):
     def support_code(self, stages: Stages, mask: Tensor) -> Code:
         return {**super().support_code(stages, mask), "gram": gram_matrix(low_feature(stages))}
 
+    def compare(self, query: Code, support: Code) -> Code:
+        return {**super().compare(query, support), "distance": gram_distance(query["gram"], support["gram"])}
+
+    def segment_base(self, query: Code, size: tuple[int, int]) -> Tensor:
+        return resize(query["base"], size)
+
     def segment(self, query: Code, support: Code, size: tuple[int, int]) -> Prediction:
         """Logits are the ensemble's probabilities (no softmax follows); aux: logits of meta (B, 2, H, W), and of base."""
-        distance = gram_distance(query["gram"], support["gram"])  # (B, K): how unlike the scenes are
+        support = self.compared_with(query, support)
+        distance = support["distance"]
         weight = self._shot_weights(distance)
         prototype = torch.einsum("bk,bkc->bc", weight, support["prototype"])
-        prior = torch.einsum("bk,bkchw->bchw", weight, self.priors(query, support))
+        prior = torch.einsum("bk,bkchw->bchw", weight, support["prior"])
         meta = self.logits(query["feature"], prototype, prior)
         final = self._ensemble(meta, query["base"], (weight * distance).sum(1), query.get("own"))
-        return Prediction(resize(final, size), {"meta": resize(meta, size), "base": resize(query["base"], size)})
+        outputs = {"meta": lambda: resize(meta, size), "base": lambda: self.segment_base(query, size)}
+        return Prediction(resize(final, size), Outputs(outputs))
 
     def losses(self, prediction: Prediction, episode: Episode) -> dict[str, Tensor]:
         """main is the cross-entropy of probabilities taken for logits, as published; base moves nothing."""
@@ -108,7 +120,7 @@ class BAM(PriorASPP):
         """(B, K) distances to weights that sum to 1. The layer sees them in ascending order, so shots have no order."""
         shots = distance.shape[1]
         self.check_shot(shots)
-        if shots != self.shot or shots == 1:
+        if self.shots == "mean" or shots != self.shot or shots == 1:
             return torch.full_like(distance, 1 / shots)
         ascending, order = distance.sort(dim=1)
         scores = self.kshot(ascending[:, :, None, None]).flatten(1)
@@ -131,7 +143,7 @@ class BAM(PriorASPP):
     # What depends on the run and on weights
 
     def check_shot(self, shot: int) -> None:
-        if shot not in (1, self.shot) and self.other_shots == "error":
+        if shot not in (1, self.shot) and "mean" not in (self.other_shots, self.shots):
             raise ConfigError(
                 f"shot={shot}: this BAM was trained at {self.shot} shot{'s' * (self.shot > 1)} and has no weights for "
                 f"{shot}; train it with shot={shot}, or take the plain mean of the shots: +method.other_shots=mean"

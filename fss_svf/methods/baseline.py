@@ -38,10 +38,11 @@ class Baseline(PriorASPP):
         self.down_query.requires_grad_(options.down_query_trains)
 
     def segment(self, query: Code, support: Code, size: tuple[int, int]) -> Prediction:
-        prior = self._over_shots(self.priors(query, support))
-        logits = self.logits(query["feature"], self._over_shots(support["prototype"]), prior)
+        support = self.compared_with(query, support)
+        prototype, prior = (self._over_shots(support[key]) for key in ("prototype", "prior"))
+        logits = self.logits(query["feature"], prototype, prior)
         return Prediction(resize(logits, size))
 
     def _over_shots(self, values: Tensor) -> Tensor:
         """(B, K, ...) to (B, ...). The official code sums prototypes and priors over the shots."""
-        return values.sum(1) if self.shots_reduce == "sum" else values.mean(1)
+        return values.mean(1) if "mean" in (self.shots_reduce, self.shots) else values.sum(1)

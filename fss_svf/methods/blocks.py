@@ -22,6 +22,11 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(x, size=list(size), mode="bilinear", align_corners=True)
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """What autocast made smaller, as float32; float64 stays."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def foreground(masks: Tensor) -> Tensor:
     """(M, H, W) in {0, 1, 255} to (M, 1, H, W) float: 1 on the class, 0 elsewhere and on ignored pixels."""
     return (masks == 1).float().unsqueeze(1)
@@ -33,15 +38,17 @@ def masked_average_pooling(features: Tensor, mask: Tensor) -> Tensor:
 
 
 def prior_mask(query: Tensor, support: Tensor) -> Tensor:
-    """PFENet's prior (section 3.2 of its paper): (B, C, h, w) and (B, K, C, h, w) to (B, K, 1, h, w) in [0, 1].
+    """PFENet's prior (section 3.2 of its paper): (B, C, h, w) and (B, K, C, ...positions) to (B, K, 1, h, w) in [0, 1].
 
     Cosine similarity of every query position with every support position, maximum over support positions, min-max
     normalised per query and shot. `support` is zero outside the object, where the similarity is 0.
     """
     # Not under autocast: similarities of deep features differ in the third digit.
     with torch.autocast(query.device.type, enabled=False):
-        q = query.float().flatten(2)  # (B, C, n)
-        s = _without_empty(support.float().flatten(3))  # (B, K, C, m)
+        q = at_least_float32(query).flatten(2)  # (B, C, n)
+        s = without_empty(at_least_float32(support).flatten(3).flatten(0, 1)).unflatten(
+            0, support.shape[:2]
+        )  # (B, K, C, m)
         # Shot by shot: a similarity matrix of 641-pixel images takes 170 MB an episode.
         best = torch.stack([_best_cosine(q, one) for one in s.unbind(1)], dim=1)  # (B, K, n)
         low = best.amin(-1, keepdim=True)
@@ -49,14 +56,14 @@ def prior_mask(query: Tensor, support: Tensor) -> Tensor:
         return prior.unflatten(-1, query.shape[-2:]).unsqueeze(2)
 
 
-def _without_empty(support: Tensor) -> Tensor:
-    """(B, K, C, n) to (B, K, C, m): what holds anything, and an empty position, since 0 takes part in the maximum."""
-    filled = (support != 0).any(2)
+def without_empty(features: Tensor) -> Tensor:
+    """(M, C, n) to (M, C, m): the positions that hold anything, and an empty one, since 0 takes part in the maximum."""
+    filled = (features != 0).any(1)
     m = int(filled.sum(-1).max()) + 1
-    if m >= support.shape[-1]:
-        return support
+    if m >= features.shape[-1]:
+        return features
     places = filled.to(torch.uint8).sort(dim=-1, descending=True, stable=True).indices[..., :m]
-    return support.gather(3, places.unsqueeze(2).expand(-1, -1, support.shape[2], -1))
+    return features.gather(2, places.unsqueeze(1).expand(-1, features.shape[1], -1))
 
 
 def _best_cosine(query: Tensor, support: Tensor) -> Tensor:
@@ -75,7 +82,7 @@ def _best_cosine(query: Tensor, support: Tensor) -> Tensor:
 def gram_matrix(features: Tensor) -> Tensor:
     """(B, C, h, w) to (B, C, C): cosine similarities of channels over all positions, BAM's picture of a scene."""
     with torch.autocast(features.device.type, enabled=False):
-        x = features.float().flatten(2)
+        x = at_least_float32(features).flatten(2)
         norms = x.norm(dim=2, keepdim=True)
         return x @ x.transpose(1, 2) / (norms @ norms.transpose(1, 2) + COSINE_EPS)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,13 +25,17 @@ class FewShotMethod(nn.Module, ABC):
     trainable = True
     # Whether it segments several classes at once.
     many_ways = False
-    # Whether it segments base classes too: its training reads Episode.base_mask and base_class, and Prediction.aux["base"]
-    # holds logits (B, n + 1, H, W) of background and the n base classes.
+    # Whether it segments base classes too: its training reads Episode.base_mask and base_class, and segment_base says the
+    # logits of background and the n base classes.
     segments_base = False
     # Names of Prediction.aux whose (B, 2, H, W) logits are predictions too, measured beside the method's own.
     also_evaluated: tuple[str, ...] = ()
     # The options that may be other ones in an evaluation than in the training.
     evaluation_options: tuple[str, ...] = ()
+    # What `compare` reads of a support's code and `segment` does not: an evaluation does not hand it on.
+    compared: tuple[str, ...] = ()
+    # How the supports of a class come together: as the method does it, or all as one mean (protocol.shots=mean).
+    shots: Literal["own", "mean"] = "own"
     # What weights of its own beside the backbone's were trained on: dataset, fold, classes.
     trained_on: Mapping[str, Any] | None = None
 
@@ -50,7 +54,32 @@ class FewShotMethod(nn.Module, ABC):
 
     @abstractmethod
     def segment(self, query: Code, support: Code, size: tuple[int, int]) -> Prediction:
-        """Segment B queries; support rows are regrouped to (B, K, ...), of N ways (B, N, K, ...). Logits come at `size`."""
+        """Segment B queries; support rows are regrouped to (B, K, ...), of N ways (B, N, K, ...). Logits come at `size`.
+
+        Where `support` has what `compare` says already, that is taken.
+        """
+
+    # What follows makes an evaluation faster, which shows every image to the backbone once and every pair once. Each has a
+    # default, and changes no result.
+
+    def encode_both(self, images: Tensor, queries: Tensor, owners: Tensor, masks: Tensor) -> tuple[Code, Code]:
+        """Codes of images[queries] as queries, and of images[owners] with `masks` (M, H, W) as supports.
+
+        queries (Q,) and owners (M,) int64, neither empty. For a method whose two codes begin with the same features.
+        """
+        return self.encode_query(images[queries]), self.encode_support(images[owners], masks)
+
+    def kept(self, support: Code) -> Code:
+        """The code of one support, a single row, as it is to be kept: smaller, for `compare` and `segment` the same."""
+        return support
+
+    def compare(self, query: Code, support: Code) -> Code:
+        """What B queries and each of their supports (B, K, ...) have to say together, (B, K, ...): no other support's."""
+        return {}
+
+    def segment_base(self, query: Code, size: tuple[int, int]) -> Tensor:
+        """With segments_base: logits (B, n + 1, H, W) of the base classes at `size`, which no support changes."""
+        raise NotImplementedError(f"{type(self).__name__} segments no base classes")
 
     def losses(self, prediction: Prediction, episode: Episode) -> dict[str, Tensor]:
         """Loss terms by name; their plain sum is minimised. Default: cross-entropy of the logits, 255 ignored."""

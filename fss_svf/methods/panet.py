@@ -17,6 +17,7 @@ from fss_svf.backbones.backbone import Backbone
 from fss_svf.backbones.weights import VGG16_BLOCKS
 from fss_svf.config import require
 from fss_svf.episode import IGNORE, Code, Episode, Prediction
+from fss_svf.methods.blocks import at_least_float32
 from fss_svf.methods.method import FewShotMethod, flat_supports, regroup
 from fss_svf.registry import METHODS
 
@@ -52,6 +53,10 @@ class PANet(FewShotMethod):
 
     def encode_support(self, images: Tensor, masks: Tensor) -> Code:
         return self._support_code(self.backbone(images)["layer4"], masks)
+
+    def encode_both(self, images: Tensor, queries: Tensor, owners: Tensor, masks: Tensor) -> tuple[Code, Code]:
+        feature = self.backbone(images)["layer4"]
+        return {"feature": feature[queries]}, self._support_code(feature[owners], masks)
 
     def forward(self, episode: Episode) -> Prediction:
         # Queries and supports together: one pass through the backbone.
@@ -101,7 +106,7 @@ def masked_means(features: Tensor, masks: Tensor) -> Tensor:
     """
     # sum(up(f) * m) = sum(f * up^T(m)): the mask is small, the features at its size would take 0.4 GB an image.
     with _without_autocast(features):
-        chosen = torch.stack([masks == 0, masks == 1], dim=1).to(_precision(features))  # (M, 2, H, W)
+        chosen = torch.stack([masks == 0, masks == 1], dim=1).to(at_least_float32(features).dtype)  # (M, 2, H, W)
         rows, columns = (_interpolation(n, to, chosen) for n, to in zip(features.shape[-2:], masks.shape[-2:]))
         return _means(features, rows @ chosen @ columns.T, chosen.sum((2, 3)))
 
@@ -129,10 +134,6 @@ def cosine_scores(features: Tensor, prototypes: Tensor) -> Tensor:
 def _without_autocast(x: Tensor) -> torch.autocast:
     # bfloat16 has three digits: too few for an area, or for 20 times a cosine.
     return torch.autocast(x.device.type, enabled=False)
-
-
-def _precision(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
 
 
 def alignment_loss(scores: Tensor, query: Tensor, support: Tensor, masks: Tensor) -> Tensor:

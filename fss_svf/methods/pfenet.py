@@ -55,8 +55,9 @@ class PFENet(PriorGuided):
 
     def segment(self, query: Code, support: Code, size: tuple[int, int]) -> Prediction:
         """In training, aux["bins"] holds the pyramid's own logits (B, bins, 2, H, W)."""
+        support = self.compared_with(query, support)
         feature, prototype = query["feature"], support["prototype"].mean(1)
-        prior = self.priors(query, support).mean(1).to(feature.dtype)
+        prior = support["prior"].mean(1).to(feature.dtype)
         enriched: list[Tensor] = []
         auxiliary: list[Tensor] = []
         for i, bin in enumerate(self.bins):

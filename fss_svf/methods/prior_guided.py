@@ -19,6 +19,7 @@ from fss_svf.methods.blocks import (
     masked_average_pooling,
     prior_mask,
     resize,
+    without_empty,
 )
 from fss_svf.methods.method import FewShotMethod, flat_supports, regroup
 
@@ -30,8 +31,11 @@ class PriorGuided(FewShotMethod):
     """Encodes for a subclass's `segment`.
 
     query code    feature (B, width, h, w); deep (B, C4, h4, w4)
-    support code  prototype (M, width); deep (M, C4, h4, w4), the object alone
+    support code  prototype (M, width); deep (M, C4, h4, w4), the object alone; kept of one: (1, C4, m), its m positions
+    comparison    prior (B, K, 1, h, w) in [0, 1]
     """
+
+    compared: tuple[str, ...] = ("deep",)
 
     def __init__(self, backbone: Backbone, width: int) -> None:
         super().__init__(backbone)
@@ -46,6 +50,22 @@ class PriorGuided(FewShotMethod):
     def encode_support(self, images: Tensor, masks: Tensor) -> Code:
         stages, mask = self.backbone(images, last="layer3"), foreground(masks)
         return self.support_code({**stages, "layer4": self.backbone.layer4(_masked(stages["layer3"], mask))}, mask)
+
+    def encode_both(self, images: Tensor, queries: Tensor, owners: Tensor, masks: Tensor) -> tuple[Code, Code]:
+        stages, mask = self.backbone(images, last="layer3"), foreground(masks)
+        of_queries, of_supports = ({name: x[rows] for name, x in stages.items()} for rows in (queries, owners))
+        high = torch.cat([of_queries["layer3"], _masked(of_supports["layer3"], mask)])
+        of_queries["layer4"], of_supports["layer4"] = self.backbone.layer4(high).split([len(queries), len(owners)])
+        return self.query_code(images[queries], of_queries), self.support_code(of_supports, mask)
+
+    def kept(self, support: Code) -> Code:
+        # Where there is no object the comparison needs one position for all, as the similarity there is 0.
+        return {**support, "deep": without_empty(support["deep"].flatten(2))}
+
+    def compare(self, query: Code, support: Code) -> Code:
+        priors = prior_mask(query["deep"], support["deep"])
+        size = query["feature"].shape[-2:]
+        return {"prior": resize(priors.flatten(0, 1), size).unflatten(0, priors.shape[:2])}
 
     def encode(self, episode: Episode) -> tuple[Code, Code]:
         """Both codes, the supports' regrouped to (B, K, ...), in one backbone pass over queries and supports."""
@@ -71,11 +91,9 @@ class PriorGuided(FewShotMethod):
         prototype = masked_average_pooling(feature, resize(mask, feature.shape[-2:]))
         return {"prototype": prototype, "deep": _masked(stages["layer4"], mask)}
 
-    def priors(self, query: Code, support: Code) -> Tensor:
-        """The prior of every shot at the feature's size: (B, K, 1, h, w) in [0, 1]."""
-        priors = prior_mask(query["deep"], support["deep"])
-        size = query["feature"].shape[-2:]
-        return resize(priors.flatten(0, 1), size).unflatten(0, priors.shape[:2])
+    def compared_with(self, query: Code, support: Code) -> Code:
+        """The supports' code and what compare says of them."""
+        return support if "prior" in support else {**support, **self.compare(query, support)}
 
 
 class PriorASPP(PriorGuided):

@@ -19,12 +19,14 @@ from fss_svf.data.augment import EvalTransform
 from fss_svf.data.cache import cached
 from fss_svf.data.dataset import Dataset
 from fss_svf.data.episodes import make_sampler, split_classes
-from fss_svf.data.loading import EvalEpisodes, TrainEpisodes, collate_episodes
+from fss_svf.data.loading import TrainEpisodes, collate_episodes
 from fss_svf.data.manifest import EpisodeList
 from fss_svf.episode import Episode
+from fss_svf.evaluation import engine as evaluation_engine
 from fss_svf.evaluation.base_classes import require_base_classes
-from fss_svf.evaluation.engine import evaluate_run
+from fss_svf.evaluation.pictures import episode_pictures
 from fss_svf.evaluation.plan import require_coverage
+from fss_svf.evaluation.runs import evaluate_lists
 from fss_svf.methods.method import check_way
 from fss_svf.model import build_model, choose_device, place, refuse_leak, trainable_values, without_weights
 from fss_svf.registry import DATASETS, METHODS
@@ -32,6 +34,8 @@ from fss_svf.reporting.pictures import draw_episodes
 from fss_svf.training.loop import Task, check_same_data, fit, seen_in_training
 
 log = logging.getLogger(__name__)
+# A validation's codes: what goes over it waits in files of the run folder.
+_VALIDATION_CACHE_GB = 2.0
 
 
 def train(config: TrainConfig, out: Path) -> float:
@@ -82,32 +86,38 @@ def train(config: TrainConfig, out: Path) -> float:
     validation = EpisodeList.drawn(testing, config.validate.episodes)
     # Fewer episodes than in an evaluation may well miss a class: told, not an error.
     require_coverage([validation], testing.classes, replace(protocol, never_drawn="leave_out"))
-    make_test = EvalEpisodes(
+    evaluation = evaluation_engine.Task(
+        model,
         splits["val"],
-        validation,
-        EvalTransform(protocol.size or config.recipe.tested_at, protocol.resize, protocol.pad),
         options.support_annotation,
+        EvalTransform(protocol.size or config.recipe.tested_at, protocol.resize, protocol.pad),
+        protocol,
         base if model.segments_base else None,
     )
+    engine = evaluation_engine.Engine(
+        device, config.recipe.batch_size, config.workers, _VALIDATION_CACHE_GB, out / "codes"
+    )
+    shown = replace(validation, specs=validation.specs[:4])
 
     def loss(batch: Episode) -> dict[str, Tensor]:
         episode = batch.to(device).normalized()
         return model.losses(model(episode), episode)
 
     def validate(step: int, writer: SummaryWriter) -> dict[str, float]:
-        run = evaluate_run(model, make_test, protocol, device, config.recipe.batch_size, config.workers, pictures=4)
-        if run.pictures:
-            writer.add_image("episodes", draw_episodes(run.pictures), step, dataformats="HWC")
-        log.info("step %d: mIoU %.2f, FB-IoU %.2f", step, 100 * run.counts.miou(), 100 * run.counts.fb_iou())
-        classes = {f"iou/{index.class_name(c)}": iou for c, iou in run.counts.per_class().items()}
-        others = {f"miou_{name}": counts.miou() for name, counts in run.others.items()}
+        (run,) = evaluate_lists(evaluation, engine, {config.shot: [validation]}).runs[config.shot]
+        pictures = episode_pictures(evaluation, engine, shown)
+        writer.add_image("episodes", draw_episodes(pictures), step, dataformats="HWC")
+        counts = run.counts
+        log.info("step %d: mIoU %.2f, FB-IoU %.2f", step, 100 * counts.miou(), 100 * counts.fb_iou())
+        classes = {f"iou/{index.class_name(c)}": iou for c, iou in counts.per_class().items()}
+        others = {f"miou_{name}": run.counts_of(name).miou() for name in run.others}
         if run.base is not None:
             found = run.base.scores(testing.classes, zero=False)
             others |= {f"miou_{name}": scores["miou"] for name, scores in found.items()}
         return {
-            "score": run.counts.miou(),
-            "miou": run.counts.miou(),
-            "fb_iou": run.counts.fb_iou(),
+            "score": counts.miou(),
+            "miou": counts.miou(),
+            "fb_iou": counts.fb_iou(),
             **others,
             **classes,
         }

@@ -1,0 +1,61 @@
+"""The plain loop that the engine's counts must equal: one episode after the other, every image encoded again each time."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fss_svf import svf
+from fss_svf.data import loading
+from fss_svf.episode import Episode
+from fss_svf.evaluation.at_label import at_label
+from fss_svf.evaluation.counts import count_episode
+
+
+@dataclass(frozen=True)
+class EvalEpisode:
+    """An episode (B = 1), and its query's mask (H, W) uint8 in {0..N, 255} at the original size."""
+
+    episode: Episode
+    original_mask: Tensor
+
+
+class EvalEpisodes(loading.Episodes):
+    """Makes evaluation episodes by their place in a list."""
+
+    def __init__(self, split, episodes, transform, annotation="mask"):
+        super().__init__(split, annotation)
+        self.episodes, self.transform = episodes, transform
+
+    def __call__(self, number):
+        spec = self.episodes[number]
+        query = self.query(spec)
+        transformed = [self.transform(*pair) for pair in [query, *self.supports(spec)]]
+        return EvalEpisode(loading._episode(transformed, spec, number), torch.from_numpy(query[1]))
+
+
+@torch.inference_mode()
+def plain_counts(task, episodes, name=""):
+    """EpisodeCounts of an EpisodeList in order, of the method's prediction or of Prediction.aux[name]."""
+    make, model = EvalEpisodes(task.split, episodes, task.transform, task.annotation), task.model.eval()
+    svf.merge(model)
+    found = []
+    for n in range(len(episodes)):
+        one = make(n)
+        prediction = model(as_float(one.episode, next(model.backbone.parameters()).dtype))
+        mask = mask_at_label(prediction.aux[name] if name else prediction.logits, one, task.protocol)
+        truth = one.original_mask if task.protocol.label == "original" else one.episode.query_mask[0]
+        found.append(count_episode(episodes.measured(episodes[n]), mask, truth))
+    svf.unmerge(model)
+    return found
+
+
+def as_float(episode, dtype):
+    """The normalised episode with images of a model's precision."""
+    episode = episode.normalized()
+    return replace(episode, **{key: getattr(episode, key).to(dtype) for key in ("query_image", "support_images")})
+
+
+def mask_at_label(logits, one, protocol):
+    """The mask (H, W) of an EvalEpisode's logits (1, C, h, w)."""
+    return at_label(logits, tuple(one.original_mask.shape), protocol)[0].argmax(0).to(torch.uint8)
