@@ -60,6 +60,13 @@ def test_another_k_than_in_training_is_told_once(caplog, name, trained, shots, t
     assert (told or "") in caplog.text
 
 
+def test_a_vote_of_several_is_refused_before_it_is_counted_otherwise():
+    """Until the engine votes."""
+    require_conditions(protocol("hsnet"), (1,), checkpoint())
+    with pytest.raises(ConfigError, match=r"protocol=hsnet: protocol.shots=vote is not wired yet; say shot=1"):
+        require_conditions(protocol("hsnet"), (1, 5), checkpoint())
+
+
 def result(low, high):
     return {"shot": 1, "num_episodes": 5000, "interval": {"miou": [low, high]}}
 
