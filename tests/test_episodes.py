@@ -12,7 +12,7 @@ from fss_svf.data.episodes import EpisodeSampler, make_sampler, split_classes, u
 from fss_svf.data.index import ImageRow, Index
 from tests.one_line import data_error
 
-ORDERS = ("in_order", "random", "shuffled_epochs")
+ORDERS = ("in_order", "random", "shuffled_epochs", "by_class", "balanced")
 MIN_AREA = 100
 
 
@@ -78,7 +78,7 @@ def test_episode_is_the_same_in_another_process():
         assert pool.map(drawn.__getitem__, numbers) == [drawn[n] for n in numbers]
 
 
-@pytest.mark.parametrize("order", ["random", "shuffled_epochs"])
+@pytest.mark.parametrize("order", ORDERS[1:])
 def test_seeds_and_numbers_give_other_episodes(order):
     index = crowded_index()
     picks = [
@@ -190,6 +190,57 @@ def test_random_queries_are_independent():
     # Poisson with mean 20; an order that shows each query equally often would have no spread.
     assert 3 < np.std(list(counts.values())) < 6
     assert len({drawn[n].query for n in range(size)}) < 0.75 * size
+
+
+def uneven_index():
+    """Classes 1, 2, 3 and 5 in 40, 11, 5 and 20 images that are large enough, some of two classes; class 4 is none of
+    the sampler's."""
+    both = [{1: MIN_AREA, 2: MIN_AREA}] * 6 + [{1: MIN_AREA, 3: MIN_AREA - 1, 4: 900}] * 4
+    return index_of(*both, *[{1: 900}] * 30, *[{2: 900}] * 5, *[{3: 900}] * 5, *[{5: 300}] * 20)
+
+
+def test_by_class_draws_a_class_and_then_one_of_its_images():
+    drawn = sampler(uneven_index(), (1, 2, 3, 5), order="by_class")
+    specs = [drawn[n] for n in range(8000)]
+    assert np.abs(np.array(list(Counter(s.class_id for s in specs).values())) / 2000 - 1).max() < 0.08
+    for c, eligible in ((1, range(40)), (2, [*range(6), *range(40, 45)]), (3, range(45, 50)), (5, range(50, 70))):
+        # Not an image with less of the class than a support has.
+        queries = Counter(s.query for s in specs if s.class_id == c)
+        assert set(queries) == set(eligible)
+        each = 2000 / len(eligible)
+        assert np.abs(np.array(list(queries.values())) - each).max() < 5 * each**0.5
+
+
+def test_balanced_takes_classes_in_turn_and_every_image_before_any_again():
+    index, classes = uneven_index(), (1, 2, 3, 5)
+    walks = {}
+    for seed in (0, 1):
+        drawn = sampler(index, classes, shot=2, seed=seed, order="balanced")
+        specs = [drawn[n] for n in range(4 * 120)]
+        assert [s.class_id for s in specs] == [1, 2, 3, 5] * 120
+        for c in classes:
+            eligible = np.flatnonzero(index.areas[:, c] >= MIN_AREA).tolist()
+            queries = [s.query for s in specs if s.class_id == c]
+            passes = [queries[i : i + len(eligible)] for i in range(0, 120, len(eligible))]
+            full = [p for p in passes if len(p) == len(eligible)]
+            assert len(full) >= 3
+            assert all(sorted(p) == eligible for p in full)
+            assert len(set(passes[-1])) == len(passes[-1])
+            assert full[0] != full[1] != full[2]  # in another order each time
+            walks[seed, c] = queries
+    assert all(walks[0, c] != walks[1, c] for c in classes)
+
+
+@pytest.mark.parametrize("order", ["by_class", "balanced"])
+def test_several_ways_when_the_class_comes_first(order):
+    index = crowded_index()
+    drawn, one = (sampler(index, range(1, 11), shot=2, order=order, way=way) for way in (3, 1))
+    for n in range(300):
+        spec, alone = drawn[n], one[n]
+        assert spec.query == alone.query
+        assert alone.class_id in spec.class_ids
+        assert len(set(spec.class_ids)) == 3
+        assert len({spec.query, *spec.supports}) == 7
 
 
 # ---------------------------------------------------------------------------------------------------------------------

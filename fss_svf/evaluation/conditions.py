@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,13 +44,13 @@ def warn_of_width(result: Mapping[str, Any], precision: float | None) -> None:
     low, high = result["interval"]["miou"]
     half = (high - low) / 2
     if half > precision:
-        # An interval shrinks with the root of the number of episodes.
-        needed = math.ceil(result["num_episodes"] * (half / precision) ** 2)
+        # An interval shrinks with the root of the number of episodes; two digits of that are honest.
+        needed = float(f"{result['num_episodes'] * (half / precision) ** 2:.2g}")
         log.warning(
             "%d-shot: the 95%% interval is mIoU +- %.2f, and the protocol asks for %.2f: about %s episodes are needed "
             "(protocol.episodes, seeds)",
             result["shot"],
             100 * half,
             100 * precision,
-            f"{needed:,}",
+            f"{needed:,.0f}",
         )
