@@ -142,19 +142,27 @@ def _from_checkpoint(config: EvaluateConfig) -> Subject:
             "seed": trained.seed,
             "options": {**_options(trained), **{f"method.{key}": value for key, value in config.method.items()}},
             "method_options_changed": dict(config.method),
-            # best.pt is the best on the test fold itself, as in the papers: optimistic
-            "selection": "best mIoU on the novel classes" if config.checkpoint.name == "best.pt" else "last step",
+            "selection": content.get("selection") or _selection_of_before(config.checkpoint),
         },
         trained_on=content["trained_on"],
     )
 
 
+def _selection_of_before(checkpoint: Path) -> str:
+    """Of a checkpoint that does not say: the best was that on the test fold itself, as in the papers: optimistic."""
+    return "best mIoU on the novel classes" if checkpoint.name == "best.pt" else "last step"
+
+
 def _options(trained: TrainConfig) -> dict[str, Any]:
-    """Every option of a training that may make it another one, by its key: of a method, tuning, backbone and recipe."""
+    """Every option of a training that may make it another one, by its key: of a method, tuning, backbone and recipe, and
+    the classes it was not to see."""
     # Files and folders are other ones in every fold and on every machine; what a backbone started from is told apart.
     parts = {key: to_mapping(getattr(trained, key)) for key in ("method", "backbone", "tuning", "recipe")}
     left_out = {"tuning.cache", "tuning.execution", "backbone.weights", "method.base_learner", "recipe.name"}
-    return {key: value for key, value in _flat(parts).items() if key not in left_out}
+    options = {key: value for key, value in _flat(parts).items() if key not in left_out}
+    if trained.validate.held_out is not None:
+        options["validate.held_out"] = to_mapping(trained.validate.held_out)
+    return options
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
