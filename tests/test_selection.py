@@ -15,7 +15,7 @@ from fss_svf.data.loading import EvalEpisodes, TrainEpisodes
 from fss_svf.data.manifest import EpisodeList
 from fss_svf.data.voc import VOC_CLASSES as VOC
 from fss_svf.errors import ConfigError, DataError
-from fss_svf.methods.bam import BAMOptions
+from fss_svf.methods.bam import BAM, BAMOptions
 from fss_svf.registry import DATASETS, Choice
 from fss_svf.reporting.table import markdown_table
 from fss_svf.training.pretrain import pretrain
@@ -265,8 +265,11 @@ def test_bam_trains_and_its_base_numbers_stay_those_of_all_base_classes(toy_root
     made = []
     call = TrainEpisodes.__call__
     monkeypatch.setattr(TrainEpisodes, "__call__", lambda self, n: made.append(call(self, n)) or made[-1])
+    held_out = []
+    monkeypatch.setattr(BAM, "hold_out", lambda _, numbers: held_out.append(numbers))
     train(config, tmp_path / "run")
     base = list(range(6, 21))
+    assert held_out == [[base.index(c) + 1 for c in HELD_OUT]] == [[3, 5, 8]]
     assert len(made) == 8
     for episode in made:
         assert int(episode.base_class) == base.index(int(episode.class_id)) + 1
