@@ -297,14 +297,28 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Validation:
-    """Evaluation while training: every so many steps, on so many episodes of the protocol."""
+    """Evaluation while training, which chooses best.pt: every so many steps, on so many episodes of the protocol.
+
+    selection: by the novel classes, as in the papers (on the test fold itself), or by base classes that are held out
+    held_out: of base_heldout; how many base classes, or their names. They are not trained on.
+    """
 
     every: int
     episodes: int
+    # Checkpoints from before these keys have none.
+    selection: Literal["novel", "base_heldout"] = "novel"
+    held_out: tuple[str, ...] | int | None = None
 
     def __post_init__(self) -> None:
         require(self.every >= 1, "every", "a whole number of steps >= 1", self.every)
         require(self.episodes >= 1, "episodes", "a whole number >= 1", self.episodes)
+        held_out = list(self.held_out) if isinstance(self.held_out, tuple) else self.held_out
+        if self.selection == "novel":
+            require(held_out is None, "held_out", "null with selection=novel (or selection=base_heldout)", held_out)
+        else:
+            some = held_out >= 1 if isinstance(held_out, int) else bool(held_out)
+            expected = "a number of base classes >= 1, or a list of their names, with selection=base_heldout"
+            require(some, "held_out", expected, held_out)
 
 
 @dataclass(frozen=True)

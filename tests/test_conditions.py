@@ -5,7 +5,8 @@ import logging
 import pytest
 
 from fss_svf.errors import ConfigError
-from fss_svf.evaluation.conditions import SELECTED_ON_NOVEL, require_conditions, warn_of_width
+from fss_svf.evaluation.conditions import SELECTED_ON_NOVEL, require_conditions, require_shots, warn_of_width
+from tests import test_methods
 from tests.test_cli import SMALL, one_line
 from tests.test_config import compose
 
@@ -60,11 +61,19 @@ def test_another_k_than_in_training_is_told_once(caplog, name, trained, shots, t
     assert (told or "") in caplog.text
 
 
-def test_a_vote_of_several_is_refused_before_it_is_counted_otherwise():
-    """Until the engine votes."""
-    require_conditions(protocol("hsnet"), (1,), checkpoint())
-    with pytest.raises(ConfigError, match=r"protocol=hsnet: protocol.shots=vote is not wired yet; say shot=1"):
-        require_conditions(protocol("hsnet"), (1, 5), checkpoint())
+def test_a_vote_is_of_one_class():
+    model = test_methods.model("panet")
+    require_shots(protocol("hsnet"), (1, 5), model, way=1)
+    with pytest.raises(ConfigError, match=r"protocol=hsnet: protocol.shots=vote is of one class, got way=2; say"):
+        require_shots(protocol("hsnet"), (1,), model, way=2)
+
+
+def test_a_vote_and_a_mean_need_no_weights_for_the_shots():
+    model = test_methods.model("bam", shot=1)
+    for name in ("hsnet", "pfenet"):
+        require_shots(protocol(name), (1, 5), model, way=1)
+    with pytest.raises(ConfigError, match=r"shot=5: this BAM was trained at 1 shot"):
+        require_shots(protocol("bam"), (1, 5), model, way=1)
 
 
 def result(low, high):

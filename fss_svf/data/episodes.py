@@ -226,8 +226,12 @@ def make_sampler(
     order: Order,
     classes: Sequence[int] | None = None,
     way: int = 1,
+    without: Sequence[int] = (),
 ) -> EpisodeSampler:
-    """The sampler of a fold's split by the dataset's options, of all the split's classes or of `classes` alone."""
+    """The sampler of a fold's split by the dataset's options, of all the split's classes or of `classes` alone.
+
+    without: classes of which no image may hold a pixel.
+    """
     if not split_classes(index, options, fold, "val"):
         raise DataError(
             f"fold={fold}: no class is novel in it, the dataset has {len(index.class_names)}; choose another"
@@ -235,12 +239,13 @@ def make_sampler(
     return EpisodeSampler(
         index,
         split_classes(index, options, fold, split) if classes is None else classes,
-        usable_images(index, options, fold, split),
+        usable_images(index, options, fold, split) & ~index.having(without),
         shot,
         seed,
         order,
         options.min_area,
         options.too_few_images,
-        what=f"fold {fold}, {split}",
+        what=f"fold {fold}, {split}"
+        + (f", in images without {listing(map(index.class_name, without))}" if without else ""),
         way=way,
     )

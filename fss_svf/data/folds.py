@@ -1,8 +1,12 @@
-"""Which classes of a dataset are novel in a fold."""
+"""Which classes of a dataset are novel in a fold, and which base classes are held out of a training."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from typing import Literal
+
+from fss_svf.errors import ConfigError, did_you_mean, listing
 
 FOLDS = 4
 Partition = Literal["mod4", "contiguous"]
@@ -17,3 +21,27 @@ def novel_classes(num_classes: int, fold: int, partition: Partition) -> tuple[in
     if partition == "mod4":
         return tuple(range(fold + 1, num_classes + 1, FOLDS))
     return tuple(c for c in range(1, num_classes + 1) if (c - 1) * FOLDS // num_classes == fold)
+
+
+def held_out_classes(class_names: Sequence[str], base: Sequence[int], asked: Sequence[str] | int) -> tuple[int, ...]:
+    """The classes among `base` that choose a checkpoint instead of being trained on, ascending.
+
+    asked: their names; or how many, which are then those of the smallest SHA-256 of the name. That order knows neither
+    seed, shot nor fold, so that the runs of a sweep train on the same classes, and more classes hold out those of fewer.
+    Raises ConfigError for a name that is no base class, and where no class is left to train on.
+    """
+    names = {class_names[c - 1]: c for c in base}
+    if isinstance(asked, int):
+        chosen = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())[:asked]
+    else:
+        chosen = list(dict.fromkeys(asked))
+        for name in chosen:
+            if name not in names:
+                why = "is novel in this fold" if name in class_names else f"is no class{did_you_mean(name, names)}"
+                raise ConfigError(f"validate.held_out: {name!r} {why}; name base classes: {listing(names)}")
+    if (asked if isinstance(asked, int) else len(chosen)) >= len(base):
+        raise ConfigError(
+            f"validate.held_out: all {len(base)} base classes of this fold would be held out; leave one to train on, "
+            f"{len(base) - 1} or fewer"
+        )
+    return tuple(sorted(names[name] for name in chosen))

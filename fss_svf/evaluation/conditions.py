@@ -8,11 +8,23 @@ from typing import Any
 
 from fss_svf.config import Protocol
 from fss_svf.errors import ConfigError
+from fss_svf.methods.method import FewShotMethod
 
 log = logging.getLogger(__name__)
 
 # What result.json says of a checkpoint that was chosen on the classes it is tested on.
 SELECTED_ON_NOVEL = "best mIoU on the novel classes"
+
+
+def require_shots(protocol: Protocol, shots: Sequence[int], model: FewShotMethod, way: int) -> None:
+    """Raise ConfigError where the model cannot do so many supports as the protocol puts them together."""
+    if protocol.shots == "vote" and way > 1:
+        raise ConfigError(
+            f"protocol={protocol.name}: protocol.shots=vote is of one class, got way={way}; say protocol.shots=mean"
+        )
+    # A vote asks one support at a time; a mean needs no weights for the number of them.
+    for shot in {"vote": (1,), "mean": ()}.get(protocol.shots, shots):
+        model.check_shot(shot)
 
 
 def require_conditions(protocol: Protocol, shots: Sequence[int], checkpoint: Mapping[str, Any] | None) -> None:

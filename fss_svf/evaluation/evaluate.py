@@ -19,7 +19,7 @@ from fss_svf.data.episodes import split_classes
 from fss_svf.data.index import Index
 from fss_svf.errors import ConfigError
 from fss_svf.evaluation.base_classes import require_base_classes
-from fss_svf.evaluation.conditions import SELECTED_ON_NOVEL, require_conditions, warn_of_width
+from fss_svf.evaluation.conditions import SELECTED_ON_NOVEL, require_conditions, require_shots, warn_of_width
 from fss_svf.evaluation.counts import Counts
 from fss_svf.evaluation.engine import Engine, Task
 from fss_svf.evaluation.pictures import episode_pictures, pick
@@ -66,8 +66,7 @@ def evaluate(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:
     classes = split_classes(split.index, dataset.options, subject.fold, "val")
     refuse_leak(subject.trained_on, map(split.index.class_name, classes), f"checkpoint={config.checkpoint}")
     check_way(type(subject.model), subject.way)
-    for shot in config.shots:
-        subject.model.check_shot(shot)
+    require_shots(protocol, config.shots, subject.model, subject.way)
     require_base_classes(protocol, subject.model, subject.method)
     require_conditions(protocol, config.shots, subject.checkpoint)
     base = _base_classes(subject, dataset, split.index, protocol)
@@ -147,19 +146,27 @@ def _from_checkpoint(config: EvaluateConfig) -> Subject:
             "seed": trained.seed,
             "options": {**_options(trained), **{f"method.{key}": value for key, value in config.method.items()}},
             "method_options_changed": dict(config.method),
-            # best.pt is the best on the test fold itself, as in the papers: optimistic
-            "selection": SELECTED_ON_NOVEL if config.checkpoint.name == "best.pt" else "last step",
+            "selection": content.get("selection") or _selection_of_before(config.checkpoint),
         },
         trained_on=content["trained_on"],
     )
 
 
+def _selection_of_before(checkpoint: Path) -> str:
+    """Of a checkpoint that does not say: the best was that on the test fold itself, as in the papers: optimistic."""
+    return SELECTED_ON_NOVEL if checkpoint.name == "best.pt" else "last step"
+
+
 def _options(trained: TrainConfig) -> dict[str, Any]:
-    """Every option of a training that may make it another one, by its key: of a method, tuning, backbone and recipe."""
+    """Every option of a training that may make it another one, by its key: of a method, tuning, backbone and recipe, and
+    the classes it was not to see."""
     # Files and folders are other ones in every fold and on every machine; what a backbone started from is told apart.
     parts = {key: to_mapping(getattr(trained, key)) for key in ("method", "backbone", "tuning", "recipe")}
     left_out = {"tuning.cache", "tuning.execution", "backbone.weights", "method.base_learner", "recipe.name"}
-    return {key: value for key, value in _flat(parts).items() if key not in left_out}
+    options = {key: value for key, value in _flat(parts).items() if key not in left_out}
+    if trained.validate.held_out is not None:
+        options["validate.held_out"] = to_mapping(trained.validate.held_out)
+    return options
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

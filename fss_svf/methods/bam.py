@@ -70,6 +70,7 @@ class BAM(PriorASPP):
         self.gram_merge, self.cls_merge = _merge_layer(), _merge_layer()
         self.base = BaseBranch(backbone, options.base_classes)
         self.base_learner = options.base_learner
+        self.held_out: tuple[int, ...] = ()
         if options.base_learner is not None:
             self._load_base_learner(load_checkpoint(options.base_learner, "pretrain"))
 
@@ -129,11 +130,13 @@ class BAM(PriorASPP):
     def _ensemble(self, meta: Tensor, base: Tensor, distance: Tensor, own: Tensor | None) -> Tensor:
         """Logits (B, 2, h, w) and (B, n + 1, h, w), distances (B,) to (B, 2, h, w).
 
-        own: (B,) the base class of each episode, whose channel says nothing against it in training.
+        own: (B,) the base class of each episode, whose channel says nothing against it in training; None: an evaluation,
+        in which the held-out classes' channels say nothing.
         """
         meta, base = meta.softmax(1), base.softmax(1)
         channels = torch.arange(base.shape[1], device=base.device)
-        against = (channels > 0) if own is None else (channels > 0) & (channels != own[:, None])
+        silent = torch.isin(channels, channels.new_tensor(self.held_out)) if own is None else channels == own[:, None]
+        against = (channels > 0) & ~silent
         base_map = (base * against.to(base.dtype).view(-1, len(channels), 1, 1)).sum(1, keepdim=True)
         distance = distance.view(-1, 1, 1, 1).expand_as(base_map)
         background, object_ = (self.gram_merge(torch.cat([m, distance], dim=1)) for m in meta.split(1, dim=1))
@@ -148,6 +151,9 @@ class BAM(PriorASPP):
                 f"shot={shot}: this BAM was trained at {self.shot} shot{'s' * (self.shot > 1)} and has no weights for "
                 f"{shot}; train it with shot={shot}, or take the plain mean of the shots: +method.other_shots=mean"
             )
+
+    def hold_out(self, base_classes: Sequence[int]) -> None:
+        self.held_out = tuple(base_classes)
 
     def check_run(self, dataset: str, fold: int, classes: Sequence[str], backbone: Choice) -> None:
         if self.base_learner is None:

@@ -97,6 +97,9 @@ class FewShotMethod(nn.Module, ABC):
     def check_shot(self, shot: int) -> None:
         """Raise ConfigError where the method cannot segment with so many supports."""
 
+    def hold_out(self, base_classes: Sequence[int]) -> None:
+        """From now on evaluate as if these base classes, numbered like Episode.base_mask, were unknown to the method."""
+
     def fit_state(self, state: Mapping[str, Any]) -> None:
         """Make the parts whose number or shape weights decide those of a state dict, before it is loaded."""
 

@@ -82,7 +82,9 @@ def _row(result: Result, telling: Mapping[Row, Sequence[str]] | None = None) -> 
     training = "none"
     if trained:
         kind = f"{_ways(trained, '{}-way ')}{trained['shot']}-shot"
-        training = f"{kind}, {trained['recipe']}, seed {trained['seed']}, {trained['selection']}"
+        # Held-out classes are others in every fold, and told by `validate.held_out` where rows differ in them.
+        selection = trained["selection"].split(":")[0]
+        training = f"{kind}, {trained['recipe']}, seed {trained['seed']}, {selection}"
     # Folds stand side by side in a row, so the fold of a base learner is not part of it.
     weights = result["backbone_weights"].split(", ")[0]
     row = result["method"], result["tuning"], weights, training

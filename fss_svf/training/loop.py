@@ -36,6 +36,7 @@ class Task:
     loss           batch (on the CPU) to loss terms, summed for the backward
     validate       step and writer to scores; the one called `score` chooses the best checkpoint
     every          steps between validations
+    selection      what the best checkpoint is the best of, in words
     trained_on     dataset, fold and classes, kept in the checkpoint
     """
 
@@ -48,6 +49,7 @@ class Task:
     loss: Callable[[Any], dict[str, Tensor]]
     validate: Callable[[int, SummaryWriter], dict[str, float]]
     every: int
+    selection: str
     trained_on: dict[str, Any] = field(default_factory=dict)
 
 
@@ -86,6 +88,7 @@ def fit(
             "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
             "step": step,
             "best": best,
+            "selection": task.selection if name == "best" else "last step",
             "trained_on": task.trained_on,
         }
         save_checkpoint(out / "checkpoints" / f"{name}.pt", content)
@@ -97,6 +100,7 @@ def fit(
         SummaryWriter(str(out / "tensorboard"), purge_step=step) as writer,
         progress(total, task.verb, "step", step) as bar,
     ):
+        writer.add_text("selection", task.selection, step)
         waiting = time.perf_counter()
         for batch in stream:
             waited = time.perf_counter() - waiting

@@ -78,6 +78,7 @@ def pretrain(config: PretrainConfig, out: Path) -> float:
         loss=loss,
         validate=validate,
         every=config.validate_every,
+        selection="best mIoU on the base classes",
         trained_on=resumed["trained_on"] if resumed else seen_in_training(config, train.index, sampler.classes, loaded),
     )
     return fit(task, config, device, out, resumed)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +17,6 @@ from fss_svf.config import TrainConfig
 from fss_svf.data.augment import EvalTransform
 from fss_svf.data.cache import cached
 from fss_svf.data.dataset import Dataset
-from fss_svf.data.episodes import make_sampler, split_classes
 from fss_svf.data.loading import TrainEpisodes, collate_episodes
 from fss_svf.data.manifest import EpisodeList
 from fss_svf.episode import Episode
@@ -32,6 +30,7 @@ from fss_svf.model import build_model, choose_device, place, refuse_leak, traina
 from fss_svf.registry import DATASETS, METHODS
 from fss_svf.reporting.pictures import draw_episodes
 from fss_svf.training.loop import Task, check_same_data, fit, seen_in_training
+from fss_svf.training.selection import make_selection
 
 log = logging.getLogger(__name__)
 # A validation's codes: what goes over it waits in files of the run folder.
@@ -48,14 +47,11 @@ def train(config: TrainConfig, out: Path) -> float:
     dataset: Dataset = DATASETS.build(config.dataset)
     splits = {"train": dataset.split("train"), "val": dataset.split("val")}
     index, options = splits["train"].index, dataset.options
-    way, shot, protocol = config.way, config.shot, config.protocol
-    training = make_sampler(index, options, config.fold, "train", shot, config.seed, "shuffled_epochs", way=way)
-    testing = make_sampler(
-        splits["val"].index, options, config.fold, "val", shot, protocol.seed, protocol.queries, way=way
-    )
-    novel = [index.class_name(c) for c in split_classes(index, options, config.fold, "val")]
-    base = split_classes(index, options, config.fold, "train")
-    _announce(config, training, testing, novel)
+    protocol = config.protocol
+    selection = make_selection(config, options, index, splits["val"].index)
+    training, validating, base = selection.training, selection.validating, selection.base
+    novel = [index.class_name(c) for c in selection.novel]
+    selection.announce()
 
     if resumed is not None:
         check_same_data(resumed, index.hash)
@@ -71,6 +67,8 @@ def train(config: TrainConfig, out: Path) -> float:
         refuse_leak(model.trained_on, novel, f"method={config.method.name}")
         log.info("%s", loaded)
         trained_on = seen_in_training(config, index, training.classes, loaded, model.trained_on)
+    selection.warn_of_known(trained_on["classes"])
+    model.hold_out([base.index(c) + 1 for c in selection.held_out])
     model.check_shot(config.shot)
     require_base_classes(protocol, model, config.method.name)
     log.info(
@@ -83,16 +81,17 @@ def train(config: TrainConfig, out: Path) -> float:
     if config.recompute:
         recompute(model.backbone)
 
-    validation = EpisodeList.drawn(testing, config.validate.episodes)
+    validation = EpisodeList.drawn(validating, config.validate.episodes)
     # Fewer episodes than in an evaluation may well miss a class: told, not an error.
-    require_coverage([validation], testing.classes, replace(protocol, never_drawn="leave_out"))
+    require_coverage([validation], validating.classes, replace(protocol, never_drawn="leave_out"))
     evaluation = evaluation_engine.Task(
         model,
         splits["val"],
         options.support_annotation,
         EvalTransform(protocol.size or config.recipe.tested_at, protocol.resize, protocol.pad),
         protocol,
-        base if model.segments_base else None,
+        # A held-out class is base and new at once: the base classes are not measured beside it.
+        base if model.segments_base and not selection.held_out else None,
     )
     engine = evaluation_engine.Engine(
         device, config.recipe.batch_size, config.workers, _VALIDATION_CACHE_GB, out / "codes"
@@ -108,11 +107,12 @@ def train(config: TrainConfig, out: Path) -> float:
         pictures = episode_pictures(evaluation, engine, shown)
         writer.add_image("episodes", draw_episodes(pictures), step, dataformats="HWC")
         counts = run.counts
-        log.info("step %d: mIoU %.2f, FB-IoU %.2f", step, 100 * counts.miou(), 100 * counts.fb_iou())
+        scores = 100 * counts.miou(), 100 * counts.fb_iou()
+        log.info("step %d: mIoU %.2f, FB-IoU %.2f on %s", step, *scores, selection.shown)
         classes = {f"iou/{index.class_name(c)}": iou for c, iou in counts.per_class().items()}
         others = {f"miou_{name}": run.counts_of(name).miou() for name in run.others}
         if run.base is not None:
-            found = run.base.scores(testing.classes, zero=False)
+            found = run.base.scores(validating.classes, zero=False)
             others |= {f"miou_{name}": scores["miou"] for name, scores in found.items()}
         return {
             "score": counts.miou(),
@@ -139,15 +139,7 @@ def train(config: TrainConfig, out: Path) -> float:
         loss=loss,
         validate=validate,
         every=config.validate.every,
+        selection=f"best mIoU on {selection.shown}",
         trained_on=trained_on,
     )
     return fit(task, config, device, out, resumed)
-
-
-def _announce(config: TrainConfig, training: Any, testing: Any, novel: list[str]) -> None:
-    log.info("fold %d: novel classes %s", config.fold, ", ".join(novel))
-    log.info("%s training images, %s test images", f"{len(training):,}", f"{len(testing):,}")
-    for what, sampler in (("training", training), ("test", testing)):
-        if sampler.skipped:
-            names = ", ".join(sampler.index.class_name(c) for c in sampler.skipped)
-            log.warning("%s leaves out %d classes with too few images: %s", what, len(sampler.skipped), names)

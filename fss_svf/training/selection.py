@@ -1,0 +1,112 @@
+"""Which classes a run trains on and which choose its best.pt: the novel ones, or base classes held out of training."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from fss_svf.config import TrainConfig
+from fss_svf.data.dataset import DatasetOptions
+from fss_svf.data.episodes import EpisodeSampler, make_sampler, split_classes
+from fss_svf.data.folds import held_out_classes
+from fss_svf.data.index import Index
+from fss_svf.errors import DataError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Classes by their numbers, ascending.
+
+    base, novel  of the fold
+    held_out     the base classes that are not trained on; none where the novel classes choose
+    training     the episodes of training
+    validating   the episodes that choose
+    """
+
+    fold: int
+    base: tuple[int, ...]
+    novel: tuple[int, ...]
+    held_out: tuple[int, ...]
+    training: EpisodeSampler
+    validating: EpisodeSampler
+
+    @property
+    def shown(self) -> str:
+        """What validation is on, for logs, TensorBoard, checkpoints and results."""
+        if not self.held_out:
+            return "the novel classes"
+        return f"held-out base classes: {self._names(self.validating.classes)}"
+
+    def announce(self) -> None:
+        """Log the classes, the numbers of images, and what is left out."""
+        log.info("fold %d: novel classes %s", self.fold, self._names(self.novel))
+        if self.held_out:
+            log.info(
+                "held out of training to choose best.pt: %s; the novel classes are not evaluated during training",
+                self._names(self.held_out),
+            )
+        log.info("%s training images, %s validation images", f"{len(self.training):,}", f"{len(self.validating):,}")
+        for what, sampler in (("training", self.training), ("validation", self.validating)):
+            if sampler.skipped:
+                count, names = len(sampler.skipped), self._names(sampler.skipped)
+                log.warning("%s leaves out %d classes with too few images: %s", what, count, names)
+
+    def warn_of_known(self, seen: Iterable[str]) -> None:
+        """Warn where held-out classes are among the names that the starting weights or the method had seen."""
+        seen = set(seen)
+        known = [c for c in self.held_out if self.training.index.class_name(c) in seen]
+        if known:
+            log.warning(
+                "the weights that this run starts from were trained on held-out classes (%s): these are new to the "
+                "meta-training alone, an easier test than novel classes",
+                self._names(known),
+            )
+
+    def _names(self, classes: Iterable[int]) -> str:
+        return ", ".join(map(self.training.index.class_name, classes))
+
+
+def make_selection(config: TrainConfig, options: DatasetOptions, train: Index, val: Index) -> Selection:
+    """The samplers of a run, from the indexes of its splits.
+
+    Held-out classes are left out of training as novel ones are: with filter_novel every image of them, otherwise they
+    are background. They are validated on val images without a novel class: all others are the test fold's own, and may
+    not choose. Raises ConfigError and DataError.
+    """
+    fold, shot, way, protocol = config.fold, config.shot, config.way, config.protocol
+    base, novel = (split_classes(train, options, fold, split) for split in ("train", "val"))
+    held_out: tuple[int, ...] = ()
+    if config.validate.selection == "base_heldout":
+        assert config.validate.held_out is not None
+        held_out = held_out_classes(train.class_names, base, config.validate.held_out)
+    training = make_sampler(
+        train,
+        options,
+        fold,
+        "train",
+        shot,
+        config.seed,
+        "shuffled_epochs",
+        classes=[c for c in base if c not in held_out],
+        way=way,
+        without=held_out if options.filter_novel else (),
+    )
+    try:
+        validating = make_sampler(
+            val,
+            options,
+            fold,
+            "val",
+            shot,
+            protocol.seed,
+            protocol.queries,
+            classes=held_out or novel,
+            way=way,
+            without=novel if held_out else (),
+        )
+    except DataError as error:
+        raise DataError(f"{error}; or hold out others by validate.held_out" if held_out else str(error)) from None
+    return Selection(fold, base, novel, held_out, training, validating)
