@@ -187,23 +187,24 @@ def test_augmentation_differs_between_seeds(toy_root, kind):
         assert not torch.equal(one, other)
 
 
-def test_evaluation_batch_keeps_masks_at_their_size(toy_root):
-    make, collate, numbers = makers(toy_root)["eval"]
-    (batch,) = batches(make, collate, numbers, len(numbers), 0)
-    assert batch.episode.number.tolist() == numbers
-    assert len(batch.original_masks) == len(numbers)
-    for place, number in enumerate(numbers):
-        spec = make.episodes[number]
-        image, label = make.split.pair(spec.query)
-        mask = binary_mask(label, spec.class_id)
-        assert np.array_equal(batch.original_masks[place].numpy(), mask)
-        resized, resized_mask = make.transform(image, mask)
-        assert np.array_equal(batch.episode.query_image[place].numpy().transpose(1, 2, 0), resized)
-        assert np.array_equal(batch.episode.query_mask[place].numpy(), resized_mask)
-        support, support_mask = make.transform(*make.split.pair(spec.supports[0]))
-        assert np.array_equal(batch.episode.support_images[place, 0].numpy().transpose(1, 2, 0), support)
-        binary = binary_mask(support_mask, spec.class_id)
-        assert np.array_equal(batch.episode.support_masks[place, 0].numpy(), binary)
+def test_an_image_to_evaluate_keeps_its_label_and_has_a_mask_a_class(toy_root):
+    make = makers(toy_root)["eval"][0]
+    split, transform, supports = make.split, make.transform, [(1, (1,)), (3, (3, 1))]
+    found = EvalImages(split, [(4, ()), (7, supports)], transform)
+    for place, number in enumerate((4, 7)):
+        image, label = split.pair(number)
+        made = found(place)
+        assert np.array_equal(made.label.numpy(), label)
+        resized, resized_label = transform(image, label)
+        assert np.array_equal(made.image.numpy().transpose(1, 2, 0), resized)
+        assert np.array_equal(made.resized.numpy(), resized_label)
+        assert made.masks.shape == (2 * place, SIZE, SIZE)
+    for mask, (class_id, class_ids) in zip(made.masks, supports, strict=True):
+        expected = np.where(resized_label == class_id, 1, 0)
+        expected[resized_label == 255] = 255
+        for other in set(class_ids) - {class_id}:
+            expected[resized_label == other] = 255
+        assert np.array_equal(mask.numpy(), expected)
 
 
 def test_base_label_lookup():
@@ -325,9 +326,9 @@ def test_error_of_a_file_arrives_as_itself(toy_root, tmp_path, workers, damage):
     root = tmp_path / "toy"
     shutil.copytree(toy_root, root)
     make, collate, _ = makers(root)["eval"]
-    bad, good = make.episodes[0], make.episodes[1]
-    assert bad.query not in (good.query, *good.supports)
-    name = make.split.index.names[bad.query]
+    bad, good = make.wanted[0][0], make.wanted[1][0]
+    assert bad != good
+    name = make.split.index.names[bad]
     path = root / "JPEGImages" / f"{name}.jpg"
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -336,10 +337,10 @@ def test_error_of_a_file_arrives_as_itself(toy_root, tmp_path, workers, damage):
         path.unlink()
         words = [path, "no such file"]
     else:
-        shutil.copy(_of_another_size(make.split, bad.query), path)
+        shutil.copy(_of_another_size(make.split, bad), path)
         words = [root / "SegmentationClass" / f"{name}.png", "label of", "for an image of"]
     loaded = batches(make, collate, [1, 1, 0, 1], 2, workers)
-    assert next(loaded).episode.number.tolist() == [1, 1]
+    assert len(next(loaded)) == 2
     with data_error(*words):
         next(loaded)
 

@@ -21,7 +21,6 @@ from torch.nn import functional as F
 from fss_svf.cli import conf_dir
 from fss_svf.config import to_mapping
 from fss_svf.data.augment import EvalTransform
-from fss_svf.data.loading import EvalBatch
 from fss_svf.episode import Episode, normalize
 from fss_svf.evaluation.at_label import at_label
 from fss_svf.evaluation.counts import Counts, count_episode
@@ -184,8 +183,7 @@ def check_input_and_counts(name, shape, size):
     logits = F.interpolate(logits[None], size=(size, size), mode="bicubic")[0]
     said, truth = plain_verdict(logits, mask, filled, facts["resize"], facts["label"])
     both, either = plain_areas(said, truth)
-    episode = Episode(found.permute(2, 0, 1)[None], torch.zeros(1, 1, 3, size, size), torch.zeros(1, 1, size, size))
-    (at,) = at_label(logits[None], EvalBatch(episode, [torch.from_numpy(mask)]), protocol)
+    (at,) = at_label(logits[None], mask.shape, protocol)
     its = torch.from_numpy(mask if protocol.label == "original" else resized)
     counted = count_episode({1: 7}, at.argmax(0).to(torch.uint8), its)
     assert (counted.classes, counted.intersection, counted.union) == ((7,), (both[1],), (either[1],))
