@@ -14,7 +14,7 @@ from fss_svf.data.episodes import EpisodeSpec
 from fss_svf.data.loading import EvalBatch, EvalEpisodes, batches, collate_eval
 from fss_svf.evaluation.at_label import at_label
 from fss_svf.evaluation.base_classes import BaseClassCounts
-from fss_svf.evaluation.counts import Counts, count_episode
+from fss_svf.evaluation.counts import Counts, EpisodeCount, count_episode
 from fss_svf.methods.method import FewShotMethod
 from fss_svf.reporting.pictures import EpisodePicture
 
@@ -25,12 +25,14 @@ class Run:
 
     others: counts of a method's further predictions (FewShotMethod.also_evaluated) by name
     base: counts of the base classes, where `make` has their labels
+    episodes: the counts of each episode, in order
     """
 
     counts: Counts
     pictures: list[EpisodePicture]
     others: dict[str, Counts]
     base: BaseClassCounts | None
+    episodes: list[EpisodeCount]
 
 
 @torch.inference_mode()
@@ -52,6 +54,7 @@ def evaluate_run(
     if make.base is not None:
         base = BaseClassCounts(len(episodes.index.class_names), make.base, protocol.novel_threshold)
     drawn: list[EpisodePicture] = []
+    each: list[EpisodeCount] = []
     svf.merge(model)
     try:
         with progress(len(episodes), f"{episodes.shot}-shot, seed {episodes.seed}", "episode") as bar:
@@ -61,6 +64,7 @@ def evaluate_run(
                     truth, spec = _truth(batch, i, protocol), episodes[int(batch.episode.number[i])]
                     counted = count_episode(episodes.measured(spec), mask, truth)
                     counts.add(counted)
+                    each.append(counted)
                     if len(drawn) < pictures:
                         drawn.append(_picture(make, spec, mask, truth, *counted.foreground))
                 for name, its in others.items():
@@ -73,7 +77,7 @@ def evaluate_run(
                 bar.update(len(batch.original_masks))
     finally:
         svf.unmerge(model)
-    return Run(counts, drawn, others, base)
+    return Run(counts, drawn, others, base, each)
 
 
 def masks_at_label(logits: Tensor, batch: EvalBatch, protocol: Protocol) -> list[Tensor]:

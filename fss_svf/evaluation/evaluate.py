@@ -22,7 +22,9 @@ from fss_svf.errors import ConfigError
 from fss_svf.evaluation.base_classes import require_base_classes
 from fss_svf.evaluation.counts import Counts
 from fss_svf.evaluation.engine import Run, evaluate_run
+from fss_svf.evaluation.episode_table import EpisodeTable, episode_table, save_episode_table, total_counts
 from fss_svf.evaluation.plan import Plan, make_plan
+from fss_svf.evaluation.statistics import LEVEL, RESAMPLES, deviation, interval, resampled
 from fss_svf.methods.method import FewShotMethod, check_way
 from fss_svf.model import build_model, choose_device, place, refuse_leak, restore_model, trainable_values
 from fss_svf.provenance import write_json, write_run_folder
@@ -53,7 +55,7 @@ class Subject:
 def evaluate(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:
     """Evaluate `config` in the folder `out`, one result a shot.
 
-    Writes result.json and episodes.png: into `out` for one shot, into out/1shot, out/5shot, ... for several.
+    Writes result.json, episodes.csv and episodes.png: into `out` for one shot, into out/1shot, out/5shot, ... for several.
     """
     subject = _from_checkpoint(config) if config.checkpoint else _from_config(config)
     protocol = replace(config.protocol, seed=config.seed, runs=config.seeds)
@@ -90,12 +92,16 @@ def evaluate(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:
             )
             for number, episodes in enumerate(plan.episodes[shot])
         ]
-        result = _result(subject, plan, shot, runs, names, data)
+        tables = [episode_table(e, run.episodes, plan.classes) for e, run in zip(plan.episodes[shot], runs)]
+        result = _result(subject, plan, shot, runs, tables, names, data)
         folder.mkdir(parents=True, exist_ok=True)
+        # Before the result, so that where there is a result its episodes are there too.
+        save_episode_table(folder / "episodes.csv", tables)
         write_json(folder / "result.json", result)
         if runs[0].pictures:
             save_picture(folder / "episodes.png", draw_episodes(runs[0].pictures))
         _warn_of_absent(result)
+        log.info("%s", _in_words(result))
         results.append(result)
     print(markdown_table(results))
     log.info("results in %s", out)
@@ -233,9 +239,15 @@ def _dataset(asked: Mapping[str, Any], trained: Choice) -> Choice:
 
 
 def _result(
-    subject: Subject, plan: Plan, shot: int, runs: list[Run], names: Mapping[int, str], data: Mapping[str, Any]
+    subject: Subject,
+    plan: Plan,
+    shot: int,
+    runs: list[Run],
+    tables: list[EpisodeTable],
+    names: Mapping[int, str],
+    data: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """result.json: every number a fraction; means over runs, whose own numbers stand in `runs`."""
+    """result.json, as docs/results.md says: every number a fraction; means over runs, whose own stand in `runs`."""
     protocol = plan.protocol
     zero = plan.classes if protocol.never_drawn == "zero" else ()
     each = [run.counts.per_class(zero) for run in runs]
@@ -248,9 +260,18 @@ def _result(
     if runs[0].base is not None:
         base = [run.base.scores(plan.classes, protocol.never_drawn == "zero") for run in runs if run.base is not None]
         also |= {name: _mean([scores[name] for scores in base]) for name in base[0]}
+    resamples = resampled(tables, protocol.never_drawn == "zero")
     return {
         **_mean(scores),
+        "std": {key: deviation([score[key] for score in scores]) for key in ("miou", "fb_iou")},
+        "interval": {
+            "level": LEVEL,
+            "resamples": RESAMPLES,
+            "miou": interval(resamples.miou),
+            "fb_iou": interval(resamples.fb_iou),
+        },
         "per_class": per_class,
+        "per_class_counts": total_counts(tables),
         "fold": subject.fold,
         "way": plan.way,
         "shot": shot,
@@ -288,6 +309,21 @@ def _data_choices(dataset: Dataset, largest_shot: int) -> dict[str, Any]:
     found = {key: getattr(dataset.options, key) for key in keys if hasattr(dataset.options, key)}
     # Which classes are left out depends on the largest shot.
     return {**found, "largest_shot": largest_shot} if found["too_few_images"] == "skip" else found
+
+
+def _in_words(result: Mapping[str, Any]) -> str:
+    """The numbers in percent with how sure they are, as one line."""
+    seeds, episodes = len(result["seeds"]), result["num_episodes"]
+    over = f"{episodes:,} episodes" if seeds == 1 else f"{seeds} seeds of {episodes // seeds:,} episodes"
+    found = []
+    for key, name in (("miou", "mIoU"), ("fb_iou", "FB-IoU")):
+        low, high = result["interval"][key]
+        spread = "" if seeds == 1 else f", sd over seeds {100 * result['std'][key]:.1f}"
+        found.append(
+            f"{name} {100 * result[key]:.1f} ({result['interval']['level']:.0%} interval {100 * low:.1f} to "
+            f"{100 * high:.1f}{spread})"
+        )
+    return f"{result['shot']}-shot: {', '.join(found)}, over {over}"
 
 
 def _warn_of_absent(result: Mapping[str, Any]) -> None:
