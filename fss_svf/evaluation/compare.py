@@ -25,7 +25,7 @@ from fss_svf.reporting.report import read_result
 log = logging.getLogger(__name__)
 
 # With fewer episodes a seed the interval covers less than it says (docs/results.md).
-_FEW = 100
+_FEW = 50
 _TOLD = ("method", "tuning", "backbone", "backbone_weights", "checkpoint", "miou", "fb_iou")
 _SHARED = ("dataset", "fold", "way", "shot", "size", "protocol_hash", "seeds", "num_episodes")
 
@@ -53,9 +53,6 @@ def compare(config: CompareConfig, out: Path) -> dict[str, Any]:
     a, b = _side("a", config.a), _side("b", config.b)
     _require_same_measurement(a, b)
     _require_same_episodes(a, b)
-    episodes = min(map(len, a.tables))
-    if episodes < _FEW:
-        log.warning("%d episodes a seed are few: the intervals are narrower than they say", episodes)
     found = {
         **{side.name: _told(side) for side in (a, b)},
         **{key: a.result[key] for key in _SHARED},
@@ -64,6 +61,7 @@ def compare(config: CompareConfig, out: Path) -> dict[str, Any]:
         "resamples": RESAMPLES,
         **_differences(a, b),
     }
+    found["verdict"] = verdict(found["miou"], _equal_counts(a, b), episodes=min(map(len, a.tables)))
     text = comparison_table(found)
     write_run_folder(out, config)
     write_json(out / "compare.json", found)
@@ -77,8 +75,9 @@ def _side(name: str, path: Path | None) -> _Side:
     path = _result_file(name, path)
     result = read_result(path)
     table = path.with_name("episodes.csv")
-    if "per_class_counts" not in result:
-        raise DataError(f"{path}: has no per_class_counts, it is of an older version; evaluate again")
+    missing = [key for key in ("per_class_counts", "way", "num_episodes", "data") if key not in result]
+    if missing:
+        raise DataError(f"{path}: has no {', '.join(missing)}, as results of older versions; evaluate again")
     counts = result["per_class_counts"]
     tables = load_episode_table(table, list(counts))
     found = {t.seed: len(t) for t in tables}
@@ -145,20 +144,18 @@ def _told(side: _Side) -> dict[str, Any]:
 
 
 def _differences(a: _Side, b: _Side) -> dict[str, Any]:
-    """Those of mIoU, FB-IoU and each class, and the verdict on mIoU."""
+    """Those of mIoU, FB-IoU and each class."""
     at, bt = measured(a.tables, a.zero), measured(b.tables, b.zero)
     # The same episodes are drawn on both sides.
     resamples = resampled(b.tables, b.zero) - resampled(a.tables, a.zero)
-    miou = _difference(at.miou, bt.miou, resamples.miou)
     counts = a.result["per_class_counts"]
     return {
-        "miou": miou,
+        "miou": _difference(at.miou, bt.miou, resamples.miou),
         "fb_iou": _difference(at.fb_iou, bt.fb_iou, resamples.fb_iou),
         "per_class": {
             name: {"episodes": counts[name]["episodes"], **_of_class(at, bt, resamples, c)}
             for c, name in enumerate(counts)
         },
-        "verdict": verdict(miou, _equal_counts(a, b)),
     }
 
 
@@ -179,15 +176,19 @@ def _difference(a: np.ndarray, b: np.ndarray, resamples: np.ndarray) -> dict[str
     }
 
 
-def verdict(miou: Mapping[str, Any], equal_counts: bool) -> str:
-    """What may be said of a difference in mIoU, as a sentence."""
+def verdict(miou: Mapping[str, Any], equal_counts: bool, episodes: int) -> str:
+    """What may be said of a difference in mIoU. equal_counts: of every episode; episodes: a seed."""
     if equal_counts:
         return "No difference: the counts of every episode are equal."
     (low, high), points = miou["interval"], 100 * miou["difference"]
-    interval_ = f"{LEVEL:.0%} interval {100 * low:+.2f} to {100 * high:+.2f}"
+    how_sure = f"{LEVEL:.0%} interval {100 * low:+.2f} to {100 * high:+.2f}, over episodes alone"
     if low <= 0 <= high:
-        return f"The difference of {points:+.2f} mIoU is not told apart from 0 at {LEVEL:.0%} ({interval_})."
-    return f"b is {'better' if points > 0 else 'worse'} by {abs(points):.2f} mIoU on these episodes ({interval_})."
+        told = f"The difference of {points:+.2f} mIoU is not told apart from 0 at {LEVEL:.0%} ({how_sure})."
+    else:
+        told = f"b is {'better' if points > 0 else 'worse'} by {abs(points):.2f} mIoU ({how_sure})."
+    if episodes < _FEW:
+        told += f" {episodes} episodes a seed are few: the interval is too narrow."
+    return told
 
 
 def _equal_counts(a: _Side, b: _Side) -> bool:

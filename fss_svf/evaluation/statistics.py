@@ -19,8 +19,8 @@ LEVEL = 0.95
 RESAMPLES = 1000
 # Of the resampling alone, so that a result can be had again to the digit.
 _SEED = 0
-# Drawn numbers and weights at once, some 100 MB whatever the number of episodes.
-_CELLS = 4_000_000
+# Drawn numbers and weights at once, some 50 MB whatever the number of episodes.
+_CELLS = 2_000_000
 
 
 @dataclass(frozen=True, eq=False)
