@@ -34,6 +34,7 @@ VERBS = {
         "makes a run folder of an official checkpoint",
     ),
     "evaluate": ("EvaluateConfig", "fss_svf.evaluation.evaluate", "measures mIoU and FB-IoU by a protocol"),
+    "compare": ("CompareConfig", "fss_svf.evaluation.compare", "tells two results on the same episodes apart, or not"),
     "report": ("ReportConfig", "fss_svf.reporting.report", "gathers results into a table"),
 }
 # Overrides that make sense beside resume=, whose run keeps its own config otherwise.

@@ -494,3 +494,12 @@ class ReportConfig:
     name: str
     runs: tuple[Path, ...] | Path
     out: Path | None
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Two results: folders of evaluate, or their result.json. Neither may be null."""
+
+    name: str
+    a: Path | None
+    b: Path | None

@@ -22,10 +22,12 @@ from fss_svf.evaluation.base_classes import require_base_classes
 from fss_svf.evaluation.conditions import SELECTED_ON_NOVEL, require_conditions, require_shots, warn_of_width
 from fss_svf.evaluation.counts import Counts
 from fss_svf.evaluation.engine import Engine, Task
+from fss_svf.evaluation.episode_table import EpisodeTable, episode_table, save_episode_table, total_counts
 from fss_svf.evaluation.pictures import episode_pictures, pick
 from fss_svf.evaluation.plan import Plan, make_plan
 from fss_svf.evaluation.records import delete_records
 from fss_svf.evaluation.runs import Run, evaluate_lists
+from fss_svf.evaluation.statistics import LEVEL, RESAMPLES, deviation, interval, resampled
 from fss_svf.methods.method import FewShotMethod, check_way
 from fss_svf.model import build_model, choose_device, place, refuse_leak, restore_model, trainable_values
 from fss_svf.provenance import write_json, write_run_folder
@@ -56,7 +58,7 @@ class Subject:
 def evaluate(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:
     """Evaluate `config` in the folder `out`, one result a shot.
 
-    Writes result.json and pictures of episodes: into `out` for one shot, into out/1shot, out/5shot, ... for several.
+    Writes result.json, episodes.csv and pictures: into `out` for one shot, into out/1shot, out/5shot, ... for several.
     """
     subject = _from_checkpoint(config) if config.checkpoint else _from_config(config)
     protocol = replace(config.protocol, seed=config.seed, runs=config.seeds, size=subject.size)
@@ -91,13 +93,17 @@ def evaluate(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:
     results = []
     for shot, runs in evaluated.runs.items():
         folder = out if len(config.shots) == 1 else out / f"{shot}shot"
-        result = _result(subject, plan, shot, runs, names, data, config.precision)
+        tables = [episode_table(e, run.episodes, plan.classes) for e, run in zip(plan.episodes[shot], runs)]
+        result = _result(subject, plan, shot, runs, tables, names, data, config.precision)
         folder.mkdir(parents=True, exist_ok=True)
+        # Before the result, so that where there is a result its episodes are there too.
+        save_episode_table(folder / "episodes.csv", tables)
         write_json(folder / "result.json", result)
         if config.pictures:
             for what, episodes in pick(plan.episodes[shot][0], runs[0].episodes, config.pictures).items():
                 save_picture(folder / f"{what}.png", draw_episodes(episode_pictures(task, engine, episodes)))
         _warn_of_absent(result)
+        log.info("%s", _in_words(result))
         warn_of_width(result, protocol.precision)
         results.append(result)
     delete_records(out)
@@ -250,11 +256,12 @@ def _result(
     plan: Plan,
     shot: int,
     runs: list[Run],
+    tables: list[EpisodeTable],
     names: Mapping[int, str],
     data: Mapping[str, Any],
     precision: str,
 ) -> dict[str, Any]:
-    """result.json: every number a fraction; means over runs, whose own numbers stand in `runs`."""
+    """result.json, as docs/results.md says: every number a fraction; means over runs, whose own stand in `runs`."""
     protocol = plan.protocol
     zero = plan.classes if protocol.never_drawn == "zero" else ()
     each = [run.counts.per_class(zero) for run in runs]
@@ -267,9 +274,18 @@ def _result(
     if runs[0].base is not None:
         base = [run.base.scores(plan.classes, protocol.never_drawn == "zero") for run in runs if run.base is not None]
         also |= {name: _mean([scores[name] for scores in base]) for name in base[0]}
+    resamples = resampled(tables, protocol.never_drawn == "zero")
     return {
         **_mean(scores),
+        "std": {key: deviation([score[key] for score in scores]) for key in ("miou", "fb_iou")},
+        "interval": {
+            "level": LEVEL,
+            "resamples": RESAMPLES,
+            "miou": interval(resamples.miou),
+            "fb_iou": interval(resamples.fb_iou),
+        },
         "per_class": per_class,
+        "per_class_counts": total_counts(tables),
         "fold": subject.fold,
         "way": plan.way,
         "shot": shot,
@@ -318,6 +334,21 @@ def _data_choices(dataset: Dataset, largest_shot: int) -> dict[str, Any]:
     found = {key: getattr(dataset.options, key) for key in keys if hasattr(dataset.options, key)}
     # Which classes are left out depends on the largest shot.
     return {**found, "largest_shot": largest_shot} if found["too_few_images"] == "skip" else found
+
+
+def _in_words(result: Mapping[str, Any]) -> str:
+    """The numbers in percent with how sure they are, as one line."""
+    seeds, episodes = len(result["seeds"]), result["num_episodes"]
+    over = f"{episodes:,} episodes" if seeds == 1 else f"{seeds} seeds of {episodes // seeds:,} episodes"
+    found = []
+    for key, name in (("miou", "mIoU"), ("fb_iou", "FB-IoU")):
+        low, high = result["interval"][key]
+        spread = "" if seeds == 1 else f", sd over seeds {100 * result['std'][key]:.1f}"
+        found.append(
+            f"{name} {100 * result[key]:.1f} ({result['interval']['level']:.0%} interval {100 * low:.1f} to "
+            f"{100 * high:.1f}{spread})"
+        )
+    return f"{result['shot']}-shot: {', '.join(found)}, over {over}"
 
 
 def _warn_of_absent(result: Mapping[str, Any]) -> None:
