@@ -134,6 +134,7 @@ def test_limits_and_batches_change_nothing(toy_root, tmp_path, changes):
     usual = evaluate_lists(task, engine_of(tmp_path), lists).runs
     assert evaluate_lists(task, engine_of(tmp_path, **changes), lists).runs[1][0].episodes == usual[1][0].episodes
     assert not (tmp_path / "codes").exists()
+    assert not multiprocessing.active_children()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

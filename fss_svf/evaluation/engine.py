@@ -7,7 +7,7 @@ float32 but for a pixel here and there (tests/test_engine.py).
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,15 +106,17 @@ class Runner:
         svf.merge(model)
         model.shots = "mean" if self.task.protocol.shots == "mean" else "own"
         limit = int(self.engine.cache_gb * 2**30)
+        self._images = self._encoded_images()
         try:
             with CodeStore(limit, self.engine.folder, self._next_use) as self._store:
-                self._images = self._encoded_images()
                 for position in self.positions:
                     # A generator must not leave its caller in inference mode.
                     with torch.inference_mode(), self._autocast():
                         outcome = self._run(self.groups[position])
                     yield position, outcome
         finally:
+            # Loader processes end here, not when the garbage is collected: a later one's child would find them.
+            self._images.close()
             model.shots = "own"
             svf.unmerge(model)
 
@@ -125,7 +127,7 @@ class Runner:
         uses = self._uses.get(key[1] if isinstance(key, tuple) and key[0] == "label" else key)
         return uses[0] if uses else 0
 
-    def _encoded_images(self) -> Iterator[None]:
+    def _encoded_images(self) -> Generator[None, None, None]:
         """Encode and store a batch of images at each step, in the order in which the groups need them."""
         # Batches are those of the whole evaluation, whoever runs a part of it: a batch may move the last digit of a code.
         roles, size = roles_of_images(self.groups), self.engine.batch_size
