@@ -1,5 +1,6 @@
 """The engine's counts are those of a plain loop, whatever is cached, shared, spilled or done before."""
 
+import multiprocessing
 from dataclasses import replace
 
 import pytest
