@@ -112,6 +112,17 @@ def test_in_float32_hardly_a_pixel_turns(toy_root, tmp_path):
     assert turned <= counted / 100_000
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_autocast_changes_little(toy_root, tmp_path, name):
+    task, lists = task_of(toy_root, name, dtype=torch.float32), lists_of(toy_root, shots=(1,), runs=1)
+    (usual,) = evaluate_lists(task, engine_of(tmp_path), lists).runs[1]
+    (half,) = evaluate_lists(task, engine_of(tmp_path, precision="bf16"), lists).runs[1]
+    assert half.episodes != usual.episodes
+    counted = sum(count.counted for count in usual.episodes)
+    pairs = zip(usual.episodes, half.episodes, strict=True)
+    assert sum(abs(a.foreground[0] - b.foreground[0]) for a, b in pairs) < 0.05 * counted
+
+
 def test_svf_is_merged_while_it_runs_and_no_more_after(toy_root, tmp_path):
     task, lists = task_of(toy_root), lists_of(toy_root, runs=1, episodes=8)
     svf.decompose(task.model.backbone, include=[r"^layer[34]\."])
