@@ -5,7 +5,9 @@ Source: Prior Guided Feature Enrichment Network (arXiv 2008.01449), sections 3.2
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +18,7 @@ from fss_svf.config import require
 from fss_svf.episode import Code, Episode, Prediction
 from fss_svf.methods.blocks import ResidualPair, classifier, conv_relu, resize
 from fss_svf.methods.method import cross_entropy
-from fss_svf.methods.prior_guided import PriorGuided, tiled
+from fss_svf.methods.prior_guided import PriorGuided, merged, once
 from fss_svf.registry import METHODS
 
 
@@ -58,22 +60,31 @@ class PFENet(PriorGuided):
         support = self.compared_with(query, support)
         feature, prototype = query["feature"], support["prototype"].mean(1)
         prior = support["prior"].mean(1).to(feature.dtype)
-        enriched: list[Tensor] = []
+        whole = feature.shape[-2:]
+        reduced: list[Tensor] = []
         auxiliary: list[Tensor] = []
+        x = None
         for i, bin in enumerate(self.bins):
             # Cells beyond the feature's own size repeat it: small images are pooled upwards, as in the official code.
-            cells = max(1, int(feature.shape[-2] * bin)) if bin <= 1 else int(bin)
-            pooled = F.adaptive_avg_pool2d(feature, cells)
-            x = self.merge[i](torch.cat([pooled, tiled(prototype, pooled), resize(prior, pooled.shape[-2:])], dim=1))
-            if enriched:
-                finer = resize(enriched[-1], x.shape[-2:])
-                x = x + self.across[i - 1](torch.cat([x, finer], dim=1))
+            cells = max(1, int(whole[0] * bin)) if bin <= 1 else int(bin)
+            pooled = (
+                feature if (cells, cells) == whole else once(partial(F.adaptive_avg_pool2d, output_size=cells), feature)
+            )
+            finer, x = x, merged(self.merge[i], pooled, prototype, resize(prior, pooled.shape[-2:]))
+            if finer is not None:
+                # By way of the feature's size, as in the official code.
+                x = x + self.across[i - 1](torch.cat([x, resize(resize(finer, whole), x.shape[-2:])], dim=1))
             x = self.within[i](x)
             if self.training:
                 auxiliary.append(resize(self.auxiliary[i](x), size))
-            enriched.append(resize(x, feature.shape[-2:]))
-        logits = self.classifier(self.residual(self.reduce(torch.cat(enriched, dim=1))))
+            reduced.append(self._reduced(i, x, whole))
+        logits = self.classifier(self.residual(F.relu(torch.stack(reduced).sum(0), inplace=True)))
         return Prediction(resize(logits, size), {"bins": torch.stack(auxiliary, dim=1)} if auxiliary else {})
+
+    def _reduced(self, i: int, x: Tensor, size: Sequence[int]) -> Tensor:
+        """What `reduce`, a 1x1 convolution of all bins at `size`, makes of the i-th: before a resize to more positions."""
+        part = self.reduce[0].weight.chunk(len(self.bins), dim=1)[i]  # type: ignore[operator]
+        return resize(F.conv2d(x if x.shape[-1] <= size[-1] else resize(x, size), part), size)
 
     def losses(self, prediction: Prediction, episode: Episode) -> dict[str, Tensor]:
         """main, and of a prediction made in training auxiliary: the mean over bins, weighted."""

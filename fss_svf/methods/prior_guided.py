@@ -5,8 +5,11 @@ Source: PFENet (arXiv 2008.01449), sections 3.2 and 4.1; SVF's baseline and BAM 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fss_svf.backbones.backbone import Backbone
 from fss_svf.episode import Code, Episode, Prediction
@@ -109,8 +112,33 @@ class PriorASPP(PriorGuided):
 
     def logits(self, feature: Tensor, prototype: Tensor, prior: Tensor) -> Tensor:
         """(B, width, h, w), (B, width) and (B, 1, h, w) to logits (B, 2, h, w)."""
-        x = self.merge(torch.cat([feature, tiled(prototype, feature), prior.to(feature.dtype)], dim=1))
+        x = merged(self.merge, feature, prototype, prior)
         return self.classifier(self.residual(self.reduce(self.aspp(x))))
+
+
+def merged(layer: nn.Module, feature: Tensor, prototype: Tensor, prior: Tensor) -> Tensor:
+    """`layer`, a 1x1 conv_relu, of feature (B, width, h, w), prototype (B, width) at every position, and prior (B, 1, h, w).
+
+    Part by part instead of a convolution of the three stacked: a prototype is the same everywhere, and a feature that
+    `expand` made of a single row, as an evaluation has it for a query, is convolved once.
+    """
+    conv = layer.get_submodule("0")
+    assert isinstance(conv, nn.Conv2d)
+    width = feature.shape[1]
+    of_feature, of_prototype, of_prior = conv.weight.split([width, width, 1], dim=1)
+    x = once(lambda row: F.conv2d(row, of_feature), feature)
+    shift = F.linear(prototype, of_prototype.flatten(1))
+    # Products of one channel: a convolution would only move memory.
+    return F.relu(
+        x + of_prior.to(x.dtype).view(1, -1, 1, 1) * prior.to(x.dtype) + shift[:, :, None, None], inplace=True
+    )
+
+
+def once(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """function(x) of a batch, of which an `expand` of a single row is worked on once."""
+    if len(x) > 1 and x.stride(0) == 0:
+        return function(x[:1]).expand(len(x), *(-1,) * (x.dim() - 1))
+    return function(x)
 
 
 def mid_feature(stages: Stages) -> Tensor:
@@ -121,11 +149,6 @@ def mid_feature(stages: Stages) -> Tensor:
 def low_feature(stages: Stages) -> Tensor:
     """layer2 at layer3's size."""
     return resize(stages["layer2"], stages["layer3"].shape[-2:])
-
-
-def tiled(vector: Tensor, like: Tensor) -> Tensor:
-    """(B, C) repeated over the positions of `like`: (B, C, h, w)."""
-    return vector[:, :, None, None].expand(-1, -1, *like.shape[-2:])
 
 
 def _masked(features: Tensor, mask: Tensor) -> Tensor:
