@@ -7,7 +7,7 @@ float32 but for a pixel here and there (tests/test_engine.py).
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,7 +100,7 @@ class Runner:
                 self._uses.setdefault(key, deque()).append(position)
         self._lookup = None if task.base is None else torch.from_numpy(base_label_lookup(task.base))
 
-    def __iter__(self) -> Iterator[tuple[int, Outcome]]:
+    def __iter__(self) -> Generator[tuple[int, Outcome], None, None]:
         """The outcome of every position, with SVF merged. The model is left in eval mode, unmerged."""
         model = self.task.model.eval()
         svf.merge(model)
