@@ -80,7 +80,7 @@ def evaluate(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:
     device = choose_device(config.device)
     place(subject.model, device)
     if distributed.rank() == 0:
-        write_run_folder(out, config)
+        write_run_folder(out, config, {"processes": distributed.world()})
     plan = make_plan(split.index, dataset.options, subject.fold, config.shots, protocol, config.episodes, subject.way)
     protocol = plan.protocol
     names = {c: split.index.class_name(c) for c in classes}
@@ -105,7 +105,8 @@ def evaluate(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:
     if distributed.rank() > 0:
         distributed.barrier()
         return []
-    log.info("%s", _shares(evaluated.seconds))
+    if evaluated.seconds:  # unless all was done before
+        log.info("%s", _shares(evaluated.seconds))
     results = []
     for shot, runs in evaluated.runs.items():
         folder = _folder(config, out, shot)
