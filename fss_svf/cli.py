@@ -7,18 +7,21 @@ import logging
 import os
 import sys
 import traceback
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fss_svf import __version__, config
+from fss_svf import __version__, config, distributed
+from fss_svf.console import ConsoleHandler
 from fss_svf.errors import ConfigError, FssError, did_you_mean
 
 log = logging.getLogger("fss_svf")
@@ -37,9 +40,11 @@ VERBS = {
     "compare": ("CompareConfig", "fss_svf.evaluation.compare", "tells two results on the same episodes apart, or not"),
     "report": ("ReportConfig", "fss_svf.reporting.report", "gathers results into a table"),
 }
+# Verbs that share their work among the processes of torchrun.
+_SHARED = ("evaluate",)
 # Overrides that make sense beside resume=, whose run keeps its own config otherwise.
 _MACHINE = ("device", "workers", "cache_gb")
-_WITH_RESUME = (*_MACHINE, "dataset.root", "dataset.prepared")
+_DATA = ("dataset.root", "dataset.prepared")
 
 
 class Logged(Exception):
@@ -62,19 +67,63 @@ def main() -> None:
         print(__version__)
         return
     if verb not in VERBS:
-        print(f"fss-svf: no verb {verb!r}{did_you_mean(verb, VERBS)}; known: {', '.join(VERBS)}", file=sys.stderr)
-        sys.exit(2)
+        _leave(f"fss-svf: no verb {verb!r}{did_you_mean(verb, VERBS)}; known: {', '.join(VERBS)}", 2)
     sys.argv = [f"fss-svf {verb}", *sys.argv[2:]]
-    for argument in sys.argv[1:]:
-        key, _, value = argument.partition("=")
-        # Before Hydra makes the run's folder: a mistyped one is not to be made.
-        if key == "resume" and value != "null" and not Path(value).exists():
-            print(f"fss-svf {verb}: resume={value}: there is no such run folder or checkpoint", file=sys.stderr)
-            sys.exit(1)
+    # Before Hydra makes the run's folder: a mistyped one is not to be made.
+    for refused in (_refuse_resume(verb, sys.argv[1:]), _refuse_processes(verb, sys.argv[1:])):
+        if refused:
+            _leave(f"fss-svf {verb}: {refused}", 1)
     sys.exit(_run_verb(verb))
 
 
+def _leave(message: str, status: int) -> NoReturn:
+    """End before anything ran. What all processes find the first tells, and its status is the job's."""
+    if distributed.launched()[0] > 0:
+        sys.exit(0)
+    print(message, file=sys.stderr)
+    sys.exit(status)
+
+
+def _refuse_resume(verb: str, arguments: list[str]) -> str | None:
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key != "resume" or value == "null":
+            continue
+        if not Path(value).exists():
+            return f"resume={value}: there is no such run folder or checkpoint"
+        if verb == "evaluate" and not (_folder_of(value) / "config.yaml").is_file():
+            return f"resume={value}: no run folder of evaluate, there is no config.yaml in it"
+    return None
+
+
+def _refuse_processes(verb: str, arguments: list[str]) -> str | None:
+    _, world = distributed.launched()
+    if world == 1:
+        return None
+    if verb not in _SHARED:
+        return f"works in one process, torchrun started {world}; start it without torchrun"
+    if any(a == "-m" or a.startswith(("--mu", "hydra.mode=MULTIRUN")) for a in arguments):
+        return (
+            "-m under torchrun: a sweep starts its jobs itself; start one torchrun a job (for fold in 0 1; do torchrun ... "
+            "fold=$fold; done), or the sweep without torchrun"
+        )
+    return None
+
+
 def _run_verb(verb: str) -> int:
+    distributed.start()
+    try:
+        return _follow(verb) if distributed.rank() > 0 else _lead(verb)
+    except KeyboardInterrupt:
+        if distributed.rank() == 0:
+            print(f"fss-svf {verb}: interrupted", file=sys.stderr)
+        return 130
+    finally:
+        distributed.end()
+
+
+def _lead(verb: str) -> int:
+    """Compose the config with Hydra and run the job. Of several processes the first does this."""
     register_resolvers()
     # Makes Hydra raise instead of printing its own page, so that an error is one line here.
     asked_for_trace = "HYDRA_FULL_ERROR" in os.environ
@@ -92,31 +141,60 @@ def _run_verb(verb: str) -> int:
         return 1
     except Logged:
         return 1
-    except KeyboardInterrupt:
-        print(f"fss-svf {verb}: interrupted", file=sys.stderr)
-        return 130
+    return 0
+
+
+def _follow(verb: str) -> int:
+    """Take part in the job that the first process composed: without Hydra, and with no word but errors."""
+    warnings.simplefilter("ignore")
+    try:
+        checked, out = distributed.broadcast((None, Path()))
+    except distributed.PeerLost:
+        return 0  # nothing to do, or an error: the first process says which
+    in_log = logging.FileHandler(out / "log.txt", delay=True)
+    in_log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.ERROR, format="%(message)s", handlers=[ConsoleHandler(), in_log])
+    try:
+        _run(verb, checked, out)
+    except Exception as error:
+        _tell(verb, error)
+        return 1
     return 0
 
 
 def run_job(verb: str, cfg: DictConfig) -> Any:
     """Turn the composed config into the verb's dataclass and run it in Hydra's output folder. Errors go to the log."""
-    class_name, module, _ = VERBS[verb]
     try:
         values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-        checked = config.from_mapping(getattr(config, class_name), values)
+        checked = config.from_mapping(getattr(config, VERBS[verb][0]), values)
         hydra_config = HydraConfig.get()
         if getattr(checked, "resume", None) is not None:
             checked = _continued(verb, checked, list(hydra_config.overrides.task))
-        run = getattr(importlib.import_module(module), verb.replace("-", "_"))
-        return run(checked, Path(hydra_config.runtime.output_dir))
-    except (FssError, OmegaConfBaseException) as error:
-        text = str(error) if isinstance(error, FssError) else _one_line(error, verb)
-        log.error("fss-svf %s: %s", verb, text)
-        _end_job(error)
+        return _run(verb, *distributed.broadcast((checked, Path(hydra_config.runtime.output_dir))))
     except Exception as error:
-        # Hydra prints a crash but leaves it out of the job's log.
-        log.error("fss-svf %s: unexpected error\n%s", verb, traceback.format_exc())
+        _tell(verb, error)
         _end_job(error)
+
+
+def _run(verb: str, checked: Any, out: Path) -> Any:
+    module = importlib.import_module(VERBS[verb][1])
+    return getattr(module, verb.replace("-", "_"))(checked, out)
+
+
+def _tell(verb: str, error: Exception) -> None:
+    """Log an error: an expected one in a line, another with its traceback, which Hydra prints but leaves out of the log."""
+    if isinstance(error, distributed.PeerLost):
+        if distributed.anything_said():  # by the other process
+            return
+        text = "another process of this job ended before its work was done"
+    elif isinstance(error, FssError):
+        text = str(error)
+    elif isinstance(error, OmegaConfBaseException):
+        text = _one_line(error, verb)
+    else:
+        text = f"unexpected error\n{traceback.format_exc()}"
+    who = f"process {distributed.rank()}: " if distributed.world() > 1 else ""
+    distributed.say_once(text, lambda: log.error("fss-svf %s: %s%s", verb, who, text))
 
 
 def _end_job(error: Exception) -> NoReturn:
@@ -130,18 +208,18 @@ def _end_job(error: Exception) -> NoReturn:
 
 def _continued(verb: str, now: Any, overrides: list[str]) -> Any:
     """The config of the run to resume, with the few keys replaced that may change. Raises ConfigError for others."""
-    from fss_svf.checkpoint import load_checkpoint
-
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         raise ConfigError("resume: one run goes on at a time; leave -m out")
+    # An evaluation's episodes are drawn again: of the same data.
+    changeable = _MACHINE if verb == "evaluate" else (*_MACHINE, *_DATA)
     given = [override.split("=")[0].lstrip("+~") for override in overrides]
-    others = [o for o, key in zip(overrides, given) if key not in (*_WITH_RESUME, "resume")]
+    others = [o for o, key in zip(overrides, given) if key not in (*changeable, "resume")]
     if others:
         raise ConfigError(
             f"resume: the run goes on with its own config, but {others[0]} was given too; leave it out (only "
-            f"{', '.join(_WITH_RESUME)} may change), or start a new run"
+            f"{', '.join(changeable)} may change), or start a new run"
         )
-    then = config.from_mapping(type(now), load_checkpoint(now.resume, verb)["config"])
+    then = _config_of(verb, now.resume)
     then = replace(then, resume=now.resume, **{key: getattr(now, key) for key in _MACHINE if key in given})
     moved = {key: getattr(now.dataset.options, key) for key in ("root", "prepared") if f"dataset.{key}" in given}
     if "root" in moved:  # `prepared` lies under it unless it says otherwise
@@ -149,6 +227,21 @@ def _continued(verb: str, now: Any, overrides: list[str]) -> Any:
     if moved:
         then = replace(then, dataset=replace(then.dataset, options=replace(then.dataset.options, **moved)))
     return then
+
+
+def _config_of(verb: str, run: Path) -> Any:
+    """The config of an earlier run of `verb`: of a training its checkpoint's, of an evaluation config.yaml."""
+    cls = getattr(config, VERBS[verb][0])
+    if verb != "evaluate":
+        from fss_svf.checkpoint import load_checkpoint
+
+        return config.from_mapping(cls, load_checkpoint(run, verb)["config"])
+    path = _folder_of(str(run)) / "config.yaml"
+    try:
+        return config.from_mapping(cls, yaml.safe_load(path.read_text()))
+    except (ConfigError, yaml.YAMLError) as error:
+        told = " ".join(str(error).split())  # YAML's takes several lines
+        raise ConfigError(f"resume={run}: no run folder of evaluate; {path.name}: {told}") from None
 
 
 def register_resolvers() -> None:

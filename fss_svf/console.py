@@ -8,6 +8,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from fss_svf import distributed
+
 
 class ConsoleHandler(logging.Handler):
     """Writes log lines to the standard error above any progress bar."""
@@ -19,7 +21,7 @@ class ConsoleHandler(logging.Handler):
 def progress(total: int, title: str, unit: str, done: int = 0) -> Any:
     """A tqdm bar; in a log file, where each state is a line of its own, it moves every 15 seconds only.
 
-    unit: what is counted; of bytes, "B", it shows kB, MB, GB.
+    Of several processes the first alone shows its own. unit: what is counted; of bytes, "B", it shows kB, MB, GB.
     """
     return tqdm(
         total=total,
@@ -29,4 +31,5 @@ def progress(total: int, title: str, unit: str, done: int = 0) -> Any:
         initial=done,
         mininterval=0.1 if sys.stderr.isatty() else 15.0,
         dynamic_ncols=True,
+        disable=distributed.rank() > 0,
     )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fss_svf import svf
+from fss_svf import distributed, svf
 from fss_svf.allocator import keep_freed_memory
 from fss_svf.backbones.backbone import Backbone
 from fss_svf.backbones.weights import LoadReport
@@ -89,15 +89,28 @@ def place(model: nn.Module, device: torch.device) -> None:
 
 
 def choose_device(name: str) -> torch.device:
-    """auto (cuda where there is one, else cpu) or a torch device name. Raises ConfigError."""
+    """auto (cuda where there is one, else cpu) or a torch device name; cuda is one for each process of this machine.
+
+    Raises ConfigError.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
         raise ConfigError(f"device={name}: expected auto, cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if device.type != "cuda":
+        return device
+    if not torch.cuda.is_available():
         raise ConfigError(f"device={name}: this PyTorch sees no CUDA device; set device=cpu or device=auto")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device={name}: there are {torch.cuda.device_count()} CUDA devices, numbered from 0")
+    devices, local = torch.cuda.device_count(), distributed.local_rank()
+    if device.index is None and distributed.world() > 1:
+        if local >= devices:
+            raise ConfigError(
+                f"device={name}: {devices} CUDA devices are too few for the processes of this machine, each takes its own; "
+                f"start --nproc-per-node {devices}, or let all share one with device=cuda:0"
+            )
+        return torch.device("cuda", local)
+    if (device.index or 0) >= devices:
+        raise ConfigError(f"device={name}: there are {devices} CUDA devices, numbered from 0")
     return device

@@ -1,6 +1,6 @@
 """The main job on the toy dataset, in a few minutes on two CPU cores: each step is a command that one can type.
 
-A finished step leaves a file `done` and is kept; an interrupted training goes on where it was.
+A finished step leaves a file `done` and is kept; an interrupted training or evaluation goes on where it was.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def step(title: str, folder: str, *command: str) -> None:
     if (target / "done").exists():
         print(f"   kept from before: {target}", flush=True)
         return
-    begun = last_checkpoint(folder).exists()
+    begun = last_checkpoint(folder).exists() or any(target.glob("finished-*.jsonl"))
     command = (command[0], f"resume={target}") if begun else (*command, f"hydra.run.dir={target}")
     print("   fss-svf " + " ".join(command), flush=True)
     began = time.perf_counter()

@@ -7,7 +7,7 @@ import fss_svf
 
 PACKAGE = Path(fss_svf.__file__).parent
 LAYERS = [
-    {"allocator", "errors", "registry", "config", "provenance", "episode", "console", "files"},
+    {"allocator", "errors", "registry", "config", "provenance", "episode", "console", "distributed", "files"},
     {"backbones", "svf"},
     {"methods", "tuning", "data", "checkpoint"},
     {"model", "official"},

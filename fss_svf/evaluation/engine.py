@@ -100,7 +100,7 @@ class Runner:
                 self._uses.setdefault(key, deque()).append(position)
         self._lookup = None if task.base is None else torch.from_numpy(base_label_lookup(task.base))
 
-    def __iter__(self) -> Iterator[tuple[int, Outcome]]:
+    def __iter__(self) -> Generator[tuple[int, Outcome], None, None]:
         """The outcome of every position, with SVF merged. The model is left in eval mode, unmerged."""
         model = self.task.model.eval()
         svf.merge(model)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,13 +13,14 @@ from typing import Any
 
 import torch
 
+from fss_svf import distributed
 from fss_svf.checkpoint import load_checkpoint
 from fss_svf.config import EvaluateConfig, Protocol, TrainConfig, check_fold, from_mapping, to_mapping
 from fss_svf.data.augment import EvalTransform
 from fss_svf.data.dataset import Dataset
 from fss_svf.data.episodes import split_classes
 from fss_svf.data.index import Index
-from fss_svf.errors import ConfigError
+from fss_svf.errors import ConfigError, listing
 from fss_svf.evaluation.base_classes import require_base_classes
 from fss_svf.evaluation.conditions import SELECTED_ON_NOVEL, require_conditions, require_shots, warn_of_width
 from fss_svf.evaluation.counts import Counts
@@ -25,7 +28,7 @@ from fss_svf.evaluation.engine import Engine, Task
 from fss_svf.evaluation.episode_table import EpisodeTable, episode_table, save_episode_table, total_counts
 from fss_svf.evaluation.pictures import episode_pictures, pick
 from fss_svf.evaluation.plan import Plan, make_plan
-from fss_svf.evaluation.records import delete_records
+from fss_svf.evaluation.records import delete_records, has_records
 from fss_svf.evaluation.runs import Run, evaluate_lists
 from fss_svf.evaluation.statistics import LEVEL, RESAMPLES, deviation, interval, resampled
 from fss_svf.methods.method import FewShotMethod, check_way
@@ -59,7 +62,11 @@ def evaluate(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:
     """Evaluate `config` in the folder `out`, one result a shot.
 
     Writes result.json, episodes.csv and pictures: into `out` for one shot, into out/1shot, out/5shot, ... for several.
+    Several processes share the episodes; the first writes, and gives the results back.
     """
+    earlier = distributed.broadcast(_earlier(config, out) if distributed.rank() == 0 else None)
+    if earlier:
+        return earlier
     subject = _from_checkpoint(config) if config.checkpoint else _from_config(config)
     protocol = replace(config.protocol, seed=config.seed, runs=config.seeds, size=subject.size)
     check_fold(subject.fold, subject.dataset)
@@ -74,7 +81,8 @@ def evaluate(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:
     base = _base_classes(subject, dataset, split.index, protocol)
     device = choose_device(config.device)
     place(subject.model, device)
-    write_run_folder(out, config)
+    if distributed.rank() == 0:
+        write_run_folder(out, config, {"processes": distributed.world()})
     plan = make_plan(split.index, dataset.options, subject.fold, config.shots, protocol, config.episodes, subject.way)
     protocol = plan.protocol
     names = {c: split.index.class_name(c) for c in classes}
@@ -87,12 +95,23 @@ def evaluate(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:
         protocol,
         base,
     )
-    engine = Engine(device, config.batch_size, config.workers, config.cache_gb, out / "codes", config.precision)
+    engine = Engine(
+        device,
+        config.batch_size,
+        config.workers,
+        config.cache_gb,
+        out / f"codes-{distributed.rank()}",
+        config.precision,
+    )
     evaluated = evaluate_lists(task, engine, plan.episodes, out)
-    log.info("%s", _shares(evaluated.seconds))
+    if distributed.rank() > 0:
+        distributed.barrier()
+        return []
+    if evaluated.seconds:  # unless all was done before
+        log.info("%s", _shares(evaluated.seconds))
     results = []
     for shot, runs in evaluated.runs.items():
-        folder = out if len(config.shots) == 1 else out / f"{shot}shot"
+        folder = _folder(config, out, shot)
         tables = [episode_table(e, run.episodes, plan.classes) for e, run in zip(plan.episodes[shot], runs)]
         result = _result(subject, plan, shot, runs, tables, names, data, config.precision)
         folder.mkdir(parents=True, exist_ok=True)
@@ -109,7 +128,33 @@ def evaluate(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:
     delete_records(out)
     print(markdown_table(results))
     log.info("results in %s", out)
+    distributed.barrier()
     return results
+
+
+def _folder(config: EvaluateConfig, out: Path, shot: int) -> Path:
+    return out if len(config.shots) == 1 else out / f"{shot}shot"
+
+
+def _earlier(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:
+    """The results of the run to resume, if it came to its end. What a killed one left of codes is deleted.
+
+    Raises ConfigError where a run began that is not to be resumed.
+    """
+    if config.resume is None:
+        if has_records(out):
+            raise ConfigError(
+                f"{out}: holds an evaluation that is not finished; go on with resume={out}, or choose another hydra.run.dir"
+            )
+        return []
+    for left in out.glob("codes-*"):
+        shutil.rmtree(left)
+    paths = [_folder(config, out, shot) / "result.json" for shot in config.shots]
+    # The files of finished work are deleted last.
+    if has_records(out) or not all(path.exists() for path in paths):
+        return []
+    log.info("finished already, nothing to do: %s", listing(paths))
+    return [json.loads(path.read_text()) for path in paths]
 
 
 def _from_checkpoint(config: EvaluateConfig) -> Subject:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fss_svf import distributed
 from fss_svf.config import EpisodeFiles, Protocol
 from fss_svf.data.dataset import DatasetOptions
 from fss_svf.data.episodes import make_sampler, split_classes
@@ -83,7 +84,7 @@ def make_plan(
     if way > 1:
         source["way"] = way
     require_coverage(lists, classes, protocol)
-    if files.save is not None:
+    if files.save is not None and distributed.rank() == 0:
         save_episodes(files.save, lists)
         log.info("episodes written to %s", files.save)
     # A 1-shot episode is the 5-shot episode with its first support.

@@ -52,6 +52,11 @@ class Records:
             self.found[position] = outcome
 
 
+def has_records(folder: Path) -> bool:
+    """Whether an evaluation began in `folder` and did not come to its end."""
+    return bool(_files(folder))
+
+
 def delete_records(folder: Path) -> None:
     """Delete the files of an evaluation whose results are written."""
     for path in _files(folder):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from fss_svf import distributed
 from fss_svf.config import to_mapping
 from fss_svf.console import progress
 from fss_svf.data.episodes import EpisodeSpec
@@ -19,7 +22,9 @@ from fss_svf.evaluation.base_classes import BaseClassCounts
 from fss_svf.evaluation.counts import Counts, EpisodeCount
 from fss_svf.evaluation.engine import Engine, Outcome, Runner, Task
 from fss_svf.evaluation.records import Records
-from fss_svf.evaluation.work import Group, group_episodes
+from fss_svf.evaluation.work import Group, group_episodes, share
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -62,12 +67,19 @@ class Evaluated:
 def evaluate_lists(
     task: Task, engine: Engine, lists: Mapping[int, Sequence[EpisodeList]], records: Path | None = None
 ) -> Evaluated:
-    """Evaluate the episodes of every shot and seed. `records`: a folder to keep finished work in until all is done."""
+    """Evaluate the episodes of every shot and seed. `records`: a folder to keep finished work in until all is done.
+
+    Of several processes, all of which must call this, each does a share; every one gets the whole.
+    """
     groups = group_episodes(lists)
-    kept = None if records is None else Records(records, _subject(task, engine, groups))
-    done = {} if kept is None else dict(kept.found)
+    kept = None if records is None else Records(records, _subject(task, engine, groups), distributed.rank())
+    # One process may have read what another finished after it, and all must share the same work.
+    done: dict[int, Outcome] = {}
+    for found in distributed.gather({} if kept is None else kept.found):
+        done.update(found)
     positions = [position for position in range(len(groups)) if position not in done]
-    runner = Runner(task, engine, groups, positions)
+    mine = share(groups, positions, distributed.rank(), distributed.world())
+    runner = Runner(task, engine, groups, mine)
     counts = Counts(len(task.split.index.class_names))
 
     def add(position: int, outcome: Outcome) -> None:
@@ -78,9 +90,15 @@ def evaluate_lists(
     for position, outcome in done.items():
         add(position, outcome)
     finished = sum(len(groups[position]) for position in done)
-    with progress(finished + sum(len(groups[p]) for p in positions), "evaluate", "episode", finished) as bar:
-        for position, outcome in runner:
-            done[position] = outcome
+    if finished:
+        log.info("%s of %s episodes were done", f"{finished:,}", f"{sum(map(len, groups)):,}")
+    own: dict[int, Outcome] = {}
+    with (
+        progress(finished + sum(len(groups[p]) for p in mine), "evaluate", "episode", finished) as bar,
+        closing(iter(runner)) as outcomes,  # an interrupt leaves no codes behind
+    ):
+        for position, outcome in outcomes:
+            own[position] = outcome
             if kept is not None:
                 kept.add(position, outcome)
             add(position, outcome)
@@ -88,6 +106,8 @@ def evaluate_lists(
             bar.update(len(groups[position]))
     if kept is not None:
         kept.close()
+    for part in distributed.gather(own):
+        done.update(part)
     return Evaluated(_assemble(task, lists, groups, done), runner.seconds)
 
 

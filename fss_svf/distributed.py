@@ -1,0 +1,141 @@
+"""Several processes of one job, as torchrun starts them: the only place that knows torch.distributed.
+
+Without torchrun, and before start(), there is one process: rank 0 of 1, for which everything here is nothing to do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+# One process may work for days while the others wait for it. That it ended they see by its closed connection, and
+# torchrun ends them.
+_PATIENCE = timedelta(days=7)
+_rank, _world = 0, 1
+_store: Any = None
+
+
+class PeerLost(Exception):
+    """Another process of the job has ended before what was to be done together."""
+
+
+def launched() -> tuple[int, int]:
+    """Rank and number of processes in torchrun's environment; (0, 1) without it."""
+    if not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= set(os.environ):
+        return 0, 1
+    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+
+
+def start() -> None:
+    """Join the other processes that torchrun started; returns when all have.
+
+    Tensors on GPUs go over NCCL, where there is one; those on the CPU, and objects, over Gloo.
+    """
+    global _rank, _world, _store
+    rank, world = launched()
+    if world == 1:
+        return
+    # 'fss-svf --help' comes without torch.
+    import torch
+    from torch import distributed
+
+    nccl = torch.cuda.is_available() and distributed.is_nccl_available()
+    _store, _, _ = next(distributed.rendezvous("env://", timeout=_PATIENCE))
+    distributed.init_process_group(
+        "cpu:gloo,cuda:nccl" if nccl else "gloo", store=_store, rank=rank, world_size=world, timeout=_PATIENCE
+    )
+    _rank, _world = rank, world
+
+
+def end() -> None:
+    """Leave the other processes. It waits for none of them."""
+    global _rank, _world, _store
+    if _world > 1:
+        from torch import distributed
+
+        distributed.destroy_process_group()
+    _rank, _world, _store = 0, 1, None
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return _rank
+
+
+def world() -> int:
+    """How many processes there are."""
+    return _world
+
+
+def local_rank() -> int:
+    """The number of this process on its machine, from 0."""
+    return int(os.environ["LOCAL_RANK"]) if _world > 1 else 0
+
+
+def broadcast(value: T) -> T:
+    """Process 0's value, in every process. Picklable. Raises PeerLost."""
+    if _world == 1:
+        return value
+    from torch import distributed
+
+    values = [value]
+    _together(lambda: distributed.broadcast_object_list(values, 0))
+    return values[0]
+
+
+def gather(value: T) -> list[T]:
+    """The values of all processes by rank, in every process. Picklable. Raises PeerLost."""
+    if _world == 1:
+        return [value]
+    from torch import distributed
+
+    values: list[Any] = [None] * _world
+    _together(lambda: distributed.all_gather_object(values, value))
+    return values
+
+
+def barrier() -> None:
+    """Wait until every process is here. Raises PeerLost."""
+    gather(None)  # torch's own would take the GPU where there is one
+
+
+def say_once(text: str, say: Callable[[], None]) -> None:
+    """Call `say` in the first process that comes with this text: the same mistake is told once.
+
+    Returns when it is told: torchrun ends all processes as soon as one ends with an error.
+    """
+    if _store is None:
+        say()
+        return
+    key = f"said/{hashlib.sha256(text.encode()).hexdigest()}"
+    first = True
+    with suppress(RuntimeError):  # the store may be gone, with torchrun; better twice than not at all
+        _store.add("said", 1)
+        first = _store.add(key, 1) == 1
+    if first:
+        say()
+    with suppress(RuntimeError):
+        if first:
+            _store.set(f"{key}/done", "")
+        else:
+            _store.wait([f"{key}/done"], timedelta(seconds=10))
+
+
+def anything_said() -> bool:
+    """Whether a process has said something by say_once."""
+    with suppress(RuntimeError):
+        return _store is not None and bool(_store.check(["said"]))
+    return False
+
+
+def _together(call: Callable[[], None]) -> None:
+    try:
+        call()
+    except RuntimeError as error:  # "Connection closed by peer", and its kin
+        raise PeerLost(str(error)) from error
