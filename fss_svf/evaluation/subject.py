@@ -1,0 +1,185 @@
+"""What an evaluation measures: a checkpoint's model, or a method that needs no training, and on which dataset."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fss_svf.checkpoint import load_checkpoint
+from fss_svf.config import EvaluateConfig, Protocol, TrainConfig, from_mapping, to_mapping
+from fss_svf.data.dataset import Dataset
+from fss_svf.data.episodes import split_classes
+from fss_svf.data.index import Index
+from fss_svf.errors import ConfigError
+from fss_svf.evaluation.conditions import SELECTED_ON_NOVEL
+from fss_svf.methods.method import FewShotMethod
+from fss_svf.model import build_model, restore_model
+from fss_svf.registry import BACKBONES, DATASETS, METHODS, TUNINGS, Choice, Registry
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated: a model, and where it comes from."""
+
+    model: FewShotMethod
+    dataset: Choice
+    fold: int
+    way: int
+    size: int
+    method: str
+    backbone: str
+    tuning: str
+    weights: str  # what the backbone started from
+    checkpoint: dict[str, Any] | None  # for result.json
+    trained_on: Mapping[str, Any] | None
+
+
+def make_subject(config: EvaluateConfig) -> Subject:
+    """The model of a checkpoint, or a method without a trained parameter. Raises ConfigError, WeightsError."""
+    return _from_checkpoint(config) if config.checkpoint else _from_config(config)
+
+
+def _from_checkpoint(config: EvaluateConfig) -> Subject:
+    assert config.checkpoint is not None
+    content = load_checkpoint(config.checkpoint, "train")
+    trained = from_mapping(TrainConfig, content["config"])
+    changeable: tuple[str, ...] = METHODS.entry(trained.method.name).build.evaluation_options  # type: ignore[attr-defined]
+    for key, allowed in (("method", changeable), ("backbone", ())):
+        others = set(getattr(config, key)) - set(allowed)
+        if others:
+            raise ConfigError(
+                f"{key}: checkpoint={config.checkpoint} was trained with {key}={getattr(trained, key).name} and its own "
+                f"options of it; leave {key}{'' if 'name' in others else '.' + min(others)} out"
+            )
+    method = _choose(METHODS, {**to_mapping(trained.method), **config.method})
+    # Another dataset has other folds; whether its novel classes were seen is told by their names.
+    if config.fold not in (None, trained.fold) and "name" not in config.dataset:
+        raise ConfigError(
+            f"fold={config.fold}: checkpoint={config.checkpoint} was trained on fold {trained.fold} and has seen the "
+            f"novel classes of fold {config.fold}; leave fold out, or give a checkpoint of fold {config.fold}"
+        )
+    what = f"checkpoint={config.checkpoint}"
+    model = restore_model(method, trained.backbone, trained.tuning, content["model"], what)
+    return Subject(
+        model=model,
+        dataset=_dataset(config.dataset, trained.dataset),
+        fold=trained.fold if config.fold is None else config.fold,
+        way=config.way or trained.way,
+        size=config.size or config.protocol.size or trained.recipe.tested_at,
+        method=trained.method.name,
+        backbone=trained.backbone.name,
+        tuning=trained.tuning.name,
+        weights=content["trained_on"]["backbone_weights"],
+        checkpoint={
+            "path": str(config.checkpoint),
+            "step": content["step"],
+            "way": trained.way,
+            "shot": trained.shot,
+            "recipe": trained.recipe.name,
+            "seed": trained.seed,
+            "options": {**_options(trained), **{f"method.{key}": value for key, value in config.method.items()}},
+            "method_options_changed": dict(config.method),
+            "selection": content.get("selection") or _selection_of_before(config.checkpoint),
+        },
+        trained_on=content["trained_on"],
+    )
+
+
+def _selection_of_before(checkpoint: Path) -> str:
+    """Of a checkpoint that does not say: the best was that on the test fold itself, as in the papers: optimistic."""
+    return SELECTED_ON_NOVEL if checkpoint.name == "best.pt" else "last step"
+
+
+def _options(trained: TrainConfig) -> dict[str, Any]:
+    """Every option of a training that may make it another one, by its key: of a method, tuning, backbone and recipe, and
+    the classes it was not to see."""
+    # Files and folders are other ones in every fold and on every machine; what a backbone started from is told apart.
+    parts = {key: to_mapping(getattr(trained, key)) for key in ("method", "backbone", "tuning", "recipe")}
+    left_out = {"tuning.cache", "tuning.execution", "backbone.weights", "method.base_learner", "recipe.name"}
+    options = {key: value for key, value in _flat(parts).items() if key not in left_out}
+    if trained.validate.held_out is not None:
+        options["validate.held_out"] = to_mapping(trained.validate.held_out)
+    return options
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, its keys joined by dots."""
+    found = {}
+    for key, value in tree.items():
+        found.update(_flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
+    return found
+
+
+def _from_config(config: EvaluateConfig) -> Subject:
+    """A method without a trained parameter, on a backbone as it is."""
+    for key in ("dataset", "method", "backbone"):
+        if "name" not in getattr(config, key):
+            raise ConfigError(f"evaluate: give checkpoint=PATH, or {key}=NAME (with dataset, method, backbone, size)")
+    size = config.size or config.protocol.size
+    if size is None:
+        raise ConfigError("size: without a checkpoint evaluate needs the input size in pixels, such as size=473")
+    if METHODS.entry(config.method["name"]).build.trainable:  # type: ignore[attr-defined]
+        raise ConfigError(
+            f"method={config.method['name']}: has parameters to train; give checkpoint=PATH of a trained one"
+        )
+    method, backbone = _choose(METHODS, config.method), _choose(BACKBONES, config.backbone)
+    torch.manual_seed(config.seed)  # of random weights, the same in each job of a sweep
+    frozen = Choice("frozen", TUNINGS.entry("frozen").options())
+    model, report = build_model(method, backbone, frozen)
+    log.info("%s", report)
+    return Subject(
+        model=model,
+        dataset=_choose(DATASETS, config.dataset),
+        fold=config.fold or 0,
+        way=config.way or 1,
+        size=size,
+        method=method.name,
+        backbone=backbone.name,
+        tuning="frozen",
+        weights=report.label,
+        checkpoint=None,
+        trained_on=report.trained_on,
+    )
+
+
+def base_classes(subject: Subject, dataset: Dataset, index: Index, protocol: Protocol) -> tuple[int, ...] | None:
+    """The classes that the model's base learner knows, where they are this dataset's base classes, told by their names.
+
+    Raises ConfigError where they are not and the protocol needs them.
+    """
+    if not subject.model.segments_base:
+        return None
+    assert subject.trained_on is not None
+    base = split_classes(index, dataset.options, subject.fold, "train")
+    same_run = [subject.trained_on[key] for key in ("dataset", "fold")] == [subject.dataset.name, subject.fold]
+    if not same_run or not {index.class_name(c) for c in base} <= set(subject.trained_on["classes"]):
+        what = f"dataset={subject.dataset.name}, fold={subject.fold}: its base classes are not those that the base learner "
+        what += "of the checkpoint segments"
+        if protocol.novel_threshold is not None:
+            raise ConfigError(f"{what}; protocol={protocol.name} needs the dataset, fold and classes of its training")
+        log.warning("%s: they are not measured", what)
+        return None
+    return base
+
+
+def _choose(registry: Registry, values: Mapping[str, Any]) -> Choice:
+    options = {key: value for key, value in values.items() if key != "name"}
+    name = str(values["name"])
+    return Choice(name, from_mapping(registry.entry(name).options, options, registry.kind))
+
+
+def _dataset(asked: Mapping[str, Any], trained: Choice) -> Choice:
+    """The dataset asked for; or the checkpoint's, with the options that are not null replaced."""
+    if "name" in asked:
+        return _choose(DATASETS, asked)
+    changed = {key: value for key, value in asked.items() if value is not None}
+    if "root" in changed and "prepared" not in changed:
+        changed["prepared"] = f"{changed['root']}/prepared"
+    return _choose(DATASETS, {**to_mapping(trained), **changed})
