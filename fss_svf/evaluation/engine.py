@@ -7,7 +7,7 @@ float32 but for a pixel here and there (tests/test_engine.py).
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Generator, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,6 +85,7 @@ class Runner:
     """Runs groups of episodes, and holds on to codes until their last one.
 
     seconds  spent by what they went for
+    encoded  images so far, and images: how many there will be; `tell` is called when encoded grows
     masks    of the last group: of each different episode the mask said, uint8 at the label's place, and the truth
     """
 
@@ -92,6 +93,8 @@ class Runner:
         """`positions`: of `groups`, those to be run, ascending."""
         self.task, self.engine, self.groups, self.positions = task, engine, groups, positions
         self.seconds: dict[str, float] = defaultdict(float)
+        self.encoded = self.images = 0
+        self.tell: Callable[[], object] = lambda: None
         self.masks: dict[Supports, tuple[Tensor, Tensor]] = {}
         self._dtype = next(task.model.backbone.parameters()).dtype
         self._uses: dict[Hashable, deque[int]] = {}
@@ -141,12 +144,15 @@ class Runner:
             self.task.transform,
             self.task.annotation,
         )
+        self.images = len(wanted)
         loaded = batches(make, list, range(len(wanted)), size, self.engine.workers)
         for start in range(0, len(wanted), size):
             with self._timed("loading"):
                 images = next(loaded)
             with self._timed("encoding"):
                 self._encode(wanted[start : start + size], images)
+            self.encoded += len(images)
+            self.tell()
             yield
 
     def _encode(self, roles: Sequence[ImageRoles], loaded: Sequence[EvalImage]) -> None:

@@ -97,13 +97,19 @@ def evaluate_lists(
         progress(finished + sum(len(groups[p]) for p in mine), "evaluate", "episode", finished) as bar,
         closing(iter(runner)) as outcomes,  # an interrupt leaves no codes behind
     ):
+
+        def show(new: int = 0) -> None:
+            images = f"{runner.encoded} of {runner.images} images encoded"
+            bar.set_postfix_str(f"mIoU {100 * counts.miou():.1f}, {images}", refresh=False)
+            bar.update(new)
+
+        runner.tell = show  # the first episodes of a class wait for many images
         for position, outcome in outcomes:
             own[position] = outcome
             if kept is not None:
                 kept.add(position, outcome)
             add(position, outcome)
-            bar.set_postfix_str(f"mIoU {100 * counts.miou():.1f}", refresh=False)
-            bar.update(len(groups[position]))
+            show(len(groups[position]))
     if kept is not None:
         kept.close()
     for part in distributed.gather(own):
