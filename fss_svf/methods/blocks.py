@@ -38,10 +38,11 @@ def masked_average_pooling(features: Tensor, mask: Tensor) -> Tensor:
 
 
 def prior_mask(query: Tensor, support: Tensor) -> Tensor:
-    """PFENet's prior (section 3.2 of its paper): (B, C, h, w) and (B, K, C, ...positions) to (B, K, 1, h, w) in [0, 1].
+    """PFENet's prior (section 3.2 of its paper): (B, C, h, w) and (B, K, C, h, w) to (B, K, 1, h, w) in [0, 1].
 
     Cosine similarity of every query position with every support position, maximum over support positions, min-max
-    normalised per query and shot. `support` is zero outside the object, where the similarity is 0.
+    normalised per query and shot. `support` is zero outside the object, where the similarity is 0; it may be a list of m
+    positions too, (B, K, C, m), as without_empty gives it.
     """
     # Not under autocast: similarities of deep features differ in the third digit.
     with torch.autocast(query.device.type, enabled=False):
