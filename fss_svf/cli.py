@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -112,6 +113,9 @@ def _refuse_processes(verb: str, arguments: list[str]) -> str | None:
 
 def _run_verb(verb: str) -> int:
     distributed.start()
+    if verb == "evaluate":
+        # What torchrun sends when another process failed: no codes stay behind.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         return _follow(verb) if distributed.rank() > 0 else _lead(verb)
     except KeyboardInterrupt:

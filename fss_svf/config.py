@@ -248,7 +248,7 @@ class Protocol:
     conf/protocol/svf.yaml says what each choice means, docs/protocols.md what moves numbers.
 
     size       of the input, in pixels, where the protocol fixes it; null: the recipe's
-    precision  half the width that is asked of mIoU's 95% interval, a fraction; a wider one is told
+    half_width half the width that is asked of mIoU's 95% interval, a fraction; a wider one is told
     """
 
     name: str
@@ -264,7 +264,7 @@ class Protocol:
     novel_threshold: float | None = None
     size: int | None = None
     shots: Literal["train_k", "vote", "mean"] = "train_k"
-    precision: float | None = None
+    half_width: float | None = None
     selection: Literal["any", "not_novel"] = "any"
 
     def __post_init__(self) -> None:
@@ -274,8 +274,8 @@ class Protocol:
         require(threshold is None or 0 <= threshold < 1, "novel_threshold", "null or in [0, 1)", threshold)
         # A vote is of masks, not of the probabilities that a threshold is held against.
         require(threshold is None or self.shots != "vote", "novel_threshold", "null with shots=vote", threshold)
-        precision = self.precision
-        require(precision is None or 0 < precision < 1, "precision", "null or a fraction in (0, 1)", precision)
+        half = self.half_width
+        require(half is None or 0 < half < 1, "half_width", "null or a fraction in (0, 1)", half)
         if self.size is not None:
             _check_test_size(self.size, self.resize)
         require(self.episodes >= 1, "episodes", "a whole number >= 1", self.episodes)
@@ -285,11 +285,11 @@ class Protocol:
     def hash(self, **also: object) -> str:
         """Eight hex digits over every field and what else is part of the measurement (input size, data choices).
 
-        But for two fields: `size`, since the size really used is to be given in `also`, and `precision`, which asks
+        But for two fields: `size`, since the size really used is to be given in `also`, and `half_width`, which asks
         for no other number.
         """
         defaults = {f.name: f.default for f in dataclasses.fields(self)}
-        measured = {key: value for key, value in to_mapping(self).items() if key not in ("size", "precision")}
+        measured = {key: value for key, value in to_mapping(self).items() if key not in ("size", "half_width")}
         values = {key: value for key, value in measured.items() if value != defaults[key]}
         text = json.dumps([values, to_mapping(also)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]

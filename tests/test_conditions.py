@@ -82,8 +82,8 @@ def result(low, high):
 
 def test_a_wider_interval_than_asked_is_told_with_the_episodes_it_takes(caplog):
     with caplog.at_level(logging.WARNING):
-        for found, precision in ((result(0.5, 0.519), 0.01), (result(0.5, 0.9), None), ({"shot": 1}, 0.01)):
-            warn_of_width(found, precision)
+        for found, half_width in ((result(0.5, 0.519), 0.01), (result(0.5, 0.9), None)):
+            warn_of_width(found, half_width)
         assert not caplog.records
         warn_of_width(result(0.5, 0.54), 0.01)
     assert "mIoU +- 2.00, and the protocol asks for 1.00: about 20,000 episodes are needed" in caplog.text

@@ -171,7 +171,7 @@ def test_wrong_values_name_the_key(values, message):
         (["protocol=hsnet", "recipe.size=400"], r"recipe.size: expected n with"),
         (["protocol.shots=sum"], r"protocol.shots: expected one of train_k \| vote \| mean, got 'sum'"),
         (["protocol.queries=even"], r"protocol.queries: expected one of in_order \| random \| by_class \| balanced"),
-        (["protocol.precision=1"], r"protocol.precision: expected null or a fraction in \(0, 1\), got 1.0"),
+        (["protocol.half_width=1"], r"protocol.half_width: expected null or a fraction in \(0, 1\), got 1.0"),
         (["protocol.selection=base"], r"protocol.selection: expected one of any \| not_novel, got 'base'"),
     ],
 )
@@ -196,8 +196,8 @@ def test_protocol_hash_covers_every_field():
         "shots": "mean",
         "selection": "not_novel",
     }
-    # The size counts as it is used; what precision is asked for changes no number.
-    no_part = {"size": 417, "precision": 0.01}
+    # The size counts as it is used; what width is asked for changes no number.
+    no_part = {"size": 417, "half_width": 0.01}
     assert {*changes, *no_part} == {f.name for f in dataclasses.fields(protocol)}
     assert dataclasses.replace(protocol, **no_part).hash() == protocol.hash()
     hashes = [protocol.hash(), *(dataclasses.replace(protocol, **{k: v}).hash() for k, v in changes.items())]

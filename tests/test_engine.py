@@ -222,6 +222,17 @@ def test_groups_hold_every_episode_once(toy_root):
     assert [group.class_ids for group in groups] == sorted(group.class_ids for group in groups)
 
 
+def test_a_support_does_not_know_the_order_of_the_ways(toy_root):
+    groups = group_episodes(lists_of(toy_root, shots=(2,), way=2, episodes=80))
+    orders = {group.class_ids for group in groups}
+    assert any(order != tuple(sorted(order)) for order in orders)
+    for group in groups:
+        for images in group.episodes:
+            supports = group.supports(images)
+            assert [s.class_id for s in supports] == [c for c in group.class_ids for _ in range(2)]
+            assert {s.class_ids for s in supports} == {tuple(sorted(group.class_ids))}
+
+
 def test_roles_come_in_the_order_of_need(toy_root):
     groups = group_episodes(lists_of(toy_root))
     roles = roles_of_images(groups)

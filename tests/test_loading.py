@@ -14,6 +14,7 @@ from fss_svf.data.augment import EvalTransform, binary_mask
 from fss_svf.data.episodes import make_sampler
 from fss_svf.data.loading import (
     BaseLabels,
+    EvalImageBatch,
     EvalImages,
     LabelBatch,
     LabelledImages,
@@ -199,6 +200,12 @@ def test_an_image_to_evaluate_keeps_its_label_and_has_a_mask_a_class(toy_root):
         assert np.array_equal(made.image.numpy().transpose(1, 2, 0), resized)
         assert np.array_equal(made.resized.numpy(), resized_label)
         assert made.masks.shape == (2 * place, SIZE, SIZE)
+    batch = EvalImageBatch.collate([found(0), made])
+    assert len(batch) == 2
+    assert torch.equal(batch.images[1], made.image)
+    assert torch.equal(batch.masks, made.masks)
+    assert torch.equal(batch.resized[1], made.resized)
+    assert all(map(torch.equal, batch.labels(), (found(0).label, made.label)))
     for mask, (class_id, class_ids) in zip(made.masks, supports, strict=True):
         expected = np.where(resized_label == class_id, 1, 0)
         expected[resized_label == 255] = 255

@@ -325,6 +325,7 @@ def test_refusals(fss, toy_root):
     panet = ("train", *SMALL, toy, "method=panet", "tuning=full")
     for arguments, message in (
         (("train", *SMALL, toy, "method=baseline", "way=2"), "way=2: Baseline segments one class an episode"),
+        (("train", *SMALL, toy, "method=panet", "tuning=full", "way=2", "protocol.shots=vote"), "=vote is of one class"),
         (("evaluate", "method=prototype", "backbone=tiny", *TOY, toy, "size=65", "way=2"), "use method=panet, or way=1"),
         ((*panet, "way=0"), "way: expected a whole number >= 1, got 0"),
         ((*panet, "way=6"), "way=6: fold 0, val has 5 classes to draw from; say way=5 or less"),

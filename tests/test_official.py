@@ -15,6 +15,7 @@ from fss_svf.backbones.vgg import VGGOptions, vgg16
 from fss_svf.checkpoint import load_checkpoint
 from fss_svf.config import TrainConfig, from_mapping
 from fss_svf.errors import ConfigError, WeightsError
+from fss_svf.evaluation.conditions import SELECTED_ON_NOVEL
 from fss_svf.methods.bam import BAM, BAMOptions
 from fss_svf.methods.base_learner import BaseLearner
 from fss_svf.methods.baseline import Baseline, BaselineOptions
@@ -225,6 +226,7 @@ def test_from_the_command_line_to_a_number(fss, toy_root, tmp_path):
     assert "shot=1, but it was trained at 2 shots by its kshot_rw; say shot=2" in one_line(err)
     assert fss("import-official", *common, *small, *paths, "shot=2")[0] == 0
     content = load_checkpoint(tmp_path / "run", "train")
+    assert content["selection"] == SELECTED_ON_NOVEL  # as the official code chooses what it keeps; strict refuses it
     assert content["trained_on"]["backbone_weights"] == "official best.pth"
     imported = restore_model(*choices(content), content["model"], "run")
     same(imported.eval(), reference, episode(shot=2))

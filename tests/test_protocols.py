@@ -42,7 +42,7 @@ FACTS = {
     "panet": {"queries": "random", "size": 417, "resize": "squash", "label": "resized", "seed": 1234, "shots": "mean",
               "episodes": 1000, "runs": 5},
     "strict": {**PFENET, "queries": "balanced", "episodes": 5000, "runs": 1, "seed": 0, "shots": "train_k",
-               "precision": 0.01, "selection": "not_novel"},
+               "half_width": 0.01, "selection": "not_novel"},
 }  # fmt: skip
 # height and width: 500 x 375, 375 x 500, 333 x 500, 97 x 240, already square, smaller than the target
 SIZES = [(375, 500), (500, 375), (500, 333), (240, 97), (473, 473), (50, 60)]
@@ -61,7 +61,7 @@ def test_every_shipped_protocol_says_the_facts():
         assert {key: values[key] for key in facts} == facts, name
         # A class that is never drawn is never counted without a word.
         assert (values["name"], values["never_drawn"]) == (name, "error")
-        rest = {"selection": "any", "precision": None, "novel_threshold": None, **facts}
+        rest = {"selection": "any", "half_width": None, "novel_threshold": None, **facts}
         assert {key: values[key] for key in rest} == rest
 
 

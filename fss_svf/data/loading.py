@@ -37,6 +37,38 @@ class EvalImage:
 
 
 @dataclass(frozen=True)
+class EvalImageBatch:
+    """B images to evaluate, as few tensors: each that a loader process sends takes a file descriptor.
+
+    images (B, 3, H, W), masks (M, H, W) image by image, resized (B, H, W), and the labels at their own sizes, flat
+    """
+
+    images: Tensor
+    masks: Tensor
+    resized: Tensor
+    flat: Tensor
+    shapes: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def collate(cls, items: list[EvalImage]) -> EvalImageBatch:
+        return cls(
+            images=torch.stack([item.image for item in items]),
+            masks=torch.cat([item.masks for item in items]),
+            resized=torch.stack([item.resized for item in items]),
+            flat=torch.cat([item.label.flatten() for item in items]),
+            shapes=tuple((item.label.shape[0], item.label.shape[1]) for item in items),
+        )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def labels(self) -> list[Tensor]:
+        """(h, w) of each image."""
+        parts = self.flat.split([height * width for height, width in self.shapes])
+        return [part.view(shape) for part, shape in zip(parts, self.shapes)]
+
+
+@dataclass(frozen=True)
 class LabelBatch:
     """Images (B, 3, H, W) uint8 and labels (B, H, W) uint8, base classes renumbered 1..n, 255 ignored."""
 

@@ -114,8 +114,11 @@ def _require_same_measurement(a: _Side, b: _Side) -> None:
         _require_equal(a, b, key, a.result[key], b.result[key])
     if a.result["protocol_hash"] != b.result["protocol_hash"]:
         # The hash alone says nothing; what went into it does.
+        _require_equal(a, b, "precision", *(side.result.get("precision", "float32") for side in (a, b)))
         for key in ("protocol", "data"):
             for part in dict.fromkeys((*a.result[key], *b.result[key])):
+                if (key, part) in (("protocol", "size"), ("protocol", "half_width")):
+                    continue  # not in it
                 _require_equal(a, b, f"{key}.{part}", *(side.result[key].get(part) for side in (a, b)))
     for key in ("size", "protocol_hash", "seeds"):
         _require_equal(a, b, key, a.result[key], b.result[key])

@@ -49,20 +49,20 @@ def require_conditions(protocol: Protocol, shots: Sequence[int], checkpoint: Map
         )
 
 
-def warn_of_width(result: Mapping[str, Any], precision: float | None) -> None:
-    """Warn where the 95% interval of the result's mIoU is wider on a side than `precision`, a fraction."""
-    if precision is None or "interval" not in result:
+def warn_of_width(result: Mapping[str, Any], half_width: float | None) -> None:
+    """Warn where the 95% interval of the result's mIoU is wider on a side than `half_width`, a fraction."""
+    if half_width is None:
         return
     low, high = result["interval"]["miou"]
     half = (high - low) / 2
-    if half > precision:
+    if half > half_width:
         # An interval shrinks with the root of the number of episodes; two digits of that are honest.
-        needed = float(f"{result['num_episodes'] * (half / precision) ** 2:.2g}")
+        needed = float(f"{result['num_episodes'] * (half / half_width) ** 2:.2g}")
         log.warning(
             "%d-shot: the 95%% interval is mIoU +- %.2f, and the protocol asks for %.2f: about %s episodes are needed "
             "(protocol.episodes, seeds)",
             result["shot"],
             100 * half,
-            100 * precision,
+            100 * half_width,
             f"{needed:,.0f}",
         )

@@ -21,7 +21,7 @@ from fss_svf import svf
 from fss_svf.config import Protocol
 from fss_svf.data.augment import EvalTransform, query_mask
 from fss_svf.data.dataset import Split, SupportAnnotation
-from fss_svf.data.loading import EvalImage, EvalImages, base_label_lookup, batches
+from fss_svf.data.loading import EvalImageBatch, EvalImages, base_label_lookup, batches
 from fss_svf.episode import Code, normalize
 from fss_svf.evaluation.at_label import at_label
 from fss_svf.evaluation.base_classes import count_fusions
@@ -106,11 +106,11 @@ class Runner:
     def __iter__(self) -> Generator[tuple[int, Outcome], None, None]:
         """The outcome of every position, with SVF merged. The model is left in eval mode, unmerged."""
         model = self.task.model.eval()
-        svf.merge(model)
-        model.shots = "mean" if self.task.protocol.shots == "mean" else "own"
         limit = int(self.engine.cache_gb * 2**30)
         self._images = self._encoded_images()
         try:
+            svf.merge(model)
+            model.shots = "mean" if self.task.protocol.shots == "mean" else "own"
             with CodeStore(limit, self.engine.folder, self._next_use) as self._store:
                 for position in self.positions:
                     # A generator must not leave its caller in inference mode.
@@ -145,7 +145,7 @@ class Runner:
             self.task.annotation,
         )
         self.images = len(wanted)
-        loaded = batches(make, list, range(len(wanted)), size, self.engine.workers)
+        loaded = batches(make, EvalImageBatch.collate, range(len(wanted)), size, self.engine.workers)
         for start in range(0, len(wanted), size):
             with self._timed("loading"):
                 images = next(loaded)
@@ -155,10 +155,10 @@ class Runner:
             self.tell()
             yield
 
-    def _encode(self, roles: Sequence[ImageRoles], loaded: Sequence[EvalImage]) -> None:
+    def _encode(self, roles: Sequence[ImageRoles], loaded: EvalImageBatch) -> None:
         model, device = self.task.model, self.engine.device
-        images = normalize(torch.stack([image.image for image in loaded]).to(device)).to(self._dtype)
-        masks = torch.cat([image.masks for image in loaded]).to(device)
+        images = normalize(loaded.images.to(device)).to(self._dtype)
+        masks, labels = loaded.masks.to(device), loaded.labels()
         queries = torch.tensor([i for i, image in enumerate(roles) if image.query], device=device)
         owners = torch.tensor([i for i, image in enumerate(roles) for _ in image.supports], device=device)
         query: Code = {}
@@ -173,7 +173,7 @@ class Runner:
             key = roles[i].query
             if key in self._uses:
                 self._store[key] = _row(query, row)
-                self._store["label", key] = {"label": loaded[i].label, "resized": loaded[i].resized}
+                self._store["label", key] = {"label": labels[i], "resized": loaded.resized[i]}
         for row, key in enumerate(key for image in roles for key in image.supports):
             if key in self._uses:
                 self._store[key] = model.kept(_row(support, row))

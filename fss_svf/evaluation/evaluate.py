@@ -19,7 +19,7 @@ from fss_svf.evaluation.base_classes import require_base_classes
 from fss_svf.evaluation.conditions import require_conditions, require_shots, warn_of_width
 from fss_svf.evaluation.engine import Engine, Task
 from fss_svf.evaluation.episode_table import episode_table, save_episode_table
-from fss_svf.evaluation.pictures import episode_pictures, pick
+from fss_svf.evaluation.pictures import pick, pictures_of
 from fss_svf.evaluation.plan import make_plan
 from fss_svf.evaluation.records import delete_records, has_records
 from fss_svf.evaluation.result import data_choices, in_words, make_result, shares, warn_of_absent
@@ -45,7 +45,7 @@ def evaluate(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:
     if earlier:
         return earlier
     subject = make_subject(config)
-    protocol = replace(config.protocol, seed=config.seed, runs=config.seeds, size=subject.size)
+    protocol = replace(config.protocol, seed=config.seed, runs=config.seeds)
     check_fold(subject.fold, subject.dataset)
     dataset: Dataset = DATASETS.build(subject.dataset)
     split = dataset.split("val")
@@ -96,11 +96,13 @@ def evaluate(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:
         save_episode_table(folder / "episodes.csv", tables)
         write_json(folder / "result.json", result)
         if config.pictures:
-            for what, episodes in pick(plan.episodes[shot][0], runs[0].episodes, config.pictures).items():
-                save_picture(folder / f"{what}.png", draw_episodes(episode_pictures(task, engine, episodes)))
+            log.info("drawing episodes")
+            chosen = pick(plan.episodes[shot][0], runs[0].episodes, config.pictures)
+            for what, pictures in pictures_of(task, engine, chosen).items():
+                save_picture(folder / f"{what}.png", draw_episodes(pictures))
         warn_of_absent(result)
         log.info("%s", in_words(result))
-        warn_of_width(result, protocol.precision)
+        warn_of_width(result, protocol.half_width)
         results.append(result)
     delete_records(out)
     print(markdown_table(results))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from fss_svf.data.loading import Episodes
@@ -26,6 +26,13 @@ def pick(episodes: EpisodeList, counts: Sequence[EpisodeCount], number: int) -> 
             of_query.setdefault(episodes[n].query, n)
         chosen[what] = list(of_query.values())[:number]
     return {what: replace(episodes, specs=tuple(episodes[n] for n in numbers)) for what, numbers in chosen.items()}
+
+
+def pictures_of(task: Task, engine: Engine, chosen: Mapping[str, EpisodeList]) -> dict[str, list[EpisodePicture]]:
+    """The pictures of every list, whose episodes run together: they may show the same images."""
+    every = replace(next(iter(chosen.values())), specs=tuple(s for episodes in chosen.values() for s in episodes.specs))
+    drawn = iter(episode_pictures(task, engine, every))
+    return {what: [next(drawn) for _ in episodes.specs] for what, episodes in chosen.items()}
 
 
 def episode_pictures(task: Task, engine: Engine, episodes: EpisodeList) -> list[EpisodePicture]:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import astuple
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from fss_svf.errors import DataError
 from fss_svf.evaluation.counts import EpisodeCount, LabelCount
@@ -24,18 +24,22 @@ class Records:
         self.found: dict[int, Outcome] = {}
         for path in _files(folder):
             self._read(path)
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = (folder / f"finished-{rank}.jsonl").open("a")
+        self._path = folder / f"finished-{rank}.jsonl"
+        self._file: TextIO | None = None  # made by the first outcome: a run that has none is none to resume
 
     def add(self, position: int, outcome: Outcome) -> None:
         """Keep an outcome. It is in the file when this returns."""
         # A line of its own before it, too: what a kill left of a line stays apart.
+        if self._file is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("a")
         line = {"subject": self.subject, "position": position, **_to_json(outcome)}
         self._file.write("\n" + json.dumps(line) + "\n")
         self._file.flush()
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
     def _read(self, path: Path) -> None:
         for line in filter(None, path.read_text().split("\n")):
@@ -46,8 +50,8 @@ class Records:
                 continue  # cut by a kill: that group runs again
             if values["subject"] != self.subject:
                 raise DataError(
-                    f"{path}: holds episodes of another evaluation (other weights, data, episodes or protocol); delete it "
-                    "to begin anew"
+                    f"{path}: holds episodes of another evaluation (other weights, data, episodes or protocol); delete all "
+                    "finished-*.jsonl there to begin anew"
                 )
             self.found[position] = outcome
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,6 +94,7 @@ def evaluate_lists(
         log.info("%s of %s episodes were done", f"{finished:,}", f"{sum(map(len, groups)):,}")
     own: dict[int, Outcome] = {}
     with (
+        closing(kept) if kept is not None else nullcontext(),
         progress(finished + sum(len(groups[p]) for p in mine), "evaluate", "episode", finished) as bar,
         closing(iter(runner)) as outcomes,  # an interrupt leaves no codes behind
     ):
@@ -110,8 +111,6 @@ def evaluate_lists(
                 kept.add(position, outcome)
             add(position, outcome)
             show(len(groups[position]))
-    if kept is not None:
-        kept.close()
     for part in distributed.gather(own):
         done.update(part)
     return Evaluated(_assemble(task, lists, groups, done), runner.seconds)

@@ -86,15 +86,18 @@ def _from_checkpoint(config: EvaluateConfig) -> Subject:
             "seed": trained.seed,
             "options": {**_options(trained), **{f"method.{key}": value for key, value in config.method.items()}},
             "method_options_changed": dict(config.method),
-            "selection": content.get("selection") or _selection_of_before(config.checkpoint),
+            "selection": content.get("selection") or _selection_of_before(config.checkpoint, content["step"]),
         },
         trained_on=content["trained_on"],
     )
 
 
-def _selection_of_before(checkpoint: Path) -> str:
-    """Of a checkpoint that does not say: the best was that on the test fold itself, as in the papers: optimistic."""
-    return SELECTED_ON_NOVEL if checkpoint.name == "best.pt" else "last step"
+def _selection_of_before(checkpoint: Path, step: int) -> str:
+    """Of a checkpoint that does not say: the best was that on the test fold itself, as in the papers: optimistic.
+
+    At step 0 it is an imported official one, which was chosen like that too.
+    """
+    return SELECTED_ON_NOVEL if checkpoint.name == "best.pt" or step == 0 else "last step"
 
 
 def _options(trained: TrainConfig) -> dict[str, Any]:

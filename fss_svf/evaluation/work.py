@@ -14,7 +14,10 @@ Supports = tuple[int, ...]
 
 
 class Support(NamedTuple):
-    """An image as a support. Its mask shows `class_id`, and 255 on the other classes of the episode."""
+    """An image as a support. Its mask shows `class_id`, and 255 on the other classes of the episode.
+
+    class_ids  all classes of the episode, ascending
+    """
 
     image: int
     class_id: int
@@ -54,7 +57,9 @@ class Group:
     def supports(self, images: Supports) -> list[Support]:
         """The supports of an episode of this group, way by way."""
         shot = len(images) // len(self.class_ids)
-        return [Support(image, self.class_ids[i // shot], self.class_ids) for i, image in enumerate(images)]
+        # Whatever the order of the ways, an image's mask is the same.
+        classes = tuple(sorted(self.class_ids))
+        return [Support(image, self.class_ids[i // shot], classes) for i, image in enumerate(images)]
 
     def all_supports(self) -> list[Support]:
         """Each different one once, in the order of the episodes."""

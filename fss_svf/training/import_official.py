@@ -18,6 +18,7 @@ from fss_svf.data.dataset import Dataset
 from fss_svf.data.episodes import split_classes
 from fss_svf.data.index import Index
 from fss_svf.errors import TrainingError, WeightsError
+from fss_svf.evaluation.conditions import SELECTED_ON_NOVEL
 from fss_svf.methods.bam import BAM
 from fss_svf.model import restore_model
 from fss_svf.official import read_base_learner, read_official
@@ -109,5 +110,7 @@ def _write(
         "step": 0,
         "best": -1.0,
         "trained_on": trained_on,
+        # What the official code keeps is the best on the test fold, or of a base learner on its base classes.
+        "selection": SELECTED_ON_NOVEL if verb == "train" else "best mIoU on the base classes",
     }
     save_checkpoint(out / "checkpoints" / "last.pt", content)

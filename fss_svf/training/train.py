@@ -22,6 +22,7 @@ from fss_svf.data.manifest import EpisodeList
 from fss_svf.episode import Episode
 from fss_svf.evaluation import engine as evaluation_engine
 from fss_svf.evaluation.base_classes import require_base_classes
+from fss_svf.evaluation.conditions import require_shots
 from fss_svf.evaluation.pictures import episode_pictures
 from fss_svf.evaluation.plan import require_coverage
 from fss_svf.evaluation.runs import evaluate_lists
@@ -70,6 +71,7 @@ def train(config: TrainConfig, out: Path) -> float:
     selection.warn_of_known(trained_on["classes"])
     model.hold_out([base.index(c) + 1 for c in selection.held_out])
     model.check_shot(config.shot)
+    require_shots(protocol, (config.shot,), model, config.way)
     require_base_classes(protocol, model, config.method.name)
     log.info(
         "tuning %s: %s trainable values in the backbone, %s in all",
