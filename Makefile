@@ -9,8 +9,9 @@ INSTALLED := $(VENV)/.installed
 quickstart: $(INSTALLED) ## the main job on the toy dataset: prepare, pretrain, train, evaluate, report
 	$(BIN)/python scripts/quickstart.py
 
+# Files side by side, a thread each: threads of two processes would wait for each other.
 test: $(INSTALLED) ## the test suite
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(INSTALLED) ## style and types
 	$(BIN)/ruff check .
