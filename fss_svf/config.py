@@ -20,6 +20,7 @@ from fss_svf.errors import ConfigError, did_you_mean
 from fss_svf.registry import BACKBONES, DATASETS, METHODS, TUNINGS, Choice, Registry
 
 T = TypeVar("T")
+Precision = Literal["float32", "bf16", "fp16"]
 
 
 def from_mapping(cls: type[T], values: object, where: str = "") -> T:
@@ -462,7 +463,7 @@ class EvaluateConfig:
     workers: int
     batch_size: int
     cache_gb: float
-    precision: Literal["float32", "bf16", "fp16"]
+    precision: Precision
     pictures: int
     resume: Path | None
     episodes: EpisodeFiles

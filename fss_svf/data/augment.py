@@ -169,15 +169,19 @@ class EvalTransform:
         if self.pad == "after_normalisation":
             # No uint8 value is 0 once it is normalised; images that are float already are not normalised again.
             image = normalize(torch.from_numpy(image).permute(2, 0, 1)).permute(1, 2, 0).numpy()
-        border = (0, self.size - height, 0, self.size - width)
-        return cv2.copyMakeBorder(image, *border, cv2.BORDER_CONSTANT, value=(0, 0, 0))
+        return self._filled(image, (0, 0, 0))
 
     def label(self, label: np.ndarray) -> np.ndarray:
         """(H, W) uint8 to (size, size) uint8."""
         height, width = self.inner(*label.shape)
         label = cv2.resize(label, (width, height), interpolation=cv2.INTER_NEAREST)
-        border = (0, self.size - height, 0, self.size - width)
-        return cv2.copyMakeBorder(label, *border, cv2.BORDER_CONSTANT, value=IGNORE)
+        return self._filled(label, IGNORE)
+
+    def _filled(self, part: np.ndarray, value: tuple[int, int, int] | int) -> np.ndarray:
+        """The square with `part` in its upper left corner."""
+        border = (0, self.size - part.shape[0], 0, self.size - part.shape[1])
+        filled: np.ndarray = cv2.copyMakeBorder(part, *border, cv2.BORDER_CONSTANT, value=value)
+        return filled
 
     def inner(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the resized image inside the square."""

@@ -12,13 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fss_svf import svf
-from fss_svf.config import Protocol
+from fss_svf.config import Precision, Protocol
 from fss_svf.data.augment import EvalTransform, query_mask
 from fss_svf.data.dataset import Split, SupportAnnotation
 from fss_svf.data.loading import EvalImageBatch, EvalImages, base_label_lookup, batches
@@ -31,7 +30,6 @@ from fss_svf.evaluation.vote import vote
 from fss_svf.evaluation.work import Group, ImageRoles, Query, Support, Supports, roles_of_images
 from fss_svf.methods.method import FewShotMethod, regroup
 
-Precision = Literal["float32", "bf16", "fp16"]
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -41,8 +42,9 @@ class Run:
     others: dict[str, list[EpisodeCount]]
     base: BaseClassCounts | None
 
-    @property
+    @cached_property
     def counts(self) -> Counts:
+        """The counts of all its episodes."""
         return self._sum(self.episodes)
 
     def counts_of(self, other: str) -> Counts:

@@ -14,6 +14,9 @@ from fss_svf.episode import IGNORE, Code, Episode, Prediction
 from fss_svf.errors import ConfigError
 from fss_svf.registry import Choice
 
+# Which images of a batch.
+Rows = Tensor | slice
+
 
 class FewShotMethod(nn.Module, ABC):
     """A method encodes queries and supports apart, then segments. All images are normalised floats.
@@ -62,10 +65,11 @@ class FewShotMethod(nn.Module, ABC):
     # What follows makes an evaluation faster, which shows every image to the backbone once and every pair once. Each has a
     # default, and changes no result.
 
-    def encode_both(self, images: Tensor, queries: Tensor, owners: Tensor, masks: Tensor) -> tuple[Code, Code]:
+    def encode_both(self, images: Tensor, queries: Rows, owners: Rows, masks: Tensor) -> tuple[Code, Code]:
         """Codes of images[queries] as queries, and of images[owners] with `masks` (M, H, W) as supports.
 
-        queries (Q,) and owners (M,) int64, neither empty. For a method whose two codes begin with the same features.
+        queries (Q,) and owners (M,) int64, or slices, neither empty. For a method whose two codes begin with the same
+        features.
         """
         return self.encode_query(images[queries]), self.encode_support(images[owners], masks)
 

@@ -18,7 +18,7 @@ from fss_svf.backbones.weights import VGG16_BLOCKS
 from fss_svf.config import require
 from fss_svf.episode import IGNORE, Code, Episode, Prediction
 from fss_svf.methods.blocks import at_least_float32
-from fss_svf.methods.method import FewShotMethod, flat_supports, regroup
+from fss_svf.methods.method import FewShotMethod, Rows, flat_supports, regroup
 from fss_svf.registry import METHODS
 
 SCALE = 20.0  # of the cosine (the paper's alpha)
@@ -54,7 +54,7 @@ class PANet(FewShotMethod):
     def encode_support(self, images: Tensor, masks: Tensor) -> Code:
         return self._support_code(self.backbone(images)["layer4"], masks)
 
-    def encode_both(self, images: Tensor, queries: Tensor, owners: Tensor, masks: Tensor) -> tuple[Code, Code]:
+    def encode_both(self, images: Tensor, queries: Rows, owners: Rows, masks: Tensor) -> tuple[Code, Code]:
         feature = self.backbone(images)["layer4"]
         return {"feature": feature[queries]}, self._support_code(feature[owners], masks)
 
@@ -62,9 +62,8 @@ class PANet(FewShotMethod):
         # Queries and supports together: one pass through the backbone.
         images, masks = flat_supports(episode)
         b = len(episode.query_image)
-        feature = self.backbone(torch.cat([episode.query_image, images]))["layer4"]
-        support = regroup(self._support_code(feature[b:], masks), episode.shot, episode.way)
-        return self.segment({"feature": feature[:b]}, support, episode.size)
+        query, support = self.encode_both(torch.cat([episode.query_image, images]), slice(b), slice(b, None), masks)
+        return self.segment(query, regroup(support, episode.shot, episode.way), episode.size)
 
     def _support_code(self, feature: Tensor, masks: Tensor) -> Code:
         code = {"prototypes": masked_means(feature, masks)}

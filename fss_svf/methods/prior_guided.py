@@ -24,7 +24,7 @@ from fss_svf.methods.blocks import (
     resize,
     without_empty,
 )
-from fss_svf.methods.method import FewShotMethod, flat_supports, regroup
+from fss_svf.methods.method import FewShotMethod, Rows, flat_supports, regroup
 
 # The outputs of a backbone's stages by name, for B images.
 Stages = dict[str, Tensor]
@@ -54,11 +54,13 @@ class PriorGuided(FewShotMethod):
         stages, mask = self.backbone(images, last="layer3"), foreground(masks)
         return self.support_code({**stages, "layer4": self.backbone.layer4(_masked(stages["layer3"], mask))}, mask)
 
-    def encode_both(self, images: Tensor, queries: Tensor, owners: Tensor, masks: Tensor) -> tuple[Code, Code]:
+    def encode_both(self, images: Tensor, queries: Rows, owners: Rows, masks: Tensor) -> tuple[Code, Code]:
         stages, mask = self.backbone(images, last="layer3"), foreground(masks)
         of_queries, of_supports = ({name: x[rows] for name, x in stages.items()} for rows in (queries, owners))
         high = torch.cat([of_queries["layer3"], _masked(of_supports["layer3"], mask)])
-        of_queries["layer4"], of_supports["layer4"] = self.backbone.layer4(high).split([len(queries), len(owners)])
+        of_queries["layer4"], of_supports["layer4"] = self.backbone.layer4(high).split(
+            [len(high) - len(mask), len(mask)]
+        )
         return self.query_code(images[queries], of_queries), self.support_code(of_supports, mask)
 
     def kept(self, support: Code) -> Code:
@@ -73,12 +75,9 @@ class PriorGuided(FewShotMethod):
     def encode(self, episode: Episode) -> tuple[Code, Code]:
         """Both codes, the supports' regrouped to (B, K, ...), in one backbone pass over queries and supports."""
         images, masks = flat_supports(episode)
-        b, mask = len(episode.query_image), foreground(masks)
-        stages = self.backbone(torch.cat([episode.query_image, images]), last="layer3")
-        high = stages["layer3"]
-        stages["layer4"] = self.backbone.layer4(torch.cat([high[:b], _masked(high[b:], mask)]))
-        query = self.query_code(episode.query_image, {name: x[:b] for name, x in stages.items()})
-        support = self.support_code({name: x[b:] for name, x in stages.items()}, mask)
+        b = len(episode.query_image)
+        together = torch.cat([episode.query_image, images])
+        query, support = self.encode_both(together, slice(b), slice(b, None), masks)
         return query, regroup(support, episode.shot)
 
     def forward(self, episode: Episode) -> Prediction:

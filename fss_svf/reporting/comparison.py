@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fss_svf.reporting.table import markdown_lines
+
 
 def comparison_table(comparison: Mapping[str, Any]) -> str:
     """What compare.json holds, in percent: what a and b are, a row a number, and the verdict."""
@@ -20,11 +22,8 @@ def comparison_table(comparison: Mapping[str, Any]) -> str:
     rows = [["", "episodes", "a", "b", "b - a", interval, "b better in"]]
     rows += [_row(name, c["num_episodes"], c[key]) for name, key in (("mIoU", "miou"), ("FB-IoU", "fb_iou"))]
     rows += [_row(name, of_class["episodes"], of_class) for name, of_class in c["per_class"].items()]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["| " + " | ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) + " |" for row in rows]
-    lines.insert(1, f"|{'-' * (widths[0] + 2)}|" + "".join(f"{'-' * (width + 1)}:|" for width in widths[1:]))
     foot = f'Intervals over {c["resamples"]:,} resamples of the episodes; "b better in": of them.'
-    return "\n\n".join([head, "\n".join(sides), "\n".join(lines), foot, c["verdict"]])
+    return "\n\n".join([head, "\n".join(sides), markdown_lines(rows, words=1), foot, c["verdict"]])
 
 
 def _what(side: Mapping[str, Any]) -> str:

@@ -61,7 +61,7 @@ def _one_table(key: tuple[Any, ...], results: Sequence[Result]) -> str:
         f"{dataset}, {backbone}: mIoU and FB-IoU in %. Protocol {protocol} ({protocol_hash}): {runs} x {episodes} episodes "
         f"at {first['size']} px, {_seeds(first['seeds'])}{_ways(first, ', {} classes at once')}."
     )
-    return caption + "\n\n" + _markdown(lines)
+    return caption + "\n\n" + markdown_lines(lines, words=4)
 
 
 def _telling_options(results: Sequence[Result]) -> dict[Row, list[str]]:
@@ -120,12 +120,12 @@ def _mean(results: Sequence[Result | None], key: str) -> str:
     return _percent(sum(present) / len(present)) if present and len(present) == len(results) else "-"
 
 
-def _markdown(lines: Sequence[Sequence[str]]) -> str:
+def markdown_lines(lines: Sequence[Sequence[str]], words: int) -> str:
+    """A Markdown table, the header first: the first `words` columns to the left, the numbers behind them to the right."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    # Words to the left, numbers to the right.
     rows = [
-        "| " + " | ".join(c.ljust(w) if i < 4 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths))) + " |"
+        "| " + " | ".join(c.ljust(w) if i < words else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths))) + " |"
         for line in lines
     ]
-    rule = "|" + "|".join("-" * (w + 2) if i < 4 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
+    rule = "|" + "|".join("-" * (w + 2) if i < words else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
     return "\n".join([rows[0], rule, *rows[1:]])
