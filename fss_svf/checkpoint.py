@@ -9,20 +9,46 @@ from typing import Any
 import torch
 
 from fss_svf.backbones.weights import read_checkpoint
-from fss_svf.errors import WeightsError
+from fss_svf.errors import TrainingError, WeightsError
 
 FORMAT = 1
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write `content` (tensors, plain containers and scalars) to `path` atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write `content` (tensors, plain containers and scalars) to `path` atomically.
+
+    Raises TrainingError where it cannot be written, as on a full disk; what was at `path` is still there.
+    """
+    # A name that the next one takes over, should a kill leave it behind.
     partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as f:
-        torch.save({"format": FORMAT, **content}, f)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(partial, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as f:
+            torch.save({"format": FORMAT, **content}, f)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as error:  # torch makes a failed write one of its own
+        why = getattr(error, "strerror", None) or _cause(error)
+        kept = (
+            f"the one written before is whole, go on with resume={path.parent.parent}"
+            if path.exists()
+            else "none is kept"
+        )
+        raise TrainingError(f"{path}: a checkpoint cannot be written ({why}); make room there; {kept}") from error
+    finally:
+        _remove(partial)
+
+
+def keep_checkpoint(path: Path, step: int, keep: int) -> None:
+    """Let the checkpoint just written to `path` stay as step-N.pt beside it, and of such files the `keep` newest."""
+    if not keep:
+        return
+    kept = path.with_name(f"step-{step:08d}.pt")
+    _remove(kept)
+    os.link(path, kept)  # nothing is written again
+    for old in sorted(path.parent.glob("step-*.pt"))[:-keep]:
+        _remove(old)
 
 
 def load_checkpoint(path: Path, verb: str) -> dict[str, Any]:
@@ -40,3 +66,18 @@ def load_checkpoint(path: Path, verb: str) -> dict[str, Any]:
     if content["verb"] != verb:
         raise WeightsError(f"{path}: written by 'fss-svf {content['verb']}', needed is one of 'fss-svf {verb}'")
     return content
+
+
+def _cause(error: BaseException) -> str:
+    """The reason of the system behind torch's own error, where there is one; else its first line."""
+    behind = error.__context__
+    if isinstance(behind, OSError) and behind.strerror:
+        return behind.strerror
+    return str(error).splitlines()[0]
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:  # of a folder that is gone, or not ours: the error that led here says it
+        return

@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fss_svf import __version__, config, distributed
 from fss_svf.console import ConsoleHandler
-from fss_svf.errors import ConfigError, FssError, did_you_mean
+from fss_svf.errors import ConfigError, FssError, Stopped, did_you_mean
 
 log = logging.getLogger("fss_svf")
 
@@ -41,8 +41,10 @@ VERBS = {
     "compare": ("CompareConfig", "fss_svf.evaluation.compare", "tells two results on the same episodes apart, or not"),
     "report": ("ReportConfig", "fss_svf.reporting.report", "gathers results into a table"),
 }
+# Exit status of a training that a signal has stopped, and that can go on: EX_TEMPFAIL.
+STOPPED = 75
 # Verbs that share their work among the processes of torchrun.
-_SHARED = ("evaluate",)
+_SHARED = ("pretrain", "train", "evaluate")
 # Overrides that make sense beside resume=, whose run keeps its own config otherwise.
 _MACHINE = ("device", "workers", "cache_gb")
 _DATA = ("dataset.root", "dataset.prepared")
@@ -101,6 +103,9 @@ def _refuse_processes(verb: str, arguments: list[str]) -> str | None:
     _, world = distributed.launched()
     if world == 1:
         return None
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        return f"WORLD_SIZE={world}, but {missing[0]} is not set; start by torchrun, or see docs/clusters.md"
     if verb not in _SHARED:
         return f"works in one process, torchrun started {world}; start it without torchrun"
     if any(a == "-m" or a.startswith(("--mu", "hydra.mode=MULTIRUN")) for a in arguments):
@@ -113,7 +118,7 @@ def _refuse_processes(verb: str, arguments: list[str]) -> str | None:
 
 def _run_verb(verb: str) -> int:
     distributed.start()
-    if verb == "evaluate":
+    if verb == "evaluate":  # a training has its own answer
         # What torchrun sends when another process failed: no codes stay behind.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
@@ -162,7 +167,7 @@ def _follow(verb: str) -> int:
         _run(verb, checked, out)
     except Exception as error:
         _tell(verb, error)
-        return 1
+        return _status(error)
     return 0
 
 
@@ -206,8 +211,14 @@ def _end_job(error: Exception) -> NoReturn:
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         # Hydra keeps the exception until the sweep ends: without its traceback, which holds the model.
         error.__traceback__ = None
-        raise Logged(str(error))
-    sys.exit(1)
+        if not isinstance(error, Stopped):
+            raise Logged(str(error))
+    sys.exit(_status(error))
+
+
+def _status(error: Exception) -> int:
+    """Exit status of a job that ended with this error; EX_TEMPFAIL tells a scheduler to start it again."""
+    return STOPPED if isinstance(error, Stopped) else 1
 
 
 def _continued(verb: str, now: Any, overrides: list[str]) -> Any:

@@ -12,7 +12,7 @@ import json
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field
+from dataclasses import MISSING, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
@@ -217,7 +217,11 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train, on crops of `size` x `size` pixels. An epoch shows every image once; `max_steps` ends it earlier."""
+    """How to train, on crops of `size` x `size` pixels. An epoch shows every image once; `max_steps` ends it earlier.
+
+    batch_size  of a step, over all processes
+    clip_norm   the largest norm of a step's gradient, over all that trains; a longer one is shortened to it
+    """
 
     name: str
     size: int
@@ -228,8 +232,11 @@ class Recipe:
     optimizer: Optimizer
     schedule: Schedule
     augment: Augment
+    # Checkpoints from before this key have none.
+    clip_norm: float | None = None
 
     def __post_init__(self) -> None:
+        require(self.clip_norm is None or self.clip_norm > 0, "clip_norm", "null or a number > 0", self.clip_norm)
         _check_size(self.size)
         _check_size(self.tested_at)
         require(self.batch_size >= 1, "batch_size", "a whole number >= 1", self.batch_size)
@@ -373,8 +380,10 @@ class PrepareConfig:
             _check_workers(self.workers)
 
 
-@dataclass(frozen=True)
-class PretrainConfig:
+@dataclass(frozen=True, kw_only=True)
+class _TrainingConfig:
+    """What the verbs that train share. Keys with a default are later than the first checkpoints."""
+
     name: str
     fold: int
     seed: int
@@ -382,53 +391,65 @@ class PretrainConfig:
     workers: int
     cache_gb: float
     log_every: int
-    validate_every: int
     resume: Path | None
     recipe: Recipe
     dataset: Choice = _group(DATASETS)
     backbone: Choice = _group(BACKBONES)
+    precision: Precision = "float32"
+    channels_last: bool = True
+    compile: bool = False
+    recompute: bool = False
+    accumulate: int = 1
+    save_every: int | None = None
+    keep: int = 0
+    overfit: int | None = None
+    profile: int | None = None
 
     def __post_init__(self) -> None:
         check_fold(self.fold, self.dataset)
         _check_workers(self.workers)
         require(self.cache_gb >= 0, "cache_gb", "a number of gigabytes >= 0", self.cache_gb)
         _check_seed(self.seed)
-        for key in ("log_every", "validate_every"):
-            require(getattr(self, key) >= 1, key, "a whole number of steps >= 1", getattr(self, key))
+        require(self.log_every >= 1, "log_every", "a whole number of steps >= 1", self.log_every)
+        require(self.accumulate >= 1, "accumulate", "a number of parts >= 1", self.accumulate)
+        require(self.keep >= 0, "keep", "a number of checkpoints >= 0", self.keep)
+        for key in ("save_every", "overfit", "profile"):
+            value = getattr(self, key)
+            require(value is None or value >= 1, key, "null or a whole number >= 1", value)
+
+    @property
+    def augment(self) -> Augment:
+        """The recipe's augmentation; none where items are to be learnt by heart."""
+        augment = self.recipe.augment
+        if self.overfit is None:
+            return augment
+        return replace(augment, scale=(1.0, 1.0), rotate=0.0, blur=0.0, flip=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(_TrainingConfig):
+    validate_every: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.validate_every >= 1, "validate_every", "a whole number of steps >= 1", self.validate_every)
         # BatchNorm behind the pyramid's average over the whole image needs two of them.
         require(self.recipe.batch_size >= 2, "recipe.batch_size", "at least 2 to pretrain", self.recipe.batch_size)
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    name: str
-    fold: int
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(_TrainingConfig):
     shot: int
-    seed: int
-    device: str
-    workers: int
-    cache_gb: float
-    log_every: int
-    resume: Path | None
-    recipe: Recipe
     protocol: Protocol
     validate: Validation
-    dataset: Choice = _group(DATASETS)
-    backbone: Choice = _group(BACKBONES)
     method: Choice = _group(METHODS)
     tuning: Choice = _group(TUNINGS)
-    # Keys that checkpoints from before them have not.
-    way: int = field(default=1, kw_only=True)
-    recompute: bool = field(default=False, kw_only=True)
+    way: int = 1
 
     def __post_init__(self) -> None:
-        check_fold(self.fold, self.dataset)
-        _check_workers(self.workers)
-        require(self.cache_gb >= 0, "cache_gb", "a number of gigabytes >= 0", self.cache_gb)
-        _check_seed(self.seed)
+        super().__post_init__()
         require(self.way >= 1, "way", "a whole number >= 1", self.way)
         require(self.shot >= 1, "shot", "a whole number >= 1", self.shot)
-        require(self.log_every >= 1, "log_every", "a whole number of steps >= 1", self.log_every)
 
 
 @dataclass(frozen=True)
@@ -438,14 +459,14 @@ class OfficialBaseLearner:
     name: Literal["base_learner"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ImportConfig(TrainConfig):
     """The run that the official checkpoint `source` is to be the outcome of, written to `target`."""
 
-    method: Choice | OfficialBaseLearner = field(kw_only=True, metadata={"registry": METHODS})  # type: ignore[assignment]
-    source: Path = field(kw_only=True)
-    target: Path = field(kw_only=True)
-    dilation: Literal["pfenet", "torchvision"] | None = field(kw_only=True)
+    method: Choice | OfficialBaseLearner = _group(METHODS)  # type: ignore[assignment]
+    source: Path
+    target: Path
+    dilation: Literal["pfenet", "torchvision"] | None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -100,6 +100,37 @@ def gather(value: T) -> list[T]:
     return values
 
 
+def total(values: Sequence[float]) -> list[float]:
+    """The sums of these over all processes, in every process, as float64 on the CPU. Raises PeerLost."""
+    if _world == 1:
+        return list(values)
+    import torch
+    from torch import distributed
+
+    sums = torch.tensor(values, dtype=torch.float64)
+    _together(lambda: distributed.all_reduce(sums))
+    return sums.tolist()
+
+
+def data_parallel(module: Any) -> Any:
+    """The torch module with gradients that are the mean over processes. Every process must use the same parameters each
+    time; all start from process 0's values. One process: the module itself.
+
+    Buffers stay each process's own: those of a frozen BatchNorm never change. A BatchNorm that trains takes its
+    statistics over all processes on GPUs; PyTorch has none of this kind for the CPU.
+    """
+    if _world == 1:
+        return module
+    from torch import nn
+
+    device = next(module.parameters()).device
+    if device.type == "cuda":
+        module = nn.SyncBatchNorm.convert_sync_batchnorm(module) if _trains_statistics(module) else module
+    return nn.parallel.DistributedDataParallel(
+        module, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False, static_graph=True
+    )
+
+
 def barrier() -> None:
     """Wait until every process is here. Raises PeerLost."""
     gather(None)  # torch's own would take the GPU where there is one
@@ -134,7 +165,13 @@ def anything_said() -> bool:
     return False
 
 
-def _together(call: Callable[[], None]) -> None:
+def _trains_statistics(module: Any) -> bool:
+    from torch import nn
+
+    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in module.modules())
+
+
+def _together(call: Callable[[], object]) -> None:
     try:
         call()
     except RuntimeError as error:  # "Connection closed by peer", and its kin

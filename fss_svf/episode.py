@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 # A method's encoding of images: a plain dict of tensors, first dimension = the image.
 Code = dict[str, Tensor]
+
+# What a term of a loss may be a mean over: the pixels of a mask that are not ignored, or the episodes of the batch.
+MeanOver = Literal["query_mask", "base_mask", "episodes"]
 
 IGNORE = 255
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -70,6 +74,13 @@ class Episode:
     def size(self) -> tuple[int, int]:
         """(H, W) of the query."""
         return self.query_image.shape[-2], self.query_image.shape[-1]
+
+    def count(self, over: MeanOver) -> int:
+        """How many things a mean over this batch is over: pixels of a mask that are not 255, or episodes."""
+        if over == "episodes":
+            return len(self.query_image)
+        mask = getattr(self, over)
+        return 0 if mask is None else int((mask != IGNORE).sum())
 
     def to(self, device: torch.device | str) -> Episode:
         """The same episode on another device."""

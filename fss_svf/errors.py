@@ -26,6 +26,10 @@ class TrainingError(FssError):
     """Training cannot go on: a loss that is not finite, a trainable tensor without a gradient."""
 
 
+class Stopped(FssError):
+    """A training was asked to stop by a signal, has written a checkpoint, and can go on."""
+
+
 def listing(items: Iterable[object], limit: int = 5) -> str:
     """The first `limit` items joined by commas, and how many more there are."""
     words = [str(item) for item in items]

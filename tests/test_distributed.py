@@ -148,8 +148,11 @@ def test_an_error_of_one_process_ends_all_and_another_number_goes_on(fss, start,
 def test_what_processes_cannot_do_is_refused_in_a_line(fss, monkeypatch):
     for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "2")):
         monkeypatch.setenv(name, value)
+    assert "fss-svf train: WORLD_SIZE=2, but MASTER_ADDR is not set; start by torchrun" in fss("train")[2]
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", "1")
     refused = [
-        (("train",), "fss-svf train: works in one process, torchrun started 2; start it without torchrun"),
+        (("report",), "fss-svf report: works in one process, torchrun started 2; start it without torchrun"),
         (
             ("evaluate", "-m", "shot=1,5"),
             "fss-svf evaluate: -m under torchrun: a sweep starts its jobs itself; start one",

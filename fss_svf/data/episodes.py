@@ -48,6 +48,14 @@ class EpisodeSpec:
         """K, supports a class."""
         return len(self.supports) // self.way
 
+    def named(self, index: Index) -> dict[str, object]:
+        """Classes, query and supports by their names, ready for JSON."""
+        return {
+            "classes": [index.class_name(c) for c in self.class_ids],
+            "query": str(index.names[self.query]),
+            "supports": [str(index.names[image]) for image in self.supports],
+        }
+
     def first_supports(self, shot: int) -> EpisodeSpec:
         """The same episode with the first `shot` supports of each way."""
         starts = range(0, len(self.supports), self.shot or 1)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import signal
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -105,7 +106,7 @@ def batches(
     batch_size: int,
     workers: int,
     pin_memory: bool = False,
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
     """Yield collate([make(n), ...]) over `numbers` in order, made in `workers` processes (0: in this one)."""
     loader = DataLoader(
         _Numbered(make),
@@ -125,8 +126,22 @@ def batches(
 
 
 def _start_worker(_: int) -> None:
+    # A scheduler's signals, and a terminal's, go to all processes of a job. The main one ends its workers.
+    for name in ("SIGTERM", "SIGUSR1", "SIGINT"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     torch.set_num_threads(1)
     tame_threads()
+
+
+class Repeated:
+    """The first `count` items again and again."""
+
+    def __init__(self, make: Callable[[int], Any], count: int) -> None:
+        self.make, self.count = make, count
+
+    def __call__(self, number: int) -> Any:
+        return self.make(number % self.count)
 
 
 class Episodes:

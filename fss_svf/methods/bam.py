@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -57,6 +58,7 @@ class BAM(PriorASPP):
     """
 
     segments_base = True
+    means_over = MappingProxyType({"base": "base_mask"})
     also_evaluated = ("meta",)
     compared = ("deep", "gram")
     evaluation_options = ("other_shots",)

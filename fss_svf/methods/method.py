@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from fss_svf.backbones.backbone import Backbone
-from fss_svf.episode import IGNORE, Code, Episode, Prediction
+from fss_svf.episode import IGNORE, Code, Episode, MeanOver, Prediction
 from fss_svf.errors import ConfigError
 from fss_svf.registry import Choice
 
@@ -33,6 +34,9 @@ class FewShotMethod(nn.Module, ABC):
     segments_base = False
     # Names of Prediction.aux whose (B, 2, H, W) logits are predictions too, measured beside the method's own.
     also_evaluated: tuple[str, ...] = ()
+    # What the terms of its losses are means over, by name, where it is not the query mask's pixels: a batch that processes
+    # share, or that is done in parts, gives the loss of the whole.
+    means_over: Mapping[str, MeanOver] = MappingProxyType({})
     # The options that may be other ones in an evaluation than in the training.
     evaluation_options: tuple[str, ...] = ()
     # What `compare` reads of a support's code and `segment` does not: an evaluation does not hand it on.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -43,6 +44,7 @@ class PANet(FewShotMethod):
     # A backbone as it is, such as an official checkpoint's, can be evaluated.
     trainable = False
     many_ways = True
+    means_over = MappingProxyType({"align": "episodes"})
 
     def __init__(self, backbone: Backbone, options: PANetOptions) -> None:
         super().__init__(backbone)

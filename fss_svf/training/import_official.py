@@ -8,7 +8,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from fss_svf.backbones.weights import LoadReport
@@ -105,8 +104,6 @@ def _write(
         "config": to_mapping(run),
         "model": model.state_dict(),
         "optimizer": make_optimizer(model, backbone, run.recipe.optimizer).state_dict(),
-        "rng": torch.get_rng_state(),
-        "cuda_rng": None,
         "step": 0,
         "best": -1.0,
         "trained_on": trained_on,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,21 @@ import torch
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
+from fss_svf import distributed
 from fss_svf.backbones.weights import LoadReport
-from fss_svf.checkpoint import save_checkpoint
+from fss_svf.checkpoint import keep_checkpoint, save_checkpoint
 from fss_svf.config import PretrainConfig, TrainConfig, to_mapping
 from fss_svf.console import progress
 from fss_svf.data.index import Index
-from fss_svf.data.loading import batches
-from fss_svf.errors import DataError, TrainingError
+from fss_svf.data.loading import Repeated, batches
+from fss_svf.errors import DataError, Stopped, TrainingError
 from fss_svf.model import load_state
-from fss_svf.provenance import write_run_folder
+from fss_svf.provenance import provenance, write_json, write_run_folder
 from fss_svf.training.optim import describe, make_optimizer, require_gradients, set_rates
+from fss_svf.training.profiling import profiled
+from fss_svf.training.step import LossNotFinite, Shares, Step, in_steps
+from fss_svf.training.stopping import StopSignal
+from fss_svf.training.tracking import DataWait, write_hparams, write_scalars
 
 log = logging.getLogger(__name__)
 
@@ -32,9 +38,12 @@ class Task:
     """What differs between the verbs that train.
 
     make, collate  how item number n and a batch are made
+    identify       what item number n is of, in names
     epoch          items an epoch
     loss           batch (on the CPU) to loss terms, summed for the backward
-    validate       step and writer to scores; the one called `score` chooses the best checkpoint
+    counts         what the terms are means over, of a batch: pixels or episodes, by term, "" for all others
+    validate       step and writer (None in all processes but the first) to scores; the one called `score` chooses the best
+                   checkpoint
     every          steps between validations
     selection      what the best checkpoint is the best of, in words
     trained_on     dataset, fold and classes, kept in the checkpoint
@@ -45,9 +54,11 @@ class Task:
     backbone: nn.Module
     make: Callable[[int], Any]
     collate: Callable[[list[Any]], Any]
+    identify: Callable[[int], Mapping[str, Any]]
     epoch: int
     loss: Callable[[Any], dict[str, Tensor]]
-    validate: Callable[[int, SummaryWriter], dict[str, float]]
+    counts: Callable[[Any], dict[str, int]]
+    validate: Callable[[int, SummaryWriter | None], dict[str, float]]
     every: int
     selection: str
     trained_on: dict[str, Any] = field(default_factory=dict)
@@ -58,79 +69,201 @@ def fit(
 ) -> float:
     """Train to the recipe's last step, from the checkpoint content `resumed` where it is given; the best score.
 
-    Writes out/checkpoints/{last,best}.pt and out/tensorboard. Raises TrainingError.
+    Every process of the job calls this. Writes out/checkpoints/{last,best}.pt, out/tensorboard and, at the end,
+    out/finished.json. Raises TrainingError, and Stopped after SIGTERM or SIGUSR1.
     """
-    if resumed is None and (out / "checkpoints").exists():
-        raise TrainingError(f"{out}: holds a run already; go on with resume={out}, or choose another hydra.run.dir")
-    write_run_folder(out, config, task.trained_on)
-    recipe, model = config.recipe, task.model
-    total = max(1, recipe.epochs * task.epoch // recipe.batch_size)
-    total = min(total, recipe.max_steps or total)
-    optimizer = make_optimizer(model, task.backbone, recipe.optimizer)
-    step, best = 0, -1.0
-    if resumed is not None:
-        load_state(model, resumed["model"], "resume")
-        optimizer.load_state_dict(resumed["optimizer"])
-        torch.set_rng_state(resumed["rng"])
-        if device.type == "cuda" and resumed["cuda_rng"] is not None:
-            torch.cuda.set_rng_state(resumed["cuda_rng"], device)
-        step, best = resumed["step"], resumed["best"]
-        log.info("resumed at step %d of %d", step, total)
-    log.info("%s: %s", recipe.optimizer.name, describe(optimizer))
+    run = _Run(task, config, device, out, resumed)
+    try:
+        with StopSignal() as stop:
+            run.to_the_end(stop)
+    except OSError as error:
+        raise TrainingError(
+            f"{error.filename or out}: {error.strerror or error}; training ended at step {run.step}, go on with resume={out}"
+        ) from error
+    return run.best
 
-    def save(name: str) -> None:
+
+class _Run:
+    """A training between its first and its last step."""
+
+    def __init__(
+        self, task: Task, config: TrainConfig | PretrainConfig, device: torch.device, out: Path, resumed: Any
+    ) -> None:
+        self.task, self.config, self.out = task, config, out
+        self.provenance = provenance()
+        recipe = config.recipe
+        total = max(1, recipe.epochs * task.epoch // recipe.batch_size)
+        self.total = min(total, recipe.max_steps or total)
+        self.optimizer = make_optimizer(task.model, task.backbone, recipe.optimizer)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+        self.step, self.best, self.validated = 0, -1.0, True
+        if resumed is not None:
+            self._go_on_from(resumed)
+        shares = Shares(recipe.batch_size, config.accumulate, self.step, self.total)
+        if distributed.rank() == 0:
+            if resumed is None and (out / "checkpoints").exists():
+                raise TrainingError(
+                    f"{out}: holds a run already; go on with resume={out}, or choose another hydra.run.dir"
+                )
+            write_run_folder(out, config, {**task.trained_on, "processes": distributed.world()})
+        # The data, and with it the processes that load it, is at the place of the first step to do.
+        make = task.make if config.overfit is None else Repeated(task.make, config.overfit)
+        self.stream = batches(make, task.collate, shares, shares.part, config.workers, pin_memory=device.type == "cuda")
+        task.model.train()
+        self.make_step = Step(
+            task.model, task.loss, task.counts, self.optimizer, config.seed, self.scaler, recipe.clip_norm
+        )
+        log.info("%s: %s", recipe.optimizer.name, describe(self.optimizer))
+
+    def _go_on_from(self, resumed: Mapping[str, Any]) -> None:
+        load_state(self.task.model, resumed["model"], "resume")
+        self.optimizer.load_state_dict(resumed["optimizer"])
+        # Checkpoints of before these have neither.
+        if resumed.get("scaler"):
+            self.scaler.load_state_dict(resumed["scaler"])
+        self.validated = resumed.get("validated", True)
+        self.step, self.best = resumed["step"], resumed["best"]
+        log.info("resumed at step %d of %d", self.step, self.total)
+
+    def to_the_end(self, stop: StopSignal) -> None:
+        first = distributed.rank() == 0
+        # purge_step: what a killed run has drawn after its last checkpoint is drawn again.
+        writer = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.step) if first else None
+        wait = DataWait(in_steps(self.stream, self.config.accumulate))
+        try:
+            with (
+                progress(self.total, self.task.verb, "step", self.step) as bar,
+                profiled(self.config.profile, self.out) as profile_step,
+            ):
+                if writer is not None:
+                    writer.add_text("selection", self.task.selection, self.step)
+                    write_hparams(writer, self.config, ("score",))
+                if not self.validated:
+                    self._validate(writer, stop)
+                for parts in wait:
+                    if stop.asked():
+                        self._stop(stop)
+                    terms = self._one_step(parts)
+                    profile_step()
+                    bar.update()
+                    if self.step % self.config.log_every == 0 or self.step == self.total:
+                        self._tell(writer, bar, terms, wait.read())
+                    wait.pause(self._keep(writer, stop))
+                if writer is not None:
+                    writer.flush()
+        finally:
+            # Loader processes end here, not when the garbage is collected.
+            self.stream.close()
+            if writer is not None:
+                with suppress(OSError):  # what went wrong before is to be told
+                    writer.close()
+        if first:
+            write_json(self.out / "finished.json", {"step": self.step, "score": self.best})
+
+    def _one_step(self, parts: Sequence[Any]) -> dict[str, float]:
+        set_rates(self.optimizer, self.config.recipe.schedule, self.step, self.total)
+        try:
+            terms = self.make_step(self.step, parts)
+        except LossNotFinite as error:
+            raise TrainingError(self._not_finite(str(error))) from None
+        if self.step == 0:
+            require_gradients(self.task.model)
+        self.step += 1
+        return terms
+
+    def _tell(
+        self, writer: SummaryWriter | None, bar: Any, terms: Mapping[str, float], times: Mapping[str, float]
+    ) -> None:
+        if writer is None:
+            return
+        values = {f"loss/{name}": value for name, value in terms.items()}
+        rates = {f"rate/{group['name']}": group["lr"] for group in self.optimizer.param_groups}
+        write_scalars(writer, {**values, **rates, **times}, self.step)
+        waited = f", data wait {times['time/data_wait_share']:.0%}" if times else ""
+        bar.set_postfix_str(f"loss {sum(terms.values()):.3f}{waited}", refresh=False)
+
+    def _keep(self, writer: SummaryWriter | None, stop: StopSignal) -> float:
+        """Checkpoint and validation, where they are due; the seconds they took."""
+        began = time.perf_counter()
+        self.validated = not (self.step % self.task.every == 0 or self.step == self.total)
+        every = self.config.save_every
+        if not self.validated or (every is not None and self.step % every == 0):
+            # Before the validation too: a kill in it does not lose a step.
+            self._save("last")
+        if not self.validated:
+            self._validate(writer, stop)
+        return time.perf_counter() - began
+
+    def _validate(self, writer: SummaryWriter | None, stop: StopSignal) -> None:
+        stop.at_once = True  # nothing moves, and all is saved
+        try:
+            scores = self.task.validate(self.step, writer)
+        except Stopped:
+            raise Stopped(self._stopped_by(stop)) from None
+        finally:
+            stop.at_once = False
+        self.task.model.train()
+        self.validated = True
+        if writer is not None:
+            write_scalars(writer, scores, self.step)
+        if scores["score"] > self.best:
+            self.best = scores["score"]
+            self._save("best")
+        self._save("last")
+
+    def _save(self, name: str) -> None:
+        if distributed.rank() > 0:
+            return
         content = {
-            "verb": task.verb,
-            "config": to_mapping(config),
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-            "step": step,
-            "best": best,
-            "selection": task.selection if name == "best" else "last step",
-            "trained_on": task.trained_on,
+            "verb": self.task.verb,
+            "config": to_mapping(self.config),
+            "model": self.task.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            # Items and random numbers are functions of it: there is no other position, and no state of a generator.
+            "step": self.step,
+            "best": self.best,
+            "validated": self.validated,
+            "selection": self.task.selection if name == "best" else "last step",
+            "trained_on": self.task.trained_on,
+            "provenance": self.provenance,
         }
-        save_checkpoint(out / "checkpoints" / f"{name}.pt", content)
+        path = self.out / "checkpoints" / f"{name}.pt"
+        save_checkpoint(path, content)
+        if name == "last":
+            keep_checkpoint(path, self.step, self.config.keep)
 
-    numbers = range(step * recipe.batch_size, total * recipe.batch_size)
-    stream = batches(task.make, task.collate, numbers, recipe.batch_size, config.workers, device.type == "cuda")
-    model.train()
-    with (
-        SummaryWriter(str(out / "tensorboard"), purge_step=step) as writer,
-        progress(total, task.verb, "step", step) as bar,
-    ):
-        writer.add_text("selection", task.selection, step)
-        waiting = time.perf_counter()
-        for batch in stream:
-            waited = time.perf_counter() - waiting
-            set_rates(optimizer, recipe.schedule, step, total)
-            terms = task.loss(batch)
-            loss = torch.stack(list(terms.values())).sum()
-            if not torch.isfinite(loss):
-                raise TrainingError(_not_finite(terms, step, recipe.batch_size))
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            if step == 0:
-                require_gradients(model)
-            optimizer.step()
-            step += 1
-            if step % config.log_every == 0 or step == total:
-                values = {f"loss/{name}": float(term.detach()) for name, term in terms.items()}
-                rates = {f"rate/{group['name']}": group["lr"] for group in optimizer.param_groups}
-                write_scalars(writer, {**values, **rates, "seconds/data_wait": waited}, step)
-                bar.set_postfix_str(f"loss {float(loss.detach()):.3f}", refresh=False)
-            bar.update()
-            if step % task.every == 0 or step == total:
-                scores = task.validate(step, writer)
-                model.train()
-                write_scalars(writer, scores, step)
-                if scores["score"] > best:
-                    best = scores["score"]
-                    save("best")
-                save("last")
-            waiting = time.perf_counter()
-    return best
+    def _stop(self, stop: StopSignal) -> None:
+        self._save("last")
+        distributed.barrier()  # the first process that ends takes the others with it
+        raise Stopped(self._stopped_by(stop))
+
+    def _stopped_by(self, stop: StopSignal) -> str:
+        by = stop.name or "a signal to another process"
+        return f"stopped by {by} after step {self.step} of {self.total}, which is saved; go on with resume={self.out}"
+
+    def _not_finite(self, terms: str) -> str:
+        """The message of a loss that is not finite, after its items and the weights it came from are saved."""
+        size = self.config.recipe.batch_size
+        numbers = [n % (self.config.overfit or n + 1) for n in range(self.step * size, (self.step + 1) * size)]
+        said = f"the loss is not finite at step {self.step} ({terms}), items {numbers[0]}..{numbers[-1]}"
+        if distributed.rank() == 0:
+            losses = {number: self._loss_of(number) for number in numbers}
+            items = [{"item": n, **self.task.identify(n), "loss": losses[n]} for n in numbers]
+            write_json(self.out / "not_finite.json", {"step": self.step, "terms": terms, "items": items})
+            self._save("not_finite")
+        distributed.barrier()  # the first process that ends takes the others with it
+        return (
+            f"{said}; lower recipe.optimizer.lr, or resume from the last checkpoint; what the items are stands in "
+            f"{self.out / 'not_finite.json'}"
+        )
+
+    @torch.no_grad()
+    def _loss_of(self, number: int) -> str:
+        """The loss of one item alone, as text: JSON knows no NaN."""
+        self.task.model.eval()  # one image alone has no statistics for a BatchNorm that trains
+        terms = self.task.loss(self.task.collate([self.task.make(number)]))
+        return str(sum(float(term) for term in terms.values()))
 
 
 def seen_in_training(
@@ -160,18 +293,3 @@ def check_same_data(resumed: Mapping[str, Any], index_hash: str) -> None:
             f"resume: the run began on an index {began_with}, the dataset has {index_hash} now, so its episodes would be "
             "others; restore the data, or start a new run"
         )
-
-
-def write_scalars(writer: SummaryWriter, values: Mapping[str, float], step: int) -> None:
-    """One TensorBoard scalar an entry."""
-    for name, value in values.items():
-        writer.add_scalar(name, value, step)
-
-
-def _not_finite(terms: Mapping[str, Tensor], step: int, batch_size: int) -> str:
-    values = ", ".join(f"{name} {float(term.detach())}" for name, term in terms.items())
-    first = step * batch_size
-    return (
-        f"the loss is not finite at step {step} ({values}), items {first}..{first + batch_size - 1}; lower "
-        "recipe.optimizer.lr, or resume from the last checkpoint"
-    )

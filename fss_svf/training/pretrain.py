@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from fss_svf import distributed
+from fss_svf.backbones.joined import recompute
 from fss_svf.checkpoint import load_checkpoint
 from fss_svf.config import PretrainConfig
 from fss_svf.data.augment import EvalTransform
@@ -16,7 +18,8 @@ from fss_svf.data.cache import cached
 from fss_svf.data.dataset import Dataset
 from fss_svf.data.episodes import make_sampler, split_classes
 from fss_svf.data.loading import BaseLabels, LabelBatch, LabelledImages, batches, collate_labels
-from fss_svf.episode import normalize
+from fss_svf.episode import IGNORE, normalize
+from fss_svf.errors import ConfigError
 from fss_svf.evaluation.counts import class_iou, confusion_matrix
 from fss_svf.methods.base_learner import BaseLearner
 from fss_svf.methods.method import cross_entropy
@@ -31,6 +34,11 @@ def pretrain(config: PretrainConfig, out: Path) -> float:
     """Run `config` in the folder `out` and return the best mIoU of the base classes, a fraction."""
     resumed = load_checkpoint(config.resume, "pretrain") if config.resume else None
     device = choose_device(config.device)
+    if distributed.world() > 1 and device.type == "cpu":
+        raise ConfigError(
+            f"pretrain: {distributed.world()} processes on the CPU, where PyTorch has no BatchNorm over processes; start "
+            "one, or use GPUs"
+        )
     torch.manual_seed(config.seed)
 
     dataset: Dataset = DATASETS.build(config.dataset)
@@ -47,6 +55,8 @@ def pretrain(config: PretrainConfig, out: Path) -> float:
     log.info("fold %d: %s training images of %d base classes", config.fold, f"{len(sampler):,}", len(names))
     model = BaseLearner(backbone, len(names))
     place(model, device)
+    if config.recompute:
+        recompute(backbone)
 
     recipe = config.recipe
     holding = val.index.having(sampler.classes, dataset.options.min_area).nonzero()[0]
@@ -56,13 +66,18 @@ def pretrain(config: PretrainConfig, out: Path) -> float:
         logits = model(normalize(batch.images.to(device)))
         return {"main": cross_entropy(logits, batch.labels.to(device))}
 
-    def validate(step: int, writer: SummaryWriter) -> dict[str, float]:
+    def counts(batch: LabelBatch) -> dict[str, int]:
+        return {"": int((batch.labels != IGNORE).sum())}
+
+    def validate(step: int, writer: SummaryWriter | None) -> dict[str, float]:
         model.eval()
         confusion = torch.zeros(len(names) + 1, len(names) + 1, dtype=torch.int64)
-        for batch in batches(test, collate_labels, range(len(holding)), recipe.batch_size, config.workers):
+        mine = range(distributed.rank(), len(holding), distributed.world())
+        for batch in batches(test, collate_labels, mine, recipe.batch_size, config.workers):
             with torch.no_grad():
                 predicted = model(normalize(batch.images.to(device))).argmax(1).cpu()
             confusion += confusion_matrix(predicted, batch.labels, len(names) + 1)
+        confusion = torch.stack(distributed.gather(confusion)).sum(0)
         iou = class_iou(confusion)[1:]
         miou = float(iou.nanmean())
         log.info("step %d: mIoU of the base classes %.2f", step, 100 * miou)
@@ -72,10 +87,12 @@ def pretrain(config: PretrainConfig, out: Path) -> float:
         verb="pretrain",
         model=model,
         backbone=backbone,
-        make=BaseLabels(cached(train, config.cache_gb, sampler.images()), sampler, recipe.size, recipe.augment),
+        make=BaseLabels(cached(train, config.cache_gb, sampler.images()), sampler, recipe.size, config.augment),
         collate=collate_labels,
+        identify=lambda number: {"image": str(train.index.names[sampler[number].query])},
         epoch=len(sampler),
         loss=loss,
+        counts=counts,
         validate=validate,
         every=config.validate_every,
         selection="best mIoU on the base classes",

@@ -32,6 +32,7 @@ from fss_svf.registry import DATASETS, METHODS
 from fss_svf.reporting.pictures import draw_episodes
 from fss_svf.training.loop import Task, check_same_data, fit, seen_in_training
 from fss_svf.training.selection import make_selection
+from fss_svf.training.tracking import write_scalars
 
 log = logging.getLogger(__name__)
 # A validation's codes: what goes over it waits in files of the run folder.
@@ -83,12 +84,17 @@ def train(config: TrainConfig, out: Path) -> float:
     if config.recompute:
         recompute(model.backbone)
 
-    validation = EpisodeList.drawn(validating, config.validate.episodes)
+    shown_as = selection.shown if config.overfit is None else f"the first {config.overfit} training episodes"
+    if config.overfit is None:
+        split, validation = splits["val"], EpisodeList.drawn(validating, config.validate.episodes)
+    else:  # on what it is to know by heart
+        split, validation = splits["train"], EpisodeList.drawn(training, config.overfit)
+        validating = training
     # Fewer episodes than in an evaluation may well miss a class: told, not an error.
     require_coverage([validation], validating.classes, replace(protocol, never_drawn="leave_out"))
     evaluation = evaluation_engine.Task(
         model,
-        splits["val"],
+        split,
         options.support_annotation,
         EvalTransform(protocol.size or config.recipe.tested_at, protocol.resize, protocol.pad),
         protocol,
@@ -104,13 +110,20 @@ def train(config: TrainConfig, out: Path) -> float:
         episode = batch.to(device).normalized()
         return model.losses(model(episode), episode)
 
-    def validate(step: int, writer: SummaryWriter) -> dict[str, float]:
+    means_over = {"": "query_mask", **model.means_over}
+
+    def counts(batch: Episode) -> dict[str, int]:
+        return {term: batch.count(what) for term, what in means_over.items()}
+
+    def validate(step: int, writer: SummaryWriter | None) -> dict[str, float]:
         (run,) = evaluate_lists(evaluation, engine, {config.shot: [validation]}).runs[config.shot]
-        pictures = episode_pictures(evaluation, engine, shown)
-        writer.add_image("episodes", draw_episodes(pictures), step, dataformats="HWC")
+        if writer is not None:
+            pictures = episode_pictures(evaluation, engine, shown)
+            writer.add_image("episodes", draw_episodes(pictures), step, dataformats="HWC")
+            write_scalars(writer, {f"drift/{line.name}": line.drift_mean for line in svf.report(model.backbone)}, step)
         counts = run.counts
         scores = 100 * counts.miou(), 100 * counts.fb_iou()
-        log.info("step %d: mIoU %.2f, FB-IoU %.2f on %s", step, *scores, selection.shown)
+        log.info("step %d: mIoU %.2f, FB-IoU %.2f on %s", step, *scores, shown_as)
         classes = {f"iou/{index.class_name(c)}": iou for c, iou in counts.per_class().items()}
         others = {f"miou_{name}": run.counts_of(name).miou() for name in run.others}
         if run.base is not None:
@@ -132,16 +145,18 @@ def train(config: TrainConfig, out: Path) -> float:
             cached(splits["train"], config.cache_gb, training.images()),
             training,
             config.recipe.size,
-            config.recipe.augment,
+            config.augment,
             options.support_annotation,
             base if model.segments_base else None,
         ),
         collate=collate_episodes,
+        identify=lambda number: training[number].named(index),
         epoch=len(training),
         loss=loss,
+        counts=counts,
         validate=validate,
         every=config.validate.every,
-        selection=f"best mIoU on {selection.shown}",
+        selection=f"best mIoU on {shown_as}",
         trained_on=trained_on,
     )
     return fit(task, config, device, out, resumed)

@@ -1,0 +1,93 @@
+"""What a person sees of a training: TensorBoard's curves, and how long the device waited for data."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from time import perf_counter
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from fss_svf.config import to_mapping
+
+log = logging.getLogger(__name__)
+
+# From this share of time on, more loader processes are worth a word.
+_HUNGRY = 0.25
+
+
+class DataWait:
+    """Passes a stream on, and measures how long it was waited for.
+
+    The first item is left out: it comes after the loader's processes have started.
+    """
+
+    def __init__(self, stream: Iterator[Any]) -> None:
+        self._stream = stream
+        self._told = False
+
+    def __iter__(self) -> Iterator[Any]:
+        for first in self._stream:
+            self._start()
+            yield first
+            break
+        while True:
+            began = perf_counter()
+            try:
+                item = next(self._stream)
+            except StopIteration:
+                return
+            self._waited += perf_counter() - began
+            self._items += 1
+            yield item
+
+    def _start(self) -> None:
+        self._since, self._waited, self._items = perf_counter(), 0.0, 0
+
+    def pause(self, seconds: float) -> None:
+        """Leave these seconds out, in which no item was asked for."""
+        self._since += seconds
+
+    def read(self) -> dict[str, float]:
+        """Share of the time since the last reading that went into waiting, and seconds an item; nothing before the second.
+
+        Tells once where the share is large over 20 items and more.
+        """
+        if not self._items:
+            return {}
+        spent = perf_counter() - self._since
+        share, items = self._waited / spent, self._items
+        if share > _HUNGRY and items >= 20 and not self._told:
+            log.warning(
+                "waiting for data takes %.0f%% of the time: raise workers, or cache_gb to keep decoded images",
+                100 * share,
+            )
+            self._told = True
+        self._start()
+        return {"time/data_wait_share": share, "time/seconds_a_step": spent / items}
+
+
+def write_scalars(writer: SummaryWriter, values: Mapping[str, float], step: int) -> None:
+    """One TensorBoard scalar an entry."""
+    for name, value in values.items():
+        writer.add_scalar(name, value, step)
+
+
+def write_hparams(writer: SummaryWriter, config: Any, scores: tuple[str, ...]) -> None:
+    """The config's values for TensorBoard's HPARAMS page, beside the curves of these names.
+
+    Through this writer: SummaryWriter.add_hparams makes a run of its own.
+    """
+    values = {name: value for name, value in _flat(to_mapping(config)) if isinstance(value, (bool, int, float, str))}
+    for summary in hparams(values, dict.fromkeys(scores, 0.0)):
+        writer._get_file_writer().add_summary(summary)
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
