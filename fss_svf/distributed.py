@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
@@ -112,9 +113,10 @@ def total(values: Sequence[float]) -> list[float]:
     return sums.tolist()
 
 
-def data_parallel(module: Any) -> Any:
+def data_parallel(module: Any, backwards: int) -> Any:
     """The torch module with gradients that are the mean over processes. Every process must use the same parameters each
-    time; all start from process 0's values. One process: the module itself.
+    time; all start from process 0's values. One process: the module itself. backwards: how many there are before the
+    gradients are wanted.
 
     Buffers stay each process's own: those of a frozen BatchNorm never change. A BatchNorm that trains takes its
     statistics over all processes on GPUs; PyTorch has none of this kind for the CPU.
@@ -123,11 +125,17 @@ def data_parallel(module: Any) -> Any:
         return module
     from torch import nn
 
+    # Gradients of 1x1 convolutions in channels-last, which are copied; PyTorch tells it once a process.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     device = next(module.parameters()).device
     if device.type == "cuda":
         module = nn.SyncBatchNorm.convert_sync_batchnorm(module) if _trains_statistics(module) else module
     return nn.parallel.DistributedDataParallel(
-        module, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False, static_graph=True
+        module,
+        device_ids=[device] if device.type == "cuda" else None,
+        broadcast_buffers=False,
+        # With no_sync it fails inside PyTorch (2.15: expect_autograd_hooks_).
+        static_graph=backwards == 1,
     )
 
 

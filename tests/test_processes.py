@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -91,11 +90,21 @@ def ended(process, seconds=240):
     return out, err
 
 
-METHODS = {
-    "baseline": ("+method.down_query_trains=true",),
-    "pfenet": (),
-    "panet": ("~method.width",),
-}
+def trained(folder):
+    return load_checkpoint(folder, "train")
+
+
+def scores(folder):
+    """The scores of the validations as TensorBoard has them."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in ("miou", "fb_iou", "loss/main")}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The same steps
 
 
 @pytest.mark.slow
@@ -112,10 +121,8 @@ def test_gradients_are_those_of_one_process(start, small, tmp_path, method):
     for name, how in runs.items():
         options = [part for part in how if "=" in str(part)]
         command = [part for part in how if part not in options]
-        process = start(
-            *command, *arguments, *options, f"hydra.run.dir={name}", NO_DROPOUT="1", GRADIENTS=str(tmp_path / f"{name}.pt")
-        )
-        ended(process)
+        gradients = str(tmp_path / f"{name}.pt")
+        ended(start(*command, *arguments, *options, f"hydra.run.dir={name}", NO_DROPOUT="1", GRADIENTS=gradients))
     alone = torch.load(tmp_path / "alone.pt")
     assert any(name.endswith(".S") for name in alone)
     for name in ("parts", "two", "three"):
@@ -123,3 +130,88 @@ def test_gradients_are_those_of_one_process(start, small, tmp_path, method):
         assert found.keys() == alone.keys()
         for key, value in alone.items():
             assert (found[key] - value).norm() <= 1e-5 * value.norm() + 1e-12, (name, key)
+
+
+@pytest.mark.slow
+def test_a_run_over_processes_is_one_run(start, small, tmp_path):
+    """With dropout: processes and parts draw what their part of the batch draws, whoever does it."""
+    ended(start("-m", "fss_svf", *small, "accumulate=6", "hydra.run.dir=alone"))
+    _, err = ended(start(*TORCHRUN, 3, "-m", "fss_svf", *small, "accumulate=2", "name=of3"))
+    (folder,) = tmp_path.glob("outputs/train/*/*")
+    assert folder.parent.name == "of3"
+    assert {p.name for p in folder.iterdir()} == {
+        ".hydra", "checkpoints", "config.yaml", "finished.json", "log.txt", "provenance.json", "tensorboard",
+    }  # fmt: skip
+    assert len(list((folder / "tensorboard").iterdir())) == 1
+    (began,) = json.loads((folder / "provenance.json").read_text())["starts"]
+    assert began["processes"] == 3
+    assert err.count("backbone: random weights") == 1  # process 0 alone speaks
+    alone, shared = trained(tmp_path / "alone"), trained(folder)
+    for name, value in alone["model"].items():
+        assert torch.allclose(shared["model"][name], value, rtol=1e-4, atol=1e-5), name
+    for tag, values in scores(tmp_path / "alone").items():
+        assert [step for step, _ in scores(folder)[tag]] == [step for step, _ in values]
+        assert [value for _, value in scores(folder)[tag]] == pytest.approx([v for _, v in values], rel=1e-4), tag
+
+
+@pytest.mark.slow
+def test_methods_with_terms_over_other_things(start, small, toy_root, tmp_path):
+    """BAM's base loss is a mean over the base labels' pixels, PANet's alignment over episodes."""
+    common = [a for a in small if not a.startswith(("method.", "validate.", "tuning"))]
+    ended(start("-m", "fss_svf", "pretrain", *(a for a in common[1:] if not a.startswith("recipe=")), "recipe=toy_pretrain",
+                "recipe.size=65", "recipe.max_steps=1", "recipe.batch_size=2", "hydra.run.dir=base"))  # fmt: skip
+    base = ("method.base_learner=base", "backbone.weights=base/checkpoints/last.pt", "method.width=8")
+    for method, options in (("bam", base), ("panet", ())):
+        # AdamW would make a difference in the last digit of a gradient of 1e-9 one in the first digit of a step.
+        arguments = (*common, f"method={method}", *options, "recipe.max_steps=2", "validate.every=2", "validate.episodes=3",
+                     "recipe.optimizer.name=sgd")  # fmt: skip
+        ended(start("changed.py", *arguments, f"hydra.run.dir={method}1", NO_DROPOUT="1"))
+        ended(start(*TORCHRUN, 2, "changed.py", *arguments, f"hydra.run.dir={method}2", NO_DROPOUT="1"))
+        one, two = scores(tmp_path / f"{method}1"), scores(tmp_path / f"{method}2")
+        assert [v for _, v in two["loss/main"]] == pytest.approx([v for _, v in one["loss/main"]], rel=1e-5)
+        state = trained(tmp_path / f"{method}2")["model"]
+        for name, value in trained(tmp_path / f"{method}1")["model"].items():
+            assert torch.allclose(state[name], value, rtol=1e-4, atol=1e-5), name
+
+
+def test_shares_are_all_items_once_in_order(monkeypatch):
+    alone = list(Shares(12, 1, 3, 5))
+    assert alone == list(range(36, 60))
+    found = {}
+    for rank in range(3):
+        monkeypatch.setattr("fss_svf.distributed._world", 3)
+        monkeypatch.setattr("fss_svf.distributed._rank", rank)
+        shares = Shares(12, 2, 3, 5)
+        assert (len(shares), shares.part) == (8, 2)
+        found[rank] = list(shares)
+    assert found == {0: [36, 37, 38, 39, 48, 49, 50, 51], 1: [40, 41, 42, 43, 52, 53, 54, 55],
+                     2: [44, 45, 46, 47, 56, 57, 58, 59]}  # fmt: skip
+    with pytest.raises(ConfigError, match=r"recipe.batch_size=8: does not divide into 3 processes x accumulate=2.*=12"):
+        Shares(8, 2, 0, 1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The end of one
+
+
+@pytest.mark.slow
+def test_an_exception_of_one_process_ends_the_job(start, small, tmp_path):
+    process = start(*TORCHRUN, 2, "changed.py", *small, "workers=1", "hydra.run.dir=run", FAILS="1")
+    began = time.monotonic()
+    _, err = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert err.count("fss-svf train: process 1: unexpected error") == err.count("ZeroDivisionError: a defect") == 1
+    assert "ZeroDivisionError: a defect" in (tmp_path / "run" / "log.txt").read_text()
+    assert time.monotonic() - began < 60  # two starts of PyTorch among them
+    assert trained(tmp_path / "run")["step"] == 2
+    # Goes on with another number of processes.
+    ended(start("-m", "fss_svf", "train", "resume=run"))
+    assert trained(tmp_path / "run")["step"] == 4
+
+
+@pytest.mark.slow
+def test_a_mistake_is_told_once(start, small):
+    _, err = start(*TORCHRUN, 2, "-m", "fss_svf", *small, "recipe.batch_size=5").communicate(timeout=120)
+    assert err.count("recipe.batch_size=5: does not divide into 2 processes x accumulate=1") == 1
+    _, err = start(*TORCHRUN, 2, "-m", "fss_svf", *small, "-m", "fold=0,1").communicate(timeout=120)
+    assert err.count("-m under torchrun: a sweep starts its jobs itself; start one torchrun a job") == 1

@@ -111,7 +111,14 @@ class _Run:
         self.stream = batches(make, task.collate, shares, shares.part, config.workers, pin_memory=device.type == "cuda")
         task.model.train()
         self.make_step = Step(
-            task.model, task.loss, task.counts, self.optimizer, config.seed, self.scaler, recipe.clip_norm
+            task.model,
+            task.loss,
+            task.counts,
+            self.optimizer,
+            config.seed,
+            self.scaler,
+            config.accumulate,
+            recipe.clip_norm,
         )
         log.info("%s: %s", recipe.optimizer.name, describe(self.optimizer))
 

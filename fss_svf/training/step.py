@@ -60,6 +60,7 @@ class Step:
     """Makes steps.
 
     model      in its mode of training, on its device
+    accumulate parts of each process
     loss       what a part of the batch contributes; counts: what its terms are means over
     context    entered for every forward: autocast, or nothing
     """
@@ -72,12 +73,13 @@ class Step:
         optimizer: torch.optim.Optimizer,
         seed: int,
         scaler: torch.amp.GradScaler,
+        accumulate: int = 1,
         clip_norm: float | None = None,
         context: Callable[[], AbstractContextManager] = nullcontext,
     ) -> None:
         self.model, self.counts, self.optimizer, self.scaler = model, counts, optimizer, scaler
         self.seed, self.clip_norm, self.context = seed, clip_norm, context
-        self._loss = distributed.data_parallel(_Weighted(model, loss))
+        self._loss = distributed.data_parallel(_Weighted(model, loss), accumulate)
 
     def __call__(self, step: int, parts: Sequence[Any]) -> dict[str, float]:
         """Make step number `step` with this process's parts of its batch; the loss terms of the whole batch.
