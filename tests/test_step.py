@@ -1,0 +1,126 @@
+"""One optimizer step: the same in parts as in one go, its random numbers, its limits."""
+
+from contextlib import nullcontext
+from dataclasses import fields, replace
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+from fss_svf.episode import Episode
+from fss_svf.registry import METHODS
+from fss_svf.training.step import LossNotFinite, Step, in_steps
+from tests.test_methods import episode, model
+
+TRAINED = [name for name in METHODS.names() if METHODS.entry(name).build.trainable]
+
+
+def uneven(batch=4):
+    """A batch whose items hold different numbers of pixels that are not ignored, in the two masks differently."""
+    e = episode(batch, size=65, seed=3)
+    base = torch.randint(0, 4, e.query_mask.shape, generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    for i in range(batch):
+        e.query_mask[i, : 5 + 13 * i] = 255
+        base[i, :, : 40 - 9 * i] = 255
+    return replace(e, base_mask=base, base_class=torch.tensor([1, 2, 3, 1]))
+
+
+def rows(e, begin, end):
+    values = {f.name: getattr(e, f.name) for f in fields(Episode)}
+    return Episode(**{name: None if v is None else v[begin:end] for name, v in values.items()})
+
+
+def step_of(method, accumulate=1, seed=0, **options):
+    trainable = [p for p in method.parameters() if p.requires_grad]
+    means = {"": "query_mask", **method.means_over}
+    return Step(
+        method.train(),
+        lambda e: method.losses(method(e), e),
+        lambda e: {term: e.count(what) for term, what in means.items()},
+        torch.optim.SGD(trainable, lr=0.0),
+        seed,
+        torch.amp.GradScaler("cpu", enabled=False),
+        accumulate,
+        **options,
+    )
+
+
+def without_dropout(method):
+    for module in method.modules():
+        if isinstance(module, nn.Dropout2d):
+            module.p = 0.0
+    if not any(p.requires_grad for p in method.parameters()):
+        method.backbone.requires_grad_(True)  # PANet has nothing of its own
+    return method
+
+
+def gradients(method):
+    return {name: p.grad.clone() for name, p in method.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_parts_make_the_step_of_the_whole(name):
+    method, e = without_dropout(model(name)).double(), uneven()
+    e = replace(e, query_image=e.query_image.double(), support_images=e.support_images.double())
+    told = step_of(method)(0, [e])
+    whole = gradients(method)
+    for cuts in ((0, 2, 4), (0, 1, 2, 3, 4), (0, 1, 4)):
+        parts = [rows(e, a, b) for a, b in pairwise(cuts)]
+        assert step_of(method, len(parts))(0, parts) == pytest.approx(told, rel=1e-9)
+        for key, value in gradients(method).items():
+            assert (value - whole[key]).norm() <= 1e-8 * whole[key].norm() + 1e-14, key
+    # The plain mean over parts would be another number.
+    means = [method.losses(method(part), part)["main"] for part in parts]
+    assert float(torch.stack(means).mean().detach()) != pytest.approx(told["main"], rel=1e-5)
+
+
+def test_what_is_drawn_depends_on_seed_step_and_part_alone():
+    e = uneven()
+    halves = [rows(e, 0, 2), rows(e, 2, 4)]
+
+    def loss(seed, step, parts):
+        torch.rand(7)  # whatever ran before
+        return step_of(model("baseline"), len(parts), seed)(step, parts)["main"]
+
+    assert loss(0, 5, halves) == loss(0, 5, halves)
+    assert len({loss(0, 5, halves), loss(0, 6, halves), loss(1, 5, halves), loss(0, 5, [e])}) == 4
+
+
+def test_a_long_gradient_is_shortened():
+    method = without_dropout(model("baseline"))
+    step_of(method)(0, [uneven()])
+    free = gradients(method)
+    norm = torch.stack([g.norm() for g in free.values()]).norm()
+    step_of(method, clip_norm=float(norm) / 4)(0, [uneven()])
+    for name, value in gradients(method).items():
+        torch.testing.assert_close(value, free[name] / 4, rtol=1e-4, atol=1e-9)
+
+
+def test_a_loss_that_is_not_finite_moves_nothing():
+    method, e = model("baseline"), uneven()
+    step = step_of(method, 2)
+    step.optimizer.param_groups[0]["lr"] = 1.0
+    before = [p.detach().clone() for p in method.parameters()]
+    broken = rows(e, 2, 4)
+    broken.query_image[0, 0, 0, 0] = float("nan")
+    with pytest.raises(LossNotFinite, match="main nan"):
+        step(0, [rows(e, 0, 2), broken])
+    assert all(torch.equal(a, b) for a, b in zip(before, method.parameters()))
+
+
+def test_the_forward_runs_in_the_context():
+    entered = []
+
+    class Context(nullcontext):
+        def __enter__(self):
+            entered.append(1)
+
+    e = uneven()
+    step_of(model("baseline"), 2, context=Context)(0, [rows(e, 0, 2), rows(e, 2, 4)])
+    assert len(entered) == 2
+
+
+def test_items_in_steps():
+    assert list(in_steps(iter(range(6)), 2)) == [[0, 1], [2, 3], [4, 5]]
+    assert list(in_steps(iter([]), 2)) == []
