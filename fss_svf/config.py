@@ -12,7 +12,7 @@ import json
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, replace
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
@@ -418,12 +418,9 @@ class _TrainingConfig:
             require(value is None or value >= 1, key, "null or a whole number >= 1", value)
 
     @property
-    def augment(self) -> Augment:
+    def augment(self) -> Augment | None:
         """The recipe's augmentation; none where items are to be learnt by heart."""
-        augment = self.recipe.augment
-        if self.overfit is None:
-            return augment
-        return replace(augment, scale=(1.0, 1.0), rotate=0.0, blur=0.0, flip=0.0)
+        return self.recipe.augment if self.overfit is None else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,7 +40,9 @@ def shipped_tuning(name):
 
 
 def group_options():
-    for group in sorted(p.name for p in CONF.iterdir() if p.is_dir() and p.name not in ("run", "hydra", "experiment")):
+    for group in sorted(
+        p.name for p in CONF.iterdir() if p.is_dir() and p.name not in ("run", "hydra", "experiment", "debug")
+    ):
         for path in sorted((CONF / group).glob("*.yaml")):
             yield group, path.stem
 
@@ -62,10 +64,12 @@ def test_every_group_option_composes_and_converts(group, option):
         config.from_mapping(GROUPS[group].entry(option).options, options)
 
 
-@pytest.mark.parametrize("path", sorted((CONF / "experiment").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", sorted(p for group in ("experiment", "debug") for p in (CONF / group).glob("*.yaml")), ids=lambda p: p.stem
+)
 def test_every_experiment_composes_by_the_command_in_its_head(path):
     command = path.read_text().splitlines()[1].removeprefix("# fss-svf ").split()
-    assert f"experiment={path.stem}" in command
+    assert f"{path.parent.name}={path.stem}" in command
     assert compose(*command)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from dataclasses import replace
 
 import pytest
@@ -27,6 +28,7 @@ from fss_svf.registry import METHODS, TUNINGS, Choice
 from fss_svf.training.loop import check_same_data
 from fss_svf.training.optim import describe, make_optimizer, rate_factor, require_gradients, set_rates
 from fss_svf.training.pretrain import class_iou, confusion_matrix, pretrain
+from fss_svf.training.tracking import DataWait
 from fss_svf.training.train import train
 from tests.conftest import toy_options
 from tests.test_config import shipped_tuning
@@ -257,8 +259,98 @@ def test_svf_under_no_grad_is_caught(toy_root, tmp_path, monkeypatch):
 def test_a_loss_that_is_not_finite_stops_and_says_where(toy_root, tmp_path):
     config = train_config(toy_root)
     wild = replace(config.recipe, optimizer=replace(config.recipe.optimizer, lr=1e30), max_steps=4)
-    with pytest.raises(TrainingError, match=r"the loss is not finite at step \d .*items \d+\.\.\d+"):
+    with pytest.raises(TrainingError, match=r"the loss is not finite at step \d .*items \d+\.\.\d+.*not_finite\.json"):
         train(replace(config, recipe=wild, validate=Validation(100, 4)), tmp_path)
+
+
+def test_the_episode_whose_loss_is_not_finite_is_saved(toy_root, tmp_path, monkeypatch):
+    """Of a batch of good episodes and a bad one, the bad one by name, and the weights that it met."""
+    from fss_svf.methods.baseline import Baseline
+
+    losses = Baseline.losses
+
+    def bad(self, prediction, episode):
+        terms = losses(self, prediction, episode)
+        return {"main": terms["main"] * (float("nan") if 5 in episode.number else 1)}
+
+    monkeypatch.setattr(Baseline, "losses", bad)
+    with pytest.raises(TrainingError, match=r"not finite at step 2 \(main nan\), items 4\.\.5"):
+        train(train_config(toy_root), tmp_path)
+    found = json.loads((tmp_path / "not_finite.json").read_text())
+    good, broken = found["items"]
+    assert (found["step"], good["item"], broken["item"]) == (2, 4, 5)
+    assert float(good["loss"]) > 0
+    assert broken["loss"] == "nan"
+    assert broken["query"].startswith("toy_")
+    assert len(broken["supports"]) == len(broken["classes"]) == 1
+    assert load_checkpoint(tmp_path / "checkpoints" / "not_finite.pt", "train")["step"] == 2
+    monkeypatch.setattr(Baseline, "losses", losses)
+    train(replace(train_config(toy_root), resume=tmp_path / "checkpoints" / "not_finite.pt"), tmp_path)
+
+
+def test_overfitting_repeats_the_first_items_unaugmented(toy_root, tmp_path, monkeypatch):
+    seen = []
+    from fss_svf.methods.baseline import Baseline
+
+    forward = Baseline.forward
+    monkeypatch.setattr(Baseline, "forward", lambda self, e: (seen.append(e), forward(self, e))[1])
+    train(replace(train_config(toy_root), overfit=2), tmp_path)
+    assert len(seen) == 4
+    assert all(torch.equal(e.number, torch.tensor([0, 1])) for e in seen)
+    assert all(torch.equal(e.query_image, seen[0].query_image) for e in seen)
+    assert load_checkpoint(tmp_path / "checkpoints" / "best.pt", "train")["selection"] == (
+        "best mIoU on the first 2 training episodes"
+    )
+    pretrain(replace(pretrain_config(toy_root), overfit=2), tmp_path / "base")
+
+
+def test_a_profile_is_written(toy_root, tmp_path):
+    config = train_config(toy_root)
+    train(replace(config, profile=2, recipe=replace(config.recipe, max_steps=6)), tmp_path)
+    trace = json.loads((tmp_path / "profile" / "trace.json").read_text())
+    assert sum(e.get("name", "").startswith("ProfilerStep#") for e in trace["traceEvents"]) == 2
+    assert "aten::" in (tmp_path / "profile" / "operations.txt").read_text()
+
+
+def test_tensorboard_has_one_run_with_everything(toy_root, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(train_config(toy_root), tmp_path)
+    assert len(list((tmp_path / "tensorboard").rglob("events*"))) == 1
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    tags = set(events.Tags()["scalars"])
+    assert {"loss/main", "rate/head", "rate/backbone", "time/data_wait_share", "time/seconds_a_step", "miou", "fb_iou",
+            "score", "drift/layer3.0.conv1"} <= tags  # fmt: skip
+    assert any(tag.startswith("iou/") for tag in tags)
+    assert [e.step for e in events.Images("episodes")] == [2, 4]
+    drifts = [e.value for e in events.Scalars("drift/layer3.0.conv1")]
+    assert 0 < drifts[0] < drifts[1]
+    assert "_hparams_/experiment" in events.summary_metadata
+
+
+def test_waiting_for_data_is_measured_and_told_once(caplog):
+    def slow():
+        for n in range(60):
+            time.sleep(0.004)
+            yield n
+
+    wait = DataWait(slow())
+    shares = []
+    with caplog.at_level("WARNING"):
+        for n in wait:
+            time.sleep(0.001)
+            if n == 50:
+                wait.pause(0.0)
+            if n % 25 == 24:
+                shares.append(wait.read())
+    assert [0.5 < found["time/data_wait_share"] < 1 for found in shares] == [True, True]
+    assert all(0.005 <= found["time/seconds_a_step"] < 0.1 for found in shares)
+    assert caplog.text.count("waiting for data takes") == 1
+    assert list(DataWait(iter([]))) == []
+    quick = DataWait(iter(range(3)))
+    list(quick)
+    assert quick.read()["time/data_wait_share"] < 1
 
 
 def test_rates_of_the_config_are_the_rates_of_the_optimizer():

@@ -126,6 +126,24 @@ class TrainTransform:
         return left, top
 
 
+@dataclass(frozen=True)
+class Unaugmented:
+    """In the place of TrainTransform: the input of an evaluation that pads, for items that are to be learnt by heart."""
+
+    size: int
+
+    def __call__(
+        self, image: np.ndarray, label: np.ndarray, random: np.random.Generator, foreground: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As TrainTransform; nothing is drawn."""
+        return EvalTransform(self.size, "pad")(image, label)
+
+
+def training_transform(size: int, augment: Augment | None) -> TrainTransform | Unaugmented:
+    """Of images in training; None: no augmentation."""
+    return Unaugmented(size) if augment is None else TrainTransform(size, augment)
+
+
 def _warp(source: tuple[int, int], frame: tuple[int, int], angle: float, flip: bool) -> np.ndarray:
     """(2, 3), from the source to the scaled, turned and flipped image; sizes are (width, height)."""
     warp: np.ndarray = cv2.getRotationMatrix2D((frame[0] / 2, frame[1] / 2), angle, 1)

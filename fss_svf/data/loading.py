@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -14,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fss_svf.config import Augment
 from fss_svf.data.annotation import SupportAnnotation, annotate
-from fss_svf.data.augment import EvalTransform, TrainTransform, binary_mask, query_mask, support_mask, tame_threads
+from fss_svf.data.augment import EvalTransform, binary_mask, query_mask, support_mask, tame_threads, training_transform
 from fss_svf.data.dataset import Split
 from fss_svf.data.episodes import AUGMENTATION, EpisodeSampler, EpisodeSpec
 from fss_svf.episode import IGNORE, Episode
@@ -125,11 +127,26 @@ def batches(
         yield batch
 
 
+def _outlive_signals() -> None:
+    """A scheduler's signals, and a terminal's, go to all processes of a job: the main one finishes its step, which needs its
+    loaders, and then ends them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):  # Linux has it
+        return
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_at_the_word_of_the_main_process, daemon=True).start()
+
+
+def _end_at_the_word_of_the_main_process() -> None:
+    # It sends SIGTERM to loaders that it did not close, and waits for them.
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        continue
+    os._exit(0)
+
+
 def _start_worker(_: int) -> None:
-    # A scheduler's signals, and a terminal's, go to all processes of a job. The main one ends its workers.
-    for name in ("SIGTERM", "SIGUSR1", "SIGINT"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    _outlive_signals()
     torch.set_num_threads(1)
     tame_threads()
 
@@ -168,20 +185,23 @@ class Episodes:
 
 
 class TrainEpisodes(Episodes):
-    """Makes augmented training episodes by number; `base`: with base_mask and base_class of these classes, for BAM."""
+    """Makes training episodes by number.
+
+    augment: how; None: not augmented. base: with base_mask and base_class of these classes, for BAM.
+    """
 
     def __init__(
         self,
         split: Split,
         sampler: EpisodeSampler,
         size: int,
-        augment: Augment,
+        augment: Augment | None,
         annotation: SupportAnnotation = "mask",
         base: Sequence[int] | None = None,
     ) -> None:
         super().__init__(split, annotation)
         self.sampler = sampler
-        self.transform = TrainTransform(size, augment)
+        self.transform = training_transform(size, augment)
         self.lookup = None if base is None else base_label_lookup(base)
 
     def __call__(self, number: int) -> Episode:
@@ -232,9 +252,9 @@ class EvalImages:
 class BaseLabels:
     """Makes augmented images with base labels by number, every image once an epoch (BAM's stage 1)."""
 
-    def __init__(self, split: Split, sampler: EpisodeSampler, size: int, augment: Augment) -> None:
+    def __init__(self, split: Split, sampler: EpisodeSampler, size: int, augment: Augment | None) -> None:
         self.split, self.sampler = split, sampler
-        self.transform = TrainTransform(size, augment)
+        self.transform = training_transform(size, augment)
         self.lookup = base_label_lookup(sampler.classes)
 
     def __call__(self, number: int) -> LabelBatch:
