@@ -21,7 +21,7 @@ from fss_svf.data.index import Index
 from fss_svf.data.loading import batches
 from fss_svf.errors import DataError, TrainingError
 from fss_svf.model import load_state
-from fss_svf.provenance import write_run_folder
+from fss_svf.provenance import write_json, write_run_folder
 from fss_svf.training.optim import describe, make_optimizer, require_gradients, set_rates
 
 log = logging.getLogger(__name__)
@@ -130,6 +130,7 @@ def fit(
                     save("best")
                 save("last")
             waiting = time.perf_counter()
+    write_json(out / "finished.json", {"step": step, "score": best})
     return best
 
 
