@@ -9,6 +9,7 @@ import signal
 import sys
 import traceback
 import warnings
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,9 +22,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fss_svf import __version__, config, distributed
+from fss_svf import __version__, config, distributed, sweeps
 from fss_svf.console import ConsoleHandler
 from fss_svf.errors import ConfigError, FssError, did_you_mean
+from fss_svf.lock import locked
+from fss_svf.run_folder import TRAINING, WORDS, by_itself, folder_of, go_on, register_resolvers
+from fss_svf.sweeps import Logged
 
 log = logging.getLogger("fss_svf")
 
@@ -43,13 +47,25 @@ VERBS = {
 }
 # Verbs that share their work among the processes of torchrun.
 _SHARED = ("evaluate",)
-# Overrides that make sense beside resume=, whose run keeps its own config otherwise.
-_MACHINE = ("device", "workers", "cache_gb")
+# Verbs whose folder is theirs alone while they work.
+_LOCKED = ("pretrain", "train", "evaluate")
+# Overrides that make sense beside resume=PATH, as those of config.MACHINE do.
 _DATA = ("dataset.root", "dataset.prepared")
 
 
-class Logged(Exception):
-    """A job ended with an error that its log, and with it the console, has told already."""
+class Job:
+    """What Hydra runs with the composed config; a launcher may do so in another process, to which it is pickled."""
+
+    def __init__(self, verb: str) -> None:
+        self.verb = verb
+
+    def __call__(self, cfg: DictConfig) -> Any:
+        return run_job(self.verb, cfg)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        # The other process resolves the job's folder before it calls.
+        register_resolvers()
 
 
 def conf_dir() -> Path:
@@ -88,11 +104,12 @@ def _leave(message: str, status: int) -> NoReturn:
 def _refuse_resume(verb: str, arguments: list[str]) -> str | None:
     for argument in arguments:
         key, _, value = argument.partition("=")
-        if key != "resume" or value == "null":
+        words = WORDS if verb in TRAINING else ()
+        if key != "resume" or value in ("null", *words):
             continue
         if not Path(value).exists():
-            return f"resume={value}: there is no such run folder or checkpoint"
-        if verb == "evaluate" and not (_folder_of(value) / "config.yaml").is_file():
+            return f"resume={value}: there is no such run folder or checkpoint{did_you_mean(value, words)}"
+        if verb == "evaluate" and not (folder_of(value) / "config.yaml").is_file():
             return f"resume={value}: no run folder of evaluate, there is no config.yaml in it"
     return None
 
@@ -132,20 +149,27 @@ def _lead(verb: str) -> int:
     # Makes Hydra raise instead of printing its own page, so that an error is one line here.
     asked_for_trace = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"
-
-    def job(cfg: DictConfig) -> Any:
-        return run_job(verb, cfg)
-
+    status = 0
     try:
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=verb)(job)()
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=verb)(Job(verb))()
     except (HydraException, OmegaConfBaseException) as error:
         if asked_for_trace:
             raise
         print(f"fss-svf {verb}: {_one_line(error, verb)}", file=sys.stderr)
-        return 1
+        status = 1
     except Logged:
-        return 1
-    return 0
+        status = 1
+    except Exception as error:
+        # A launcher whose job's process was killed, or did not start.
+        if asked_for_trace or not sweeps.running():
+            raise
+        print(f"fss-svf {verb}: the launcher gave up: {sweeps.gist(error)}", file=sys.stderr)
+        status = 1
+    except BaseException:
+        sweeps.stop()
+        raise
+    finished = sweeps.tell_outcome(again=verb in TRAINING and "resume=never" not in sys.argv)
+    return status if finished else 1
 
 
 def _follow(verb: str) -> int:
@@ -169,15 +193,25 @@ def _follow(verb: str) -> int:
 def run_job(verb: str, cfg: DictConfig) -> Any:
     """Turn the composed config into the verb's dataclass and run it in Hydra's output folder. Errors go to the log."""
     try:
-        values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-        checked = config.from_mapping(getattr(config, VERBS[verb][0]), values)
+        values: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
         hydra_config = HydraConfig.get()
-        if getattr(checked, "resume", None) is not None:
-            checked = _continued(verb, checked, list(hydra_config.overrides.task))
-        return _run(verb, *distributed.broadcast((checked, Path(hydra_config.runtime.output_dir))))
+        alone = by_itself(verb, values.get("resume"), hydra_config.mode == RunMode.MULTIRUN)
+        if verb in TRAINING and values["resume"] in WORDS:
+            values["resume"] = None
+        checked = config.from_mapping(getattr(config, VERBS[verb][0]), values)
+        out = Path(hydra_config.runtime.output_dir)
+        with locked(out) if verb in _LOCKED else nullcontext():
+            if alone:
+                checked, score = go_on(checked, out)
+                if score is not None:
+                    log.info("finished already, nothing to do: %s (score %.4f)", out, score)
+                    return score
+            elif getattr(checked, "resume", None) is not None:
+                checked = _continued(verb, checked, list(hydra_config.overrides.task))
+            return _run(verb, *distributed.broadcast((checked, out)))
     except Exception as error:
         _tell(verb, error)
-        _end_job(error)
+        return _end_job(error)
 
 
 def _run(verb: str, checked: Any, out: Path) -> Any:
@@ -201,21 +235,22 @@ def _tell(verb: str, error: Exception) -> None:
     distributed.say_once(text, lambda: log.error("fss-svf %s: %s%s", verb, who, text))
 
 
-def _end_job(error: Exception) -> NoReturn:
+def _end_job(error: Exception) -> Logged:
     """A single run exits here, before Hydra adds its own lines; the other jobs of a sweep go on."""
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
-        # Hydra keeps the exception until the sweep ends: without its traceback, which holds the model.
-        error.__traceback__ = None
-        raise Logged(str(error))
-    sys.exit(1)
+    if HydraConfig.get().mode != RunMode.MULTIRUN:
+        sys.exit(1)
+    # Hydra keeps what is raised until the sweep ends: without the traceback, which holds the model.
+    error.__traceback__ = None
+    return sweeps.failed_job(error, HydraConfig.get().sweeper._target_)
 
 
 def _continued(verb: str, now: Any, overrides: list[str]) -> Any:
     """The config of the run to resume, with the few keys replaced that may change. Raises ConfigError for others."""
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         raise ConfigError("resume: one run goes on at a time; leave -m out")
+    machine = tuple(key for key in config.MACHINE if hasattr(now, key))
     # An evaluation's episodes are drawn again: of the same data.
-    changeable = _MACHINE if verb == "evaluate" else (*_MACHINE, *_DATA)
+    changeable = machine if verb == "evaluate" else (*machine, *_DATA)
     given = [override.split("=")[0].lstrip("+~") for override in overrides]
     others = [o for o, key in zip(overrides, given) if key not in (*changeable, "resume")]
     if others:
@@ -224,7 +259,7 @@ def _continued(verb: str, now: Any, overrides: list[str]) -> Any:
             f"{', '.join(changeable)} may change), or start a new run"
         )
     then = _config_of(verb, now.resume)
-    then = replace(then, resume=now.resume, **{key: getattr(now, key) for key in _MACHINE if key in given})
+    then = replace(then, resume=now.resume, **{key: getattr(now, key) for key in machine if key in given})
     moved = {key: getattr(now.dataset.options, key) for key in ("root", "prepared") if f"dataset.{key}" in given}
     if "root" in moved:  # `prepared` lies under it unless it says otherwise
         moved.setdefault("prepared", now.dataset.options.prepared)
@@ -240,7 +275,7 @@ def _config_of(verb: str, run: Path) -> Any:
         from fss_svf.checkpoint import load_checkpoint
 
         return config.from_mapping(cls, load_checkpoint(run, verb)["config"])
-    path = _folder_of(str(run)) / "config.yaml"
+    path = folder_of(str(run)) / "config.yaml"
     try:
         return config.from_mapping(cls, yaml.safe_load(path.read_text()))
     except (ConfigError, yaml.YAMLError) as error:
@@ -248,45 +283,13 @@ def _config_of(verb: str, run: Path) -> Any:
         raise ConfigError(f"resume={run}: no run folder of evaluate; {path.name}: {told}") from None
 
 
-def register_resolvers() -> None:
-    """The interpolations that conf/ uses."""
-    for name, resolver in (
-        ("fss.run_folder", _run_folder),
-        ("fss.hydra_folder", _hydra_folder),
-        ("fss.subject", _subject),
-    ):
-        OmegaConf.register_new_resolver(name, resolver, replace=True)
-
-
-def _run_folder(resume: str | None, fresh: str) -> str:
-    """A resumed run goes on in its own folder."""
-    return fresh if resume is None else str(_folder_of(resume))
-
-
-def _folder_of(run: str) -> Path:
-    """The run folder of a checkpoint in it, or the folder itself."""
-    path = Path(run).absolute()
-    return path.parent.parent if path.suffix == ".pt" else path
-
-
-def _hydra_folder(resume: str | None) -> str | None:
-    """Hydra's record of the overrides is not written over by a resumed run's."""
-    return ".hydra" if resume is None else None
-
-
-def _subject(checkpoint: str | None, *, _root_: Any) -> str:
-    """A name for what is evaluated: the training run's name, or the parts chosen on the command line."""
-    if checkpoint is not None:
-        folder = _folder_of(checkpoint)  # outputs/train/NAME/STAMP
-        return f"{folder.parent.name}-{folder.name}"
-    parts = (OmegaConf.select(_root_, key) for key in ("dataset.name", "fold", "method.name", "backbone.name"))
-    return "-".join(str(part) for part in parts if part is not None) or "unnamed"
-
-
 def _one_line(error: Exception, verb: str) -> str:
     """Hydra's and OmegaConf's pages as one line with the way out."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
+    if text.startswith("Could not find 'hydra/launcher/"):
+        extra = "joblib" if "/joblib" in text else "slurm" if "/submitit" in text else None
+        text += f"; pip install 'fss-svf[{extra}]'" if extra else ""
     if "Available options" in str(error):
         at = next(i for i, line in enumerate(lines) if line.startswith("Available options"))
         options = [line for line in lines[at + 1 :] if ":" not in line and " " not in line]
