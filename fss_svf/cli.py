@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import multiprocessing
 import os
 import signal
 import sys
@@ -22,8 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fss_svf import __version__, config, distributed, sweeps
-from fss_svf.console import ConsoleHandler
+from fss_svf import __version__, config, console, distributed, sweeps
 from fss_svf.errors import ConfigError, FssError, did_you_mean
 from fss_svf.lock import locked
 from fss_svf.run_folder import TRAINING, WORDS, by_itself, folder_of, go_on, register_resolvers
@@ -66,6 +66,10 @@ class Job:
         self.__dict__.update(state)
         # The other process resolves the job's folder before it calls.
         register_resolvers()
+        if multiprocessing.get_start_method(allow_none=True) == "loky":
+            console.share_screen()
+            # joblib's way to start processes cannot start the loaders' own.
+            multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
 
 
 def conf_dir() -> Path:
@@ -149,27 +153,30 @@ def _lead(verb: str) -> int:
     # Makes Hydra raise instead of printing its own page, so that an error is one line here.
     asked_for_trace = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    status = 0
+
+    def told() -> bool:
+        return sweeps.tell_outcome(again=verb in TRAINING and "resume=never" not in sys.argv)
+
+    status = 1
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=verb)(Job(verb))()
+        status = 0 if told() else 1
     except (HydraException, OmegaConfBaseException) as error:
         if asked_for_trace:
             raise
         print(f"fss-svf {verb}: {_one_line(error, verb)}", file=sys.stderr)
-        status = 1
     except Logged:
-        status = 1
+        told()
     except Exception as error:
-        # A launcher whose job's process was killed, or did not start.
+        # A launcher that lost the process of a job, or could not start one: joblib ends the others, submitit does not.
         if asked_for_trace or not sweeps.running():
             raise
+        told()
         print(f"fss-svf {verb}: the launcher gave up: {sweeps.gist(error)}", file=sys.stderr)
-        status = 1
-    except BaseException:
-        sweeps.stop()
-        raise
-    finished = sweeps.tell_outcome(again=verb in TRAINING and "resume=never" not in sys.argv)
-    return status if finished else 1
+        sweeps.leave()
+    finally:
+        sweeps.end()
+    return status
 
 
 def _follow(verb: str) -> int:
@@ -181,7 +188,7 @@ def _follow(verb: str) -> int:
         return 0  # nothing to do, or an error: the first process says which
     in_log = logging.FileHandler(out / "log.txt", delay=True)
     in_log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logging.basicConfig(level=logging.ERROR, format="%(message)s", handlers=[ConsoleHandler(), in_log])
+    logging.basicConfig(level=logging.ERROR, format="%(message)s", handlers=[console.ConsoleHandler(), in_log])
     try:
         _run(verb, checked, out)
     except Exception as error:

@@ -45,7 +45,7 @@ def locked(folder: Path) -> Iterator[None]:
 def _leave_to_parent() -> None:
     """A lock lasts as long as any copy of its file is open: loader processes must not outlive a killed run with one."""
     for file in _held:
-        os.close(file.fileno())
+        file.close()
     _held.clear()
 
 

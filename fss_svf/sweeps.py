@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 from uuid import uuid4
 
@@ -26,13 +30,14 @@ class Logged(Exception):
 class Outcomes(Callback):
     """Every job leaves a file in a folder of the sweep, since launchers hand results to Hydra's sweeper alone.
 
-    Hydra makes one (conf/run/folder.yaml); jobs in other processes have a copy.
+    Hydra makes one (conf/run/folder.yaml), and jobs in other processes, or on other machines, have a copy. These end
+    when the folder is gone: the sweep was interrupted.
     """
 
-    sweep: Outcomes | None = None  # of this process
+    sweep: Outcomes | None = None  # that of this process
 
     def __init__(self) -> None:
-        self.folder = Path()
+        self.folder: Path | None = None
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         self.folder = Path(config.hydra.sweep.dir).absolute() / f".sweep-{uuid4().hex}"
@@ -40,18 +45,35 @@ class Outcomes(Callback):
         Outcomes.sweep = self
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
-        if self.folder != Path():
-            self._note(config, "ended without a word: killed?")
+        if self.folder is None:
+            return
+        self.ended = Event()
+        if Outcomes.sweep is not self:
+            if not self.folder.exists():  # a job that waited in a queue
+                sys.exit(130)
+            Thread(target=self._watch, daemon=True).start()
+        self._note(config, "did not come to its end (killed, or still at work)")
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
-        if self.folder != Path():
-            # The property would raise it.
-            value = job_return._return_value
-            self._note(config, str(value) if isinstance(value, Exception) else None)
+        if self.folder is None:
+            return
+        self.ended.set()
+        # The property would raise it.
+        value = job_return._return_value
+        self._note(config, str(value) if isinstance(value, Exception) else None)
+
+    def _watch(self) -> None:
+        assert self.folder is not None
+        while not self.ended.wait(1):
+            if not self.folder.exists():
+                os.kill(os.getpid(), signal.SIGINT)
+                return
 
     def _note(self, config: DictConfig, error: str | None) -> None:
+        assert self.folder is not None
         overrides = OmegaConf.to_container(config.hydra.overrides.task)
-        write_json(self.folder / f"{config.hydra.job.num:06d}.json", {"overrides": overrides, "error": error})
+        with suppress(FileNotFoundError):  # gone
+            write_json(self.folder / f"{config.hydra.job.num:06d}.json", {"overrides": overrides, "error": error})
 
 
 def failed_job(error: Exception, sweeper: str) -> Logged:
@@ -78,10 +100,10 @@ def tell_outcome(again: bool) -> bool:
 
     again: the same command runs what is missing.
     """
-    if Outcomes.sweep is None:
+    sweep = Outcomes.sweep
+    if sweep is None or sweep.folder is None:
         return True
-    jobs = [json.loads(path.read_text()) for path in sorted(Outcomes.sweep.folder.glob("*.json"))]
-    _forget()
+    jobs = [json.loads(path.read_text()) for path in sorted(sweep.folder.glob("*.json"))]
     failed = [job for job in jobs if job["error"] is not None]
     lines = [f"sweep: {len(jobs) - len(failed)} of {len(jobs)} jobs finished"]
     for job in failed:
@@ -93,13 +115,13 @@ def tell_outcome(again: bool) -> bool:
     return not failed
 
 
-def stop() -> None:
-    """End what an interrupted sweep of this process has started."""
-    if Outcomes.sweep is not None:
-        _forget()
-
-
-def _forget() -> None:
-    if Outcomes.sweep is not None:
-        shutil.rmtree(Outcomes.sweep.folder, ignore_errors=True)
+def leave() -> None:
+    """This process's sweep is over; jobs that still run somewhere go on."""
     Outcomes.sweep = None
+
+
+def end() -> None:
+    """This process's sweep is over; jobs that still run somewhere end."""
+    if Outcomes.sweep is not None and Outcomes.sweep.folder is not None:
+        shutil.rmtree(Outcomes.sweep.folder, ignore_errors=True)
+    leave()
