@@ -10,7 +10,6 @@ from tqdm import tqdm
 
 from fss_svf import distributed
 
-
 # Whether other jobs write to the same screen: then lines say whose they are, and there are no bars.
 _shared = False
 

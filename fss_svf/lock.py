@@ -32,7 +32,9 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConfigError(f"{folder}: another process works in this run folder; end it, or wait for its end") from None
+            raise ConfigError(
+                f"{folder}: another process works in this run folder; end it, or wait for its end"
+            ) from None
         except OSError:
             pass  # a file system without locks, as some of clusters are mounted
         _held.add(file)

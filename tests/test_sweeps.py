@@ -6,17 +6,19 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 import fss_svf
+from fss_svf.cli import _one_line
 from fss_svf.errors import ConfigError
 from fss_svf.lock import locked
 from tests.conftest import TOY
 
 PACKAGE_AT = Path(fss_svf.__file__).parent.parent
-SMALL = ("train", "experiment=toy", *TOY, "recipe.size=65", "recipe.batch_size=2", "recipe.max_steps=2",
+SMALL = ("experiment=toy", *TOY, "recipe.size=65", "recipe.batch_size=2", "recipe.max_steps=2",
          "validate.every=1", "validate.episodes=4", "backbone.width=8", "method.width=8", "workers=0")  # fmt: skip
 LAUNCHERS = {
     "basic": (),
@@ -57,10 +59,8 @@ def start(tmp_path):
 
 def kill(process):
     """The whole group at once, as a machine that goes down."""
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.communicate()
 
 
@@ -91,20 +91,20 @@ def wait_until(holds, process, seconds=240):
 
 
 def test_auto_goes_on_with_the_run_of_its_config(fss, small, tmp_path):
-    status, _, err = fss(*small, "resume=auto")
+    status, _, err = fss("train", *small, "resume=auto")
     assert status == 0, err
     (run,) = runs(tmp_path)
     command = (run / ".hydra" / "overrides.yaml").read_text()
     score = json.loads((run / "finished.json").read_text())["score"]
 
     # In another order, and on another machine, it is the same run; it is finished.
-    status, out, err = fss("train", "log_every=1", *reversed(small[1:]), "resume=auto", "cache_gb=0.01")
+    status, out, err = fss("train", "log_every=1", *reversed(small), "resume=auto", "cache_gb=0.01")
     assert (status, out, err) == (0, "", f"finished already, nothing to do: {run} (score {score:.4f})\n")
     assert starts(run) == 1
 
     # Killed after a checkpoint: goes on there.
     (run / "finished.json").unlink()
-    status, _, err = fss(*small, "resume=auto")
+    status, _, err = fss("train", *small, "resume=auto")
     assert status == 0, err
     assert "resumed at step 2 of 2" in err
     assert starts(run) == 2
@@ -112,7 +112,7 @@ def test_auto_goes_on_with_the_run_of_its_config(fss, small, tmp_path):
     # Killed while the first was written, and before config.yaml: begins anew there.
     for name in ("finished.json", "checkpoints/last.pt", "config.yaml"):
         (run / name).unlink()
-    status, _, err = fss(*small, "resume=auto")
+    status, _, err = fss("train", *small, "resume=auto")
     assert status == 0, err
     assert "resumed" not in err
     assert starts(run) == 3
@@ -121,8 +121,8 @@ def test_auto_goes_on_with_the_run_of_its_config(fss, small, tmp_path):
     assert runs(tmp_path) == [run]
     assert (run / ".hydra" / "overrides.yaml").read_text() == command
     # null and never begin another.
-    assert fss(*small, "hydra.run.dir=outputs/train/null/0")[0] == 0
-    assert fss(*small, "resume=never", "-m")[0] == 0
+    assert fss("train", *small, "hydra.run.dir=outputs/train/null/0")[0] == 0
+    assert fss("train", "-m", *small, "resume=never")[0] == 0
     assert len(runs(tmp_path)) == 3
 
 
@@ -136,8 +136,8 @@ def test_pretrain_goes_on_too(fss, toy_root, tmp_path):
 
 
 def test_a_folder_of_another_run_is_refused(fss, small):
-    assert fss(*small, "hydra.run.dir=run")[0] == 0
-    status, _, err = fss(*small, "hydra.run.dir=run", "resume=auto", "seed=1", "shot=2")
+    assert fss("train", *small, "hydra.run.dir=run")[0] == 0
+    status, _, err = fss("train", *small, "hydra.run.dir=run", "resume=auto", "seed=1", "shot=2")
     assert status == 1
     assert "run: holds a run with another name, shot, seed; choose another folder (hydra.run.dir)" in err
     assert len(err.splitlines()) == 1
@@ -149,7 +149,7 @@ def test_auto_hides_no_mistake(fss, small):
         (("resume=auto", "name=${nothing}"), "Interpolation key 'nothing' not found"),
         (("resume=atuo",), "resume=atuo: there is no such run folder or checkpoint (did you mean 'auto'?)"),
     ):
-        status, out, err = fss(*small, *arguments)
+        status, out, err = fss("train", *small, *arguments)
         assert (status, out, len(err.splitlines())) == (1, "", 1)
         assert message in err
     assert "there is no such run" in fss("evaluate", "resume=auto")[2]
@@ -161,11 +161,11 @@ def test_auto_hides_no_mistake(fss, small):
 
 def test_one_process_at_a_time_works_in_a_folder(fss, small, tmp_path):
     with locked(tmp_path / "run"):
-        status, _, err = fss(*small, "hydra.run.dir=run")
+        status, _, err = fss("train", *small, "hydra.run.dir=run")
         assert status == 1
         assert "run: another process works in this run folder; end it, or wait for its end" in err
         assert len(err.splitlines()) == 1
-    assert fss(*small, "hydra.run.dir=run")[0] == 0
+    assert fss("train", *small, "hydra.run.dir=run")[0] == 0
 
 
 def test_a_killed_process_leaves_no_lock_though_its_children_live(tmp_path):
@@ -203,8 +203,8 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("launcher", ["basic", *(pytest.param(n, marks=pytest.mark.slow) for n in [*LAUNCHERS][1:])])
 def test_a_failed_job_among_others(start, small, tmp_path, launcher):
     # Loaders too: joblib's processes start others in their own way.
-    sweep = (*small, "-m", "tuning=frozen,svf", "shot=1,90", "workers=1", *LAUNCHERS[launcher])
-    for _ in range(2):
+    sweep = ("train", "-m", *small, "tuning=frozen,svf", "shot=1,90", "workers=1", *LAUNCHERS[launcher])
+    for _ in range(2 if launcher == "basic" else 1):
         process = start(*sweep)
         _, err = process.communicate(timeout=240)
         assert process.returncode == 1
@@ -242,14 +242,14 @@ def killed_and_started_again(start, sweep, jobs, half, tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_sweep_runs_what_is_missing(start, small, tmp_path):
-    killed_and_started_again(start, (*small, "-m", "fold=0,1", "tuning=frozen,svf"), 4, 2, tmp_path)
+    killed_and_started_again(start, ("train", "-m", *small, "fold=0,1", "tuning=frozen,svf"), 4, 2, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_sixteen_jobs_killed_half_way(start, small, tmp_path, launcher):
-    sweep = (*small, "-m", "fold=0,1,2,3", "shot=1,2", "tuning=frozen,svf", *LAUNCHERS[launcher])
+    sweep = ("train", "-m", *small, "fold=0,1,2,3", "shot=1,2", "tuning=frozen,svf", *LAUNCHERS[launcher])
     if launcher == "submitit_local":  # which starts all at once: too much for a small machine
         sweep = (*sweep, "hydra.sweeper.max_batch_size=4")
     killed_and_started_again(start, sweep, 16, 6, tmp_path)
@@ -258,7 +258,7 @@ def test_sixteen_jobs_killed_half_way(start, small, tmp_path, launcher):
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", [*LAUNCHERS][1:])
 def test_an_interrupted_sweep_leaves_nothing_running(start, small, tmp_path, launcher):
-    process = start(*small, "-m", "tuning=frozen,svf", "recipe.max_steps=9000", "validate.every=9000", "workers=1",
+    process = start("train", "-m", *small, "tuning=frozen,svf", "recipe.max_steps=9000", "validate.every=9000", "workers=1",
                     *LAUNCHERS[launcher])  # fmt: skip
     wait_until(lambda: len(list(tmp_path.rglob("events.out.*"))) == 2, process)
     process.send_signal(signal.SIGINT)  # to itself alone; a terminal sends it to all
@@ -269,7 +269,57 @@ def test_an_interrupted_sweep_leaves_nothing_running(start, small, tmp_path, lau
     assert not list(tmp_path.glob("outputs/train/.sweep-*"))
 
 
-def test_a_launcher_that_is_not_installed_says_which_package(fss, small):
-    status, _, err = fss(*small, "-m", "hydra/launcher=joblip")
-    assert status == 1
-    assert "Could not find 'hydra/launcher/joblip'; available: basic" in err
+def test_a_launcher_that_is_not_installed_says_which_package():
+    for launcher, extra in (("joblib", "joblib"), ("submitit_slurm", "slurm")):
+        text = _one_line(
+            Exception(f"Could not find 'hydra/launcher/{launcher}'\n\nAvailable options:\n\tbasic"), "train"
+        )
+        assert text == (f"Could not find 'hydra/launcher/{launcher}'; pip install 'fss-svf[{extra}]'; available: basic")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The script for Slurm
+
+FAKES = {
+    "srun": """
+for n in 0 1; do SLURM_PROCID=$n SLURM_LOCALID=$n SLURM_NTASKS=2 "${@:2}" & done
+wait -n; first=$?; wait -n; second=$?
+exit $((first > second ? first : second))
+""",
+    "scontrol": """
+if [ $1 = show ]; then echo one; echo two; else echo "$@" >> scontrol.txt; fi
+""",
+    "sleep": "",
+    "python": """
+echo "$RANK of $WORLD_SIZE, $LOCAL_RANK here, $MASTER_ADDR:$MASTER_PORT: $@" >> python.txt
+exit $STATUS
+""",
+}
+
+
+@pytest.mark.parametrize(("status", "requeued"), [(0, False), (75, True), (1, False)])
+def test_the_script_for_slurm(tmp_path, status, requeued):
+    for name, body in FAKES.items():
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{body}")
+        (tmp_path / name).chmod(0o755)
+    script = PACKAGE_AT / "scripts" / "slurm_train.sh"
+    assert subprocess.run(["bash", "-n", script]).returncode == 0
+    slurm = {
+        "SLURM_JOB_ID": "40007",
+        "SLURM_JOB_NODELIST": "one,two",
+        "SLURM_ARRAY_TASK_ID": "2",
+        "STATUS": str(status),
+    }
+    done = subprocess.run(
+        ["bash", script, "tuning=svf", "dataset.folds=[[a, b]]"],
+        cwd=tmp_path,
+        env={**os.environ, **slurm, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+    )
+    assert done.returncode == status
+    assert sorted((tmp_path / "python.txt").read_text().splitlines()) == [
+        f"{n} of 2, {n} here, one:20007: -m fss_svf train resume=auto fold=2 tuning=svf dataset.folds=[[a, b]]"
+        for n in (0, 1)
+    ]
+    assert (tmp_path / "scontrol.txt").exists() == requeued
+    if requeued:
+        assert (tmp_path / "scontrol.txt").read_text() == "requeue 40007\n"
