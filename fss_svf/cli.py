@@ -203,7 +203,7 @@ def run_job(verb: str, cfg: DictConfig) -> Any:
         values: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
         hydra_config = HydraConfig.get()
         alone = by_itself(verb, values.get("resume"), hydra_config.mode == RunMode.MULTIRUN)
-        if verb in TRAINING and values["resume"] in WORDS:
+        if verb in TRAINING and values.get("resume") in WORDS:
             values["resume"] = None
         checked = config.from_mapping(getattr(config, VERBS[verb][0]), values)
         out = Path(hydra_config.runtime.output_dir)

@@ -81,7 +81,7 @@ def _earlier(verb: str, runs: Path, root: DictConfig) -> Path | None:
     if not runs.is_dir():
         return None
     try:
-        now = _from_yaml(TRAINING[verb], OmegaConf.masked_copy(root, [key for key in root if key != "hydra"]))
+        now = _from_yaml(TRAINING[verb], OmegaConf.masked_copy(root, [str(key) for key in root if key != "hydra"]))
     except (FssError, OmegaConfBaseException):
         return None  # what is wrong with the config the job itself says
     for folder in sorted(runs.iterdir(), reverse=True):  # their names begin with the time

@@ -7,18 +7,7 @@ import fss_svf
 
 PACKAGE = Path(fss_svf.__file__).parent
 LAYERS = [
-    {
-        "allocator",
-        "errors",
-        "registry",
-        "config",
-        "provenance",
-        "episode",
-        "console",
-        "distributed",
-        "files",
-        "lock",
-    },  # fmt: skip
+    {"allocator", "errors", "registry", "config", "provenance", "episode", "console", "distributed", "files", "lock"},
     {"backbones", "svf"},
     {"methods", "tuning", "data", "checkpoint"},
     {"model", "official"},
