@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import logging
+import multiprocessing
 import os
 import signal
 import sys
 import traceback
 import warnings
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,9 +23,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fss_svf import __version__, config, distributed
-from fss_svf.console import ConsoleHandler
+from fss_svf import __version__, config, console, distributed, sweeps
 from fss_svf.errors import ConfigError, FssError, Stopped, did_you_mean
+from fss_svf.lock import locked
+from fss_svf.run_folder import TRAINING, WORDS, by_itself, folder_of, go_on, register_resolvers
+from fss_svf.sweeps import Logged
 
 log = logging.getLogger("fss_svf")
 
@@ -45,13 +49,29 @@ VERBS = {
 STOPPED = 75
 # Verbs that share their work among the processes of torchrun.
 _SHARED = ("pretrain", "train", "evaluate")
-# Overrides that make sense beside resume=, whose run keeps its own config otherwise.
-_MACHINE = ("device", "workers", "cache_gb")
+# Verbs whose folder is theirs alone while they work.
+_LOCKED = ("pretrain", "train", "evaluate")
+# Overrides that make sense beside resume=PATH, as those of config.MACHINE do.
 _DATA = ("dataset.root", "dataset.prepared")
 
 
-class Logged(Exception):
-    """A job ended with an error that its log, and with it the console, has told already."""
+class Job:
+    """What Hydra runs with the composed config; a launcher may do so in another process, to which it is pickled."""
+
+    def __init__(self, verb: str) -> None:
+        self.verb = verb
+
+    def __call__(self, cfg: DictConfig) -> Any:
+        return run_job(self.verb, cfg)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        # The other process resolves the job's folder before it calls.
+        register_resolvers()
+        if multiprocessing.get_start_method(allow_none=True) == "loky":
+            console.share_screen()
+            # joblib's way to start processes cannot start the loaders' own.
+            multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
 
 
 def conf_dir() -> Path:
@@ -90,11 +110,12 @@ def _leave(message: str, status: int) -> NoReturn:
 def _refuse_resume(verb: str, arguments: list[str]) -> str | None:
     for argument in arguments:
         key, _, value = argument.partition("=")
-        if key != "resume" or value == "null":
+        words = WORDS if verb in TRAINING else ()
+        if key != "resume" or value in ("null", *words):
             continue
         if not Path(value).exists():
-            return f"resume={value}: there is no such run folder or checkpoint"
-        if verb == "evaluate" and not (_folder_of(value) / "config.yaml").is_file():
+            return f"resume={value}: there is no such run folder or checkpoint{did_you_mean(value, words)}"
+        if verb == "evaluate" and not (folder_of(value) / "config.yaml").is_file():
             return f"resume={value}: no run folder of evaluate, there is no config.yaml in it"
     return None
 
@@ -138,19 +159,29 @@ def _lead(verb: str) -> int:
     asked_for_trace = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"
 
-    def job(cfg: DictConfig) -> Any:
-        return run_job(verb, cfg)
+    def told() -> bool:
+        return sweeps.tell_outcome(again=verb in TRAINING and "resume=never" not in sys.argv)
 
+    status = 1
     try:
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=verb)(job)()
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=verb)(Job(verb))()
+        status = 0 if told() else 1
     except (HydraException, OmegaConfBaseException) as error:
         if asked_for_trace:
             raise
         print(f"fss-svf {verb}: {_one_line(error, verb)}", file=sys.stderr)
-        return 1
     except Logged:
-        return 1
-    return 0
+        told()
+    except Exception as error:
+        # A launcher that lost the process of a job, or could not start one: joblib ends the others, submitit does not.
+        if asked_for_trace or not sweeps.running():
+            raise
+        told()
+        print(f"fss-svf {verb}: the launcher gave up: {sweeps.gist(error)}", file=sys.stderr)
+        sweeps.leave()
+    finally:
+        sweeps.end()
+    return status
 
 
 def _follow(verb: str) -> int:
@@ -162,7 +193,7 @@ def _follow(verb: str) -> int:
         return 0  # nothing to do, or an error: the first process says which
     in_log = logging.FileHandler(out / "log.txt", delay=True)
     in_log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logging.basicConfig(level=logging.ERROR, format="%(message)s", handlers=[ConsoleHandler(), in_log])
+    logging.basicConfig(level=logging.ERROR, format="%(message)s", handlers=[console.ConsoleHandler(), in_log])
     try:
         _run(verb, checked, out)
     except Exception as error:
@@ -174,15 +205,25 @@ def _follow(verb: str) -> int:
 def run_job(verb: str, cfg: DictConfig) -> Any:
     """Turn the composed config into the verb's dataclass and run it in Hydra's output folder. Errors go to the log."""
     try:
-        values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-        checked = config.from_mapping(getattr(config, VERBS[verb][0]), values)
+        values: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
         hydra_config = HydraConfig.get()
-        if getattr(checked, "resume", None) is not None:
-            checked = _continued(verb, checked, list(hydra_config.overrides.task))
-        return _run(verb, *distributed.broadcast((checked, Path(hydra_config.runtime.output_dir))))
+        alone = by_itself(verb, values.get("resume"), hydra_config.mode == RunMode.MULTIRUN)
+        if verb in TRAINING and values.get("resume") in WORDS:
+            values["resume"] = None
+        checked = config.from_mapping(getattr(config, VERBS[verb][0]), values)
+        out = Path(hydra_config.runtime.output_dir)
+        with locked(out) if verb in _LOCKED else nullcontext():
+            if alone:
+                checked, score = go_on(checked, out)
+                if score is not None:
+                    log.info("finished already, nothing to do: %s (score %.4f)", out, score)
+                    return score
+            elif getattr(checked, "resume", None) is not None:
+                checked = _continued(verb, checked, list(hydra_config.overrides.task))
+            return _run(verb, *distributed.broadcast((checked, out)))
     except Exception as error:
         _tell(verb, error)
-        _end_job(error)
+        return _end_job(error)
 
 
 def _run(verb: str, checked: Any, out: Path) -> Any:
@@ -206,14 +247,13 @@ def _tell(verb: str, error: Exception) -> None:
     distributed.say_once(text, lambda: log.error("fss-svf %s: %s%s", verb, who, text))
 
 
-def _end_job(error: Exception) -> NoReturn:
+def _end_job(error: Exception) -> Logged:
     """A single run exits here, before Hydra adds its own lines; the other jobs of a sweep go on."""
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
-        # Hydra keeps the exception until the sweep ends: without its traceback, which holds the model.
-        error.__traceback__ = None
-        if not isinstance(error, Stopped):
-            raise Logged(str(error))
-    sys.exit(_status(error))
+    if isinstance(error, Stopped) or HydraConfig.get().mode != RunMode.MULTIRUN:
+        sys.exit(_status(error))
+    # Hydra keeps what is raised until the sweep ends: without the traceback, which holds the model.
+    error.__traceback__ = None
+    return sweeps.failed_job(error, HydraConfig.get().sweeper._target_)
 
 
 def _status(error: Exception) -> int:
@@ -225,8 +265,9 @@ def _continued(verb: str, now: Any, overrides: list[str]) -> Any:
     """The config of the run to resume, with the few keys replaced that may change. Raises ConfigError for others."""
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         raise ConfigError("resume: one run goes on at a time; leave -m out")
+    machine = tuple(key for key in config.MACHINE if hasattr(now, key))
     # An evaluation's episodes are drawn again: of the same data.
-    changeable = _MACHINE if verb == "evaluate" else (*_MACHINE, *_DATA)
+    changeable = machine if verb == "evaluate" else (*machine, *_DATA)
     given = [override.split("=")[0].lstrip("+~") for override in overrides]
     others = [o for o, key in zip(overrides, given) if key not in (*changeable, "resume")]
     if others:
@@ -235,7 +276,7 @@ def _continued(verb: str, now: Any, overrides: list[str]) -> Any:
             f"{', '.join(changeable)} may change), or start a new run"
         )
     then = _config_of(verb, now.resume)
-    then = replace(then, resume=now.resume, **{key: getattr(now, key) for key in _MACHINE if key in given})
+    then = replace(then, resume=now.resume, **{key: getattr(now, key) for key in machine if key in given})
     moved = {key: getattr(now.dataset.options, key) for key in ("root", "prepared") if f"dataset.{key}" in given}
     if "root" in moved:  # `prepared` lies under it unless it says otherwise
         moved.setdefault("prepared", now.dataset.options.prepared)
@@ -251,7 +292,7 @@ def _config_of(verb: str, run: Path) -> Any:
         from fss_svf.checkpoint import load_checkpoint
 
         return config.from_mapping(cls, load_checkpoint(run, verb)["config"])
-    path = _folder_of(str(run)) / "config.yaml"
+    path = folder_of(str(run)) / "config.yaml"
     try:
         return config.from_mapping(cls, yaml.safe_load(path.read_text()))
     except (ConfigError, yaml.YAMLError) as error:
@@ -259,45 +300,13 @@ def _config_of(verb: str, run: Path) -> Any:
         raise ConfigError(f"resume={run}: no run folder of evaluate; {path.name}: {told}") from None
 
 
-def register_resolvers() -> None:
-    """The interpolations that conf/ uses."""
-    for name, resolver in (
-        ("fss.run_folder", _run_folder),
-        ("fss.hydra_folder", _hydra_folder),
-        ("fss.subject", _subject),
-    ):
-        OmegaConf.register_new_resolver(name, resolver, replace=True)
-
-
-def _run_folder(resume: str | None, fresh: str) -> str:
-    """A resumed run goes on in its own folder."""
-    return fresh if resume is None else str(_folder_of(resume))
-
-
-def _folder_of(run: str) -> Path:
-    """The run folder of a checkpoint in it, or the folder itself."""
-    path = Path(run).absolute()
-    return path.parent.parent if path.suffix == ".pt" else path
-
-
-def _hydra_folder(resume: str | None) -> str | None:
-    """Hydra's record of the overrides is not written over by a resumed run's."""
-    return ".hydra" if resume is None else None
-
-
-def _subject(checkpoint: str | None, *, _root_: Any) -> str:
-    """A name for what is evaluated: the training run's name, or the parts chosen on the command line."""
-    if checkpoint is not None:
-        folder = _folder_of(checkpoint)  # outputs/train/NAME/STAMP
-        return f"{folder.parent.name}-{folder.name}"
-    parts = (OmegaConf.select(_root_, key) for key in ("dataset.name", "fold", "method.name", "backbone.name"))
-    return "-".join(str(part) for part in parts if part is not None) or "unnamed"
-
-
 def _one_line(error: Exception, verb: str) -> str:
     """Hydra's and OmegaConf's pages as one line with the way out."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
+    if text.startswith("Could not find 'hydra/launcher/"):
+        extra = "joblib" if "/joblib" in text else "slurm" if "/submitit" in text else None
+        text += f"; pip install 'fss-svf[{extra}]'" if extra else ""
     if "Available options" in str(error):
         at = next(i for i, line in enumerate(lines) if line.startswith("Available options"))
         options = [line for line in lines[at + 1 :] if ":" not in line and " " not in line]

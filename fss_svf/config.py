@@ -21,6 +21,20 @@ from fss_svf.registry import BACKBONES, DATASETS, METHODS, TUNINGS, Choice, Regi
 
 T = TypeVar("T")
 Precision = Literal["float32", "bf16", "fp16"]
+# Keys that say how a run is done, not what comes out of it: they may change when it goes on.
+MACHINE = (
+    "device",
+    "workers",
+    "cache_gb",
+    "channels_last",
+    "compile",
+    "recompute",
+    "accumulate",
+    "log_every",
+    "save_every",
+    "keep",
+    "profile",
+)
 
 
 def from_mapping(cls: type[T], values: object, where: str = "") -> T:
@@ -59,6 +73,12 @@ def to_mapping(config: Any) -> Any:
     if isinstance(config, (tuple, list)):
         return [to_mapping(value) for value in config]
     return str(config) if isinstance(config, Path) else config
+
+
+def differing(a: Any, b: Any) -> list[str]:
+    """The keys, without those of the machine, in which two runs of one verb differ; none: they are the same run."""
+    then, now = to_mapping(a), to_mapping(b)
+    return [key for key in now if key not in (*MACHINE, "resume") and then[key] != now[key]]
 
 
 def _join(where: str, key: str) -> str:

@@ -10,12 +10,26 @@ from tqdm import tqdm
 
 from fss_svf import distributed
 
+# Whether other jobs write to the same screen: then lines say whose they are, and there are no bars.
+_shared = False
+
+
+def share_screen() -> None:
+    """From now on, other jobs write to this process's screen too."""
+    global _shared
+    _shared = True
+
 
 class ConsoleHandler(logging.Handler):
-    """Writes log lines to the standard error above any progress bar."""
+    """Writes log lines to the standard error above any progress bar; job: the number of a sweep's job."""
+
+    def __init__(self, job: int | None = None) -> None:
+        super().__init__()
+        self.job = job
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        job = f"#{self.job} " if _shared else ""
+        tqdm.write(job + self.format(record), file=sys.stderr)
 
 
 def progress(total: int, title: str, unit: str, done: int = 0) -> Any:
@@ -31,5 +45,5 @@ def progress(total: int, title: str, unit: str, done: int = 0) -> Any:
         initial=done,
         mininterval=0.1 if sys.stderr.isatty() else 15.0,
         dynamic_ncols=True,
-        disable=distributed.rank() > 0,
+        disable=_shared or distributed.rank() > 0,
     )

@@ -7,14 +7,14 @@ import fss_svf
 
 PACKAGE = Path(fss_svf.__file__).parent
 LAYERS = [
-    {"allocator", "errors", "registry", "config", "provenance", "episode", "console", "distributed", "files"},
+    {"allocator", "errors", "registry", "config", "provenance", "episode", "console", "distributed", "files", "lock"},
     {"backbones", "svf"},
     {"methods", "tuning", "data", "checkpoint"},
     {"model", "official"},
     {"reporting"},
     {"evaluation"},
     {"training"},
-    {"cli", "__main__"},
+    {"cli", "__main__", "run_folder", "sweeps"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

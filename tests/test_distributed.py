@@ -118,7 +118,7 @@ def test_the_result_is_that_of_one_process(fss, start, control, tmp_path):
             del result["protocol_hash"], found[shot]["protocol_hash"], found[shot]["data"]["episodes"]
             assert found[shot] == result
         assert {p.name for p in folder.iterdir()} == {
-            ".hydra", "1shot", "3shot", "config.yaml", "log.txt", "provenance.json",
+            ".hydra", ".lock", "1shot", "3shot", "config.yaml", "log.txt", "provenance.json",
         }  # fmt: skip
         (began,) = json.loads((folder / "provenance.json").read_text())["starts"]
         assert began["processes"] == n
@@ -235,7 +235,7 @@ def test_interrupted_then_killed_an_evaluation_goes_on_where_it_was(fss, start, 
     assert f"{160 - done} of 160 episodes were done" in err
     assert results(folder) == results(tmp_path / "whole")
     assert {p.name for p in folder.iterdir()} == {
-        ".hydra", "1shot", "3shot", "config.yaml", "log.txt", "provenance.json",
+        ".hydra", ".lock", "1shot", "3shot", "config.yaml", "log.txt", "provenance.json",
     }  # fmt: skip
     assert len(json.loads((folder / "provenance.json").read_text())["starts"]) == 3
 
