@@ -104,7 +104,8 @@ def gram_distance(query: Tensor, support: Tensor) -> Tensor:
     The Frobenius norm of the difference over that of a matrix of ones.
     """
     with in_float32(query.device):
-        return (query.unsqueeze(1) - support).flatten(2).norm(dim=2) / query.shape[-1]
+        difference = at_least_float32(query).unsqueeze(1) - at_least_float32(support)
+        return difference.flatten(2).norm(dim=2) / query.shape[-1]
 
 
 def conv_relu(inputs: int, outputs: int, kernel: int = 1, dilation: int = 1, bias: bool = False) -> nn.Sequential:

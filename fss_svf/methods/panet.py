@@ -128,6 +128,7 @@ def _means(features: Tensor, weights: Tensor, area: Tensor) -> Tensor:
 def cosine_scores(features: Tensor, prototypes: Tensor) -> Tensor:
     """(M, C, h, w) and (M, n, C) to (M, n, h, w): 20 times the cosine of every position with every prototype."""
     with in_float32(features.device):
+        prototypes = at_least_float32(prototypes)
         positions = F.normalize(features.to(prototypes.dtype), dim=1, eps=COSINE_EPS)
         return SCALE * torch.einsum("mchw,mnc->mnhw", positions, F.normalize(prototypes, dim=-1, eps=COSINE_EPS))
 
