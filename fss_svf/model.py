@@ -84,7 +84,7 @@ def refuse_leak(trained_on: Mapping[str, Any] | None, novel: Iterable[str], what
 def place(model: nn.Module, device: torch.device, channels_last: bool = True) -> None:
     """Move to the device, in channels-last or else contiguous; a CPU's memory is kept for reuse.
 
-    Channels-last is faster for a dilated ResNet on a CPU, and on a GPU in half precision; docs/measurements.md.
+    A dilated ResNet is faster in channels-last on a CPU; scripts/bench_train.py says what it gains on a device.
     """
     if device.type == "cpu":
         keep_freed_memory()
