@@ -20,7 +20,7 @@ from fss_svf.errors import ConfigError, did_you_mean
 from fss_svf.registry import BACKBONES, DATASETS, METHODS, TUNINGS, Choice, Registry
 
 T = TypeVar("T")
-Precision = Literal["float32", "bf16", "fp16"]
+Precision = Literal["float32", "tf32", "bf16", "fp16"]
 # Keys that say how a run is done, not what comes out of it: they may change when it goes on.
 MACHINE = (
     "device",

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fss_svf import distributed, svf
 from fss_svf.allocator import keep_freed_memory
-from fss_svf.backbones.backbone import Backbone
+from fss_svf.backbones.backbone import STAGES, Backbone
 from fss_svf.backbones.weights import LoadReport
 from fss_svf.errors import ConfigError, WeightsError, listing
 from fss_svf.methods.method import FewShotMethod
@@ -81,11 +81,40 @@ def refuse_leak(trained_on: Mapping[str, Any] | None, novel: Iterable[str], what
         )
 
 
-def place(model: nn.Module, device: torch.device) -> None:
-    """Move to the device in channels-last, in which a dilated ResNet evaluates faster; a CPU's memory is kept for reuse."""
+def place(model: nn.Module, device: torch.device, channels_last: bool = True) -> None:
+    """Move to the device, in channels-last or else contiguous; a CPU's memory is kept for reuse.
+
+    A dilated ResNet is faster in channels-last on a CPU; scripts/bench_train.py says what it gains on a device.
+    """
     if device.type == "cpu":
         keep_freed_memory()
-    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    model.to(device, memory_format=layout)  # type: ignore[call-overload]
+
+
+def compile_stages(backbone: Backbone) -> None:
+    """Compile the stages of a placed and tuned backbone in place, for training; names and state dicts stay.
+
+    A forward without gradients (an evaluation, BAM's base branch) runs as it is: SVF's weights change their kind there,
+    merged or disabled, and image sizes vary, so that each would be compiled for a few batches. The head is left out too:
+    the prior's number of object positions, and so its shapes, is another one in every batch.
+    """
+    # PyTorch counts this over all stages together, since they enter by the same line; beyond it nothing would be compiled.
+    limit = 8 * len(STAGES)
+    torch._dynamo.config.cache_size_limit = max(limit, torch._dynamo.config.cache_size_limit)
+    for name in STAGES:
+        stage: nn.Module = getattr(backbone, name)
+        stage.compile()
+        compiled = stage._compiled_call_impl  # what a call of the stage runs; copies and pickles go without it
+        assert compiled is not None
+        stage._compiled_call_impl = _for_gradients(compiled, stage._call_impl)
+
+
+def _for_gradients(compiled: Callable[..., Tensor], plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def call(*args: Any, **kwargs: Any) -> Tensor:
+        return (compiled if torch.is_grad_enabled() else plain)(*args, **kwargs)
+
+    return call
 
 
 def choose_device(name: str) -> torch.device:

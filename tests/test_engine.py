@@ -21,6 +21,7 @@ from tests import test_methods
 from tests.conftest import toy_options
 from tests.plain_evaluation import EvalEpisodes, as_float, mask_at_label, plain_counts
 from tests.test_plan import protocol
+from tests.test_precision import tf32
 
 SIZE = 65
 METHODS = ("baseline", "pfenet", "bam", "panet", "prototype")
@@ -110,6 +111,24 @@ def test_in_float32_hardly_a_pixel_turns(toy_root, tmp_path):
             turned += sum(abs(a.foreground[0] - b.foreground[0]) for a, b in zip(run.episodes, theirs, strict=True))
             counted += sum(count.counted for count in theirs)
     assert turned <= counted / 100_000
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32"])
+def test_the_precision_is_the_engines_own(toy_root, tmp_path, monkeypatch, precision):
+    """Whatever training set; on a CPU TF32 changes nothing."""
+    task, lists = task_of(toy_root, dtype=torch.float32), lists_of(toy_root, shots=(1,), runs=1)
+    expected = evaluate_lists(task, engine_of(tmp_path), lists).runs[1][0].episodes
+    run, seen, before = Runner._run, set(), tf32()
+
+    def looked_at(self, group):
+        seen.add(tf32())
+        return run(self, group)
+
+    monkeypatch.setattr(Runner, "_run", looked_at)
+    (found,) = evaluate_lists(task, engine_of(tmp_path, precision=precision), lists).runs[1]
+    assert found.episodes == expected
+    assert seen == {(precision == "tf32",) * 2}
+    assert tf32() == before
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -1,5 +1,6 @@
 """Training on the toy dataset: what moves, what is kept, what is refused."""
 
+import copy
 import json
 import re
 import time
@@ -26,7 +27,7 @@ from fss_svf.errors import ConfigError, DataError, TrainingError, WeightsError
 from fss_svf.model import build_backbone, build_model, restore_model, trainable_values
 from fss_svf.registry import METHODS, TUNINGS, Choice
 from fss_svf.training.loop import check_same_data
-from fss_svf.training.optim import describe, make_optimizer, rate_factor, require_gradients, set_rates
+from fss_svf.training.optim import describe, load_optimizer, make_optimizer, rate_factor, require_gradients, set_rates
 from fss_svf.training.pretrain import class_iou, confusion_matrix, pretrain
 from fss_svf.training.tracking import DataWait
 from fss_svf.training.train import train
@@ -362,6 +363,45 @@ def test_rates_of_the_config_are_the_rates_of_the_optimizer():
         rates[step] = {g["name"]: g["lr"] for g in optimizer.param_groups}
     assert set(map(str, rates.values())) == {str({"head": 0.015, "backbone": 0.0015})}
     assert {g["weight_decay"] for g in optimizer.param_groups} == {1e-4}
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_an_optimizers_state_goes_on_fused_or_not(name):
+    """As between a GPU, where it is fused, and a CPU."""
+    options = Optimizer(name, 0.015, 0.0015, 0.9, 1e-4)
+
+    def made(fused):
+        torch.manual_seed(0)
+        model = nn.ModuleDict({"backbone": nn.Linear(2, 3), "head": nn.Linear(3, 4)})
+        optimizer = make_optimizer(model, model["backbone"], options)
+        assert {group["fused"] for group in optimizer.param_groups} == {None}  # nothing is on a GPU
+        if fused:
+            optimizer = type(optimizer)(optimizer.param_groups, fused=True)
+            for group in optimizer.param_groups:
+                group["fused"] = True
+        return model, optimizer
+
+    def go_on(model, optimizer, steps):
+        for step in steps:
+            for p in model.parameters():
+                p.grad = torch.full_like(p, step + 1.0)
+            optimizer.step()
+
+    for fused in (False, True):
+        model, optimizer = made(fused)
+        go_on(model, optimizer, range(2))
+        state = {"model": copy.deepcopy(model.state_dict()), "optimizer": copy.deepcopy(optimizer.state_dict())}
+        go_on(model, optimizer, range(2, 4))
+        for theirs in (False, True):
+            other, its = made(theirs)
+            other.load_state_dict(state["model"])
+            load_optimizer(its, copy.deepcopy(state["optimizer"]))  # whose tensors it takes as they are
+            assert {group["fused"] for group in its.param_groups} == {True if theirs else None}
+            go_on(other, its, range(2, 4))
+            for a, b in zip(other.parameters(), model.parameters(), strict=True):
+                torch.testing.assert_close(
+                    a, b, rtol=0 if theirs == fused else 1e-6, atol=0 if theirs == fused else 1e-7
+                )
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])

@@ -29,8 +29,7 @@ from fss_svf.evaluation.store import CodeStore
 from fss_svf.evaluation.vote import vote
 from fss_svf.evaluation.work import Group, ImageRoles, Query, Support, Supports, roles_of_images
 from fss_svf.methods.method import FewShotMethod, regroup
-
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+from fss_svf.precision import computing
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Engine:
     batch_size  images encoded, and episodes segmented, at a time
     workers     loader processes
     cache_gb    memory for codes; what goes over it waits in `folder`
-    precision   bf16 and fp16: autocast
+    precision   of precision.py
     """
 
     device: torch.device
@@ -112,7 +111,7 @@ class Runner:
             with CodeStore(limit, self.engine.folder, self._next_use) as self._store:
                 for position in self.positions:
                     # A generator must not leave its caller in inference mode.
-                    with torch.inference_mode(), self._autocast():
+                    with torch.inference_mode(), computing(self.engine.device, self.engine.precision):
                         outcome = self._run(self.groups[position])
                     yield position, outcome
         finally:
@@ -278,10 +277,6 @@ class Runner:
                     novel = (stretched[""].softmax(1)[:, 1] > protocol.novel_threshold).cpu()
             for i, images in enumerate(batch):
                 yield images, {name: value[i] for name, value in masks.items()}, None if novel is None else novel[i]
-
-    def _autocast(self) -> torch.autocast:
-        dtype = _AUTOCAST.get(self.engine.precision)
-        return torch.autocast(self.engine.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
     @contextmanager
     def _timed(self, what: str) -> Iterator[None]:

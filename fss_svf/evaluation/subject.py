@@ -107,6 +107,9 @@ def _options(trained: TrainConfig) -> dict[str, Any]:
     parts = {key: to_mapping(getattr(trained, key)) for key in ("method", "backbone", "tuning", "recipe")}
     left_out = {"tuning.cache", "tuning.execution", "backbone.weights", "method.base_learner", "recipe.name"}
     options = {key: value for key, value in _flat(parts).items() if key not in left_out}
+    options |= {
+        key: value for key in ("precision", "overfit") if (value := getattr(trained, key)) not in ("float32", None)
+    }
     if trained.validate.held_out is not None:
         options["validate.held_out"] = to_mapping(trained.validate.held_out)
     return options

@@ -20,9 +20,10 @@ from fss_svf.config import require, to_mapping
 from fss_svf.episode import Code, Episode, Outputs, Prediction
 from fss_svf.errors import ConfigError, WeightsError
 from fss_svf.methods.base_learner import BaseBranch
-from fss_svf.methods.blocks import gram_distance, gram_matrix, resize
+from fss_svf.methods.blocks import at_least_float32, gram_distance, gram_matrix, logits_at
 from fss_svf.methods.method import cross_entropy
 from fss_svf.methods.prior_guided import PriorASPP, Stages, low_feature
+from fss_svf.precision import in_float32
 from fss_svf.registry import METHODS, Choice
 
 
@@ -97,19 +98,21 @@ class BAM(PriorASPP):
         return {**super().compare(query, support), "distance": gram_distance(query["gram"], support["gram"])}
 
     def segment_base(self, query: Code, size: tuple[int, int]) -> Tensor:
-        return resize(query["base"], size)
+        return logits_at(query["base"], size)
 
     def segment(self, query: Code, support: Code, size: tuple[int, int]) -> Prediction:
         """Logits are the ensemble's probabilities (no softmax follows); aux: logits of meta (B, 2, H, W), and of base."""
         support = self.compared_with(query, support)
         distance = support["distance"]
-        weight = self._shot_weights(distance)
-        prototype = torch.einsum("bk,bkc->bc", weight, support["prototype"])
-        prior = torch.einsum("bk,bkchw->bchw", weight, support["prior"])
+        with in_float32(distance.device):
+            weight = self._shot_weights(distance)
+            prototype = torch.einsum("bk,bkc->bc", weight, support["prototype"])
+            prior = torch.einsum("bk,bkchw->bchw", weight, support["prior"])
         meta = self.logits(query["feature"], prototype, prior)
-        final = self._ensemble(meta, query["base"], (weight * distance).sum(1), query.get("own"))
-        outputs = {"meta": lambda: resize(meta, size), "base": lambda: self.segment_base(query, size)}
-        return Prediction(resize(final, size), Outputs(outputs))
+        with in_float32(distance.device):
+            final = self._ensemble(meta, query["base"], (weight * distance).sum(1), query.get("own"))
+        outputs = {"meta": lambda: logits_at(meta, size), "base": lambda: self.segment_base(query, size)}
+        return Prediction(logits_at(final, size), Outputs(outputs))
 
     def losses(self, prediction: Prediction, episode: Episode) -> dict[str, Tensor]:
         """main is the cross-entropy of probabilities taken for logits, as published; base moves nothing."""
@@ -135,7 +138,7 @@ class BAM(PriorASPP):
         own: (B,) the base class of each episode, whose channel says nothing against it in training; None: an evaluation,
         in which the held-out classes' channels say nothing.
         """
-        meta, base = meta.softmax(1), base.softmax(1)
+        meta, base = at_least_float32(meta).softmax(1), at_least_float32(base).softmax(1)
         channels = torch.arange(base.shape[1], device=base.device)
         silent = torch.isin(channels, channels.new_tensor(self.held_out)) if own is None else channels == own[:, None]
         against = (channels > 0) & ~silent

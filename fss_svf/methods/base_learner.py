@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from fss_svf import svf
 from fss_svf.backbones.backbone import STAGES, Backbone
 from fss_svf.errors import WeightsError, listing
-from fss_svf.methods.blocks import resize
+from fss_svf.methods.blocks import logits_at, resize
 from fss_svf.tuning.pretrained import pretrained_copy
 
 BINS = (1, 2, 3, 6)
@@ -62,7 +62,7 @@ class BaseLearner(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) normalised images to logits (B, classes + 1, H, W)."""
         x = self.cls(self.ppm(self.backbone(images)["layer4"]))
-        return resize(x, images.shape[-2:])
+        return logits_at(x, images.shape[-2:])
 
 
 class BaseBranch(nn.Module):

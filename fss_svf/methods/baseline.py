@@ -13,7 +13,7 @@ from torch import Tensor
 from fss_svf.backbones.backbone import Backbone
 from fss_svf.config import require
 from fss_svf.episode import Code, Prediction
-from fss_svf.methods.blocks import resize
+from fss_svf.methods.blocks import logits_at
 from fss_svf.methods.prior_guided import PriorASPP
 from fss_svf.registry import METHODS
 
@@ -41,7 +41,7 @@ class Baseline(PriorASPP):
         support = self.compared_with(query, support)
         prototype, prior = (self._over_shots(support[key]) for key in ("prototype", "prior"))
         logits = self.logits(query["feature"], prototype, prior)
-        return Prediction(resize(logits, size))
+        return Prediction(logits_at(logits, size))
 
     def _over_shots(self, values: Tensor) -> Tensor:
         """(B, K, ...) to (B, ...). The official code sums prototypes and priors over the shots."""

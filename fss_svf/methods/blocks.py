@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fss_svf.precision import in_float32
+
 MAP_EPS = 5e-4
 COSINE_EPS = 1e-7
 
@@ -27,6 +29,11 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def logits_at(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Logits (B, n, h, w) resized to `size` in float32: between two classes the third digit decides."""
+    return resize(at_least_float32(x), size)
+
+
 def foreground(masks: Tensor) -> Tensor:
     """(M, H, W) in {0, 1, 255} to (M, 1, H, W) float: 1 on the class, 0 elsewhere and on ignored pixels."""
     return (masks == 1).float().unsqueeze(1)
@@ -34,7 +41,10 @@ def foreground(masks: Tensor) -> Tensor:
 
 def masked_average_pooling(features: Tensor, mask: Tensor) -> Tensor:
     """(M, C, h, w) and (M, 1, h, w) to prototypes (M, C): sum(f * m) / (sum(m) + 5e-4). An empty mask gives zeros."""
-    return (features * mask).sum((2, 3)) / (mask.sum((2, 3)) + MAP_EPS)
+    # A sum over thousands of positions has more digits than half precision.
+    with in_float32(features.device):
+        features, mask = at_least_float32(features), at_least_float32(mask)
+        return (features * mask).sum((2, 3)) / (mask.sum((2, 3)) + MAP_EPS)
 
 
 def prior_mask(query: Tensor, support: Tensor) -> Tensor:
@@ -44,8 +54,8 @@ def prior_mask(query: Tensor, support: Tensor) -> Tensor:
     normalised per query and shot. `support` is zero outside the object, where the similarity is 0; it may be a list of m
     positions too, (B, K, C, m), as without_empty gives it.
     """
-    # Not under autocast: similarities of deep features differ in the third digit.
-    with torch.autocast(query.device.type, enabled=False):
+    # Similarities of deep features differ in the third digit.
+    with in_float32(query.device):
         q = at_least_float32(query).flatten(2)  # (B, C, n)
         s = without_empty(at_least_float32(support).flatten(3).flatten(0, 1)).unflatten(
             0, support.shape[:2]
@@ -82,7 +92,7 @@ def _best_cosine(query: Tensor, support: Tensor) -> Tensor:
 
 def gram_matrix(features: Tensor) -> Tensor:
     """(B, C, h, w) to (B, C, C): cosine similarities of channels over all positions, BAM's picture of a scene."""
-    with torch.autocast(features.device.type, enabled=False):
+    with in_float32(features.device):
         x = at_least_float32(features).flatten(2)
         norms = x.norm(dim=2, keepdim=True)
         return x @ x.transpose(1, 2) / (norms @ norms.transpose(1, 2) + COSINE_EPS)
@@ -93,7 +103,9 @@ def gram_distance(query: Tensor, support: Tensor) -> Tensor:
 
     The Frobenius norm of the difference over that of a matrix of ones.
     """
-    return (query.unsqueeze(1) - support).flatten(2).norm(dim=2) / query.shape[-1]
+    with in_float32(query.device):
+        difference = at_least_float32(query).unsqueeze(1) - at_least_float32(support)
+        return difference.flatten(2).norm(dim=2) / query.shape[-1]
 
 
 def conv_relu(inputs: int, outputs: int, kernel: int = 1, dilation: int = 1, bias: bool = False) -> nn.Sequential:

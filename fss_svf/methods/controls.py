@@ -11,8 +11,9 @@ from torch.nn import functional as F
 from fss_svf.backbones.backbone import Backbone
 from fss_svf.config import require
 from fss_svf.episode import Code, Prediction
-from fss_svf.methods.blocks import resize
+from fss_svf.methods.blocks import at_least_float32, logits_at, resize
 from fss_svf.methods.method import FewShotMethod
+from fss_svf.precision import in_float32
 from fss_svf.registry import METHODS
 
 
@@ -71,12 +72,16 @@ class Prototype(FewShotMethod):
     def encode_support(self, images: Tensor, masks: Tensor) -> Code:
         feature = self.backbone(images, last=self.stage)[self.stage]
         means = []
-        for value in (0, 1):
-            weight = resize((masks == value).float().unsqueeze(1), feature.shape[-2:])
-            means.append((feature * weight).sum((2, 3)) / (weight.sum((2, 3)) + 1e-5))
+        with in_float32(feature.device):
+            feature = at_least_float32(feature)
+            for value in (0, 1):
+                weight = resize((masks == value).float().unsqueeze(1), feature.shape[-2:])
+                means.append((feature * weight).sum((2, 3)) / (weight.sum((2, 3)) + 1e-5))
         return {"prototypes": torch.stack(means, dim=1)}  # (M, 2, C)
 
     def segment(self, query: Code, support: Code, size: tuple[int, int]) -> Prediction:
-        prototypes = F.normalize(support["prototypes"].mean(1), dim=-1)
-        similarity = torch.einsum("bchw,bnc->bnhw", F.normalize(query["feature"], dim=1), prototypes)
-        return Prediction(resize(similarity, size))
+        feature = at_least_float32(query["feature"])
+        with in_float32(feature.device):
+            prototypes = F.normalize(support["prototypes"].mean(1), dim=-1)
+            similarity = torch.einsum("bchw,bnc->bnhw", F.normalize(feature, dim=1), prototypes)
+        return Prediction(logits_at(similarity, size))

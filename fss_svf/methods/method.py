@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fss_svf.backbones.backbone import Backbone
 from fss_svf.episode import IGNORE, Code, Episode, MeanOver, Prediction
 from fss_svf.errors import ConfigError
+from fss_svf.methods.blocks import at_least_float32
 from fss_svf.registry import Choice
 
 # Which images of a batch.
@@ -143,8 +144,9 @@ def regroup(code: Code, shot: int, way: int = 1) -> Code:
 
 
 def cross_entropy(logits: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean cross-entropy over the pixels of (B, H, W) `mask` that are not 255; 0 where there is none."""
+    """Mean cross-entropy over the pixels of (B, H, W) `mask` that are not 255, in float32; 0 where there is none."""
     assert mask is not None, "an episode without query_mask has no loss"
+    logits = at_least_float32(logits)
     if not (mask != IGNORE).any():
         return logits.sum() * 0  # the mean over no pixel would be NaN
     return torch.nn.functional.cross_entropy(logits, mask.long(), ignore_index=IGNORE)

@@ -20,6 +20,7 @@ from fss_svf.config import require
 from fss_svf.episode import IGNORE, Code, Episode, Prediction
 from fss_svf.methods.blocks import at_least_float32
 from fss_svf.methods.method import FewShotMethod, Rows, flat_supports, regroup
+from fss_svf.precision import in_float32
 from fss_svf.registry import METHODS
 
 SCALE = 20.0  # of the cosine (the paper's alpha)
@@ -105,8 +106,9 @@ def masked_means(features: Tensor, masks: Tensor) -> Tensor:
     The paper's mean over the features at the mask's size: sum(up(f) * m) / (sum(m) + 1e-5); 255 belongs to neither.
     An empty mask gives zeros.
     """
+    # bfloat16 has three digits: too few for an area, or for 20 times a cosine.
     # sum(up(f) * m) = sum(f * up^T(m)): the mask is small, the features at its size would take 0.4 GB an image.
-    with _without_autocast(features):
+    with in_float32(features.device):
         chosen = torch.stack([masks == 0, masks == 1], dim=1).to(at_least_float32(features).dtype)  # (M, 2, H, W)
         rows, columns = (_interpolation(n, to, chosen) for n, to in zip(features.shape[-2:], masks.shape[-2:]))
         return _means(features, rows @ chosen @ columns.T, chosen.sum((2, 3)))
@@ -120,21 +122,17 @@ def _interpolation(n: int, to: int, like: Tensor) -> Tensor:
 
 def _means(features: Tensor, weights: Tensor, area: Tensor) -> Tensor:
     """(M, C, h, w), (M, n, h, w) and (M, n) to (M, n, C): sum(features * weights) / (area + 1e-5)."""
-    with _without_autocast(features):
+    with in_float32(features.device):
         sums = torch.einsum("mchw,mnhw->mnc", features.to(weights.dtype), weights)
         return sums / (area + AREA_EPS).unsqueeze(-1)
 
 
 def cosine_scores(features: Tensor, prototypes: Tensor) -> Tensor:
     """(M, C, h, w) and (M, n, C) to (M, n, h, w): 20 times the cosine of every position with every prototype."""
-    with _without_autocast(features):
+    with in_float32(features.device):
+        prototypes = at_least_float32(prototypes)
         positions = F.normalize(features.to(prototypes.dtype), dim=1, eps=COSINE_EPS)
         return SCALE * torch.einsum("mchw,mnc->mnhw", positions, F.normalize(prototypes, dim=-1, eps=COSINE_EPS))
-
-
-def _without_autocast(x: Tensor) -> torch.autocast:
-    # bfloat16 has three digits: too few for an area, or for 20 times a cosine.
-    return torch.autocast(x.device.type, enabled=False)
 
 
 def alignment_loss(scores: Tensor, query: Tensor, support: Tensor, masks: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from fss_svf.backbones.backbone import Backbone
 from fss_svf.config import require
 from fss_svf.episode import Code, Episode, Prediction
-from fss_svf.methods.blocks import ResidualPair, classifier, conv_relu, resize
+from fss_svf.methods.blocks import ResidualPair, classifier, conv_relu, logits_at, resize
 from fss_svf.methods.method import cross_entropy
 from fss_svf.methods.prior_guided import PriorGuided, merged, once
 from fss_svf.registry import METHODS
@@ -76,10 +76,10 @@ class PFENet(PriorGuided):
                 x = x + self.across[i - 1](torch.cat([x, resize(resize(finer, whole), x.shape[-2:])], dim=1))
             x = self.within[i](x)
             if self.training:
-                auxiliary.append(resize(self.auxiliary[i](x), size))
+                auxiliary.append(logits_at(self.auxiliary[i](x), size))
             reduced.append(self._reduced(i, x, whole))
         logits = self.classifier(self.residual(F.relu(torch.stack(reduced).sum(0), inplace=True)))
-        return Prediction(resize(logits, size), {"bins": torch.stack(auxiliary, dim=1)} if auxiliary else {})
+        return Prediction(logits_at(logits, size), {"bins": torch.stack(auxiliary, dim=1)} if auxiliary else {})
 
     def _reduced(self, i: int, x: Tensor, size: Sequence[int]) -> Tensor:
         """What `reduce`, a 1x1 convolution of all bins at `size`, makes of the i-th: before a resize to more positions."""

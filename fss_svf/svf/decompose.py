@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from fss_svf.precision import in_float32
 from fss_svf.svf.batchnorm import remember
 from fss_svf.svf.cache import cached_svd
 from fss_svf.svf.factors import Factors, matrices_of, svd
@@ -101,7 +102,8 @@ def _factorise(layer: PlainLayer, rank: Rank, rank_multiple: int, cache: Path | 
     """U (g, m, r), S (g, r), Vh (g, r, n) of a layer's weight, cut to its rank, in the weight's dtype and device."""
     weight = layer.weight
     matrices = matrices_of(weight, _groups(layer))
-    u, s, vh = svd(matrices) if cache is None or weight.is_meta else cached_svd(matrices, cache)
+    with in_float32(weight.device):
+        u, s, vh = svd(matrices) if cache is None or weight.is_meta else cached_svd(matrices, cache)
     r = count(rank, s, rank_multiple)
     u, s, vh = (value.to(weight.dtype).contiguous() for value in (u[..., :r], s[..., :r], vh[:, :r]))
     return u, s, vh

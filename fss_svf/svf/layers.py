@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fss_svf.precision import in_float32
 from fss_svf.svf.execution import After, Geometry, factored_conv, factored_is_cheaper
 from fss_svf.svf.factors import Factors
 
@@ -101,9 +102,8 @@ class SVFLayer(nn.Module):
 
     def effective_weight(self) -> Tensor:
         """The weight this layer applies when it is neither merged nor disabled; differentiable in S, U and Vh."""
-        # Rebuilt outside autocast: eight bits of mantissa would blur the small singular values away.
-        # There is no autocast on the meta device, so nothing to leave there.
-        with torch.autocast("cpu" if self.S0.is_meta else self.S0.device.type, enabled=False):
+        # Eight bits of mantissa would blur the small singular values away.
+        with in_float32(self.S0.device):
             s = self.singular_values()
             if self.exact:
                 change = (self.U * (s - self.S0).unsqueeze(1)) @ self.Vh

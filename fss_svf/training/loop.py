@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from fss_svf import distributed
+from fss_svf.backbones.backbone import Backbone
+from fss_svf.backbones.joined import recompute
 from fss_svf.backbones.weights import LoadReport
 from fss_svf.checkpoint import keep_checkpoint, save_checkpoint
 from fss_svf.config import PretrainConfig, TrainConfig, to_mapping
@@ -22,9 +25,10 @@ from fss_svf.console import progress
 from fss_svf.data.index import Index
 from fss_svf.data.loading import Repeated, batches
 from fss_svf.errors import DataError, Stopped, TrainingError
-from fss_svf.model import load_state
+from fss_svf.model import compile_stages, load_state, place
+from fss_svf.precision import autocast, gradient_scaler, set_tf32
 from fss_svf.provenance import provenance, write_json, write_run_folder
-from fss_svf.training.optim import describe, make_optimizer, require_gradients, set_rates
+from fss_svf.training.optim import describe, load_optimizer, make_optimizer, require_gradients, set_rates
 from fss_svf.training.profiling import profiled
 from fss_svf.training.step import LossNotFinite, Shares, Step, in_steps
 from fss_svf.training.stopping import StopSignal
@@ -91,11 +95,12 @@ class _Run:
     ) -> None:
         self.task, self.config, self.out = task, config, out
         self.provenance = provenance()
+        set_tf32(config.precision)
         recipe = config.recipe
         total = max(1, recipe.epochs * task.epoch // recipe.batch_size)
         self.total = min(total, recipe.max_steps or total)
         self.optimizer = make_optimizer(task.model, task.backbone, recipe.optimizer)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+        self.scaler = gradient_scaler(device, config.precision)
         self.step, self.best, self.validated = 0, -1.0, True
         if resumed is not None:
             self._go_on_from(resumed)
@@ -119,12 +124,13 @@ class _Run:
             self.scaler,
             config.accumulate,
             recipe.clip_norm,
+            partial(autocast, device, config.precision),
         )
         log.info("%s: %s", recipe.optimizer.name, describe(self.optimizer))
 
     def _go_on_from(self, resumed: Mapping[str, Any]) -> None:
         load_state(self.task.model, resumed["model"], "resume")
-        self.optimizer.load_state_dict(resumed["optimizer"])
+        load_optimizer(self.optimizer, resumed["optimizer"])
         # Checkpoints of before these have neither.
         if resumed.get("scaler"):
             self.scaler.load_state_dict(resumed["scaler"])
@@ -271,6 +277,15 @@ class _Run:
         self.task.model.eval()  # one image alone has no statistics for a BatchNorm that trains
         terms = self.task.loss(self.task.collate([self.task.make(number)]))
         return str(sum(float(term) for term in terms.values()))
+
+
+def prepare(model: nn.Module, backbone: Backbone, config: TrainConfig | PretrainConfig, device: torch.device) -> None:
+    """Bring the model to the device, in the memory format, and with the backbone run as `config` says."""
+    place(model, device, config.channels_last)
+    if config.recompute:
+        recompute(backbone)
+    if config.compile:
+        compile_stages(backbone)
 
 
 def seen_in_training(

@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from fss_svf import distributed
-from fss_svf.backbones.joined import recompute
 from fss_svf.checkpoint import load_checkpoint
 from fss_svf.config import PretrainConfig
 from fss_svf.data.augment import EvalTransform
@@ -23,9 +22,10 @@ from fss_svf.errors import ConfigError
 from fss_svf.evaluation.counts import class_iou, confusion_matrix
 from fss_svf.methods.base_learner import BaseLearner
 from fss_svf.methods.method import cross_entropy
-from fss_svf.model import build_backbone, choose_device, place, refuse_leak, without_weights
+from fss_svf.model import build_backbone, choose_device, refuse_leak, without_weights
+from fss_svf.precision import computing
 from fss_svf.registry import DATASETS
-from fss_svf.training.loop import Task, check_same_data, fit, seen_in_training
+from fss_svf.training.loop import Task, check_same_data, fit, prepare, seen_in_training
 
 log = logging.getLogger(__name__)
 
@@ -54,9 +54,7 @@ def pretrain(config: PretrainConfig, out: Path) -> float:
     log.info("%s", loaded)
     log.info("fold %d: %s training images of %d base classes", config.fold, f"{len(sampler):,}", len(names))
     model = BaseLearner(backbone, len(names))
-    place(model, device)
-    if config.recompute:
-        recompute(backbone)
+    prepare(model, backbone, config, device)
 
     recipe = config.recipe
     holding = val.index.having(sampler.classes, dataset.options.min_area).nonzero()[0]
@@ -74,7 +72,7 @@ def pretrain(config: PretrainConfig, out: Path) -> float:
         confusion = torch.zeros(len(names) + 1, len(names) + 1, dtype=torch.int64)
         mine = range(distributed.rank(), len(holding), distributed.world())
         for batch in batches(test, collate_labels, mine, recipe.batch_size, config.workers):
-            with torch.no_grad():
+            with torch.no_grad(), computing(device, config.precision):
                 predicted = model(normalize(batch.images.to(device))).argmax(1).cpu()
             confusion += confusion_matrix(predicted, batch.labels, len(names) + 1)
         confusion = torch.stack(distributed.gather(confusion)).sum(0)

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from fss_svf import svf
-from fss_svf.backbones.joined import recompute
 from fss_svf.checkpoint import load_checkpoint
 from fss_svf.config import TrainConfig
 from fss_svf.data.augment import EvalTransform
@@ -27,10 +26,10 @@ from fss_svf.evaluation.pictures import episode_pictures
 from fss_svf.evaluation.plan import require_coverage
 from fss_svf.evaluation.runs import evaluate_lists
 from fss_svf.methods.method import check_way
-from fss_svf.model import build_model, choose_device, place, refuse_leak, trainable_values, without_weights
+from fss_svf.model import build_model, choose_device, refuse_leak, trainable_values, without_weights
 from fss_svf.registry import DATASETS, METHODS
 from fss_svf.reporting.pictures import draw_episodes
-from fss_svf.training.loop import Task, check_same_data, fit, seen_in_training
+from fss_svf.training.loop import Task, check_same_data, fit, prepare, seen_in_training
 from fss_svf.training.selection import make_selection
 from fss_svf.training.tracking import write_scalars
 
@@ -80,9 +79,7 @@ def train(config: TrainConfig, out: Path) -> float:
         f"{trainable_values(model.backbone):,}",
         f"{trainable_values(model):,}",
     )
-    place(model, device)
-    if config.recompute:
-        recompute(model.backbone)
+    prepare(model, model.backbone, config, device)
 
     shown_as = selection.shown if config.overfit is None else f"the first {config.overfit} training episodes"
     if config.overfit is None:
@@ -102,7 +99,7 @@ def train(config: TrainConfig, out: Path) -> float:
         base if model.segments_base and not selection.held_out else None,
     )
     engine = evaluation_engine.Engine(
-        device, config.recipe.batch_size, config.workers, _VALIDATION_CACHE_GB, out / "codes"
+        device, config.recipe.batch_size, config.workers, _VALIDATION_CACHE_GB, out / "codes", config.precision
     )
     shown = replace(validation, specs=validation.specs[:4])
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fss_svf.backbones.backbone import Backbone
 from fss_svf.config import require
+from fss_svf.precision import in_float32
 from fss_svf.registry import TUNINGS
 from fss_svf.tuning.stages import StageOptions, apart, chosen
 
@@ -43,8 +44,9 @@ class LoRAConv2d(nn.Conv2d):
 
     def effective_weight(self) -> Tensor:
         """W + alpha / rank B A, (Cout, Cin, k, k): one convolution, in training and in evaluation alike."""
-        change = self.lora_b @ self.lora_a.flatten(1)
-        return self.weight + self.lora_scale * change.view_as(self.weight)
+        with in_float32(self.weight.device):
+            change = self.lora_b @ self.lora_a.flatten(1)
+            return self.weight + self.lora_scale * change.view_as(self.weight)
 
     def forward(self, input: Tensor) -> Tensor:
         return self._conv_forward(input, self.effective_weight(), self.bias)
