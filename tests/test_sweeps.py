@@ -139,7 +139,7 @@ def test_a_folder_of_another_run_is_refused(fss, small):
     assert fss("train", *small, "hydra.run.dir=run")[0] == 0
     status, _, err = fss("train", *small, "hydra.run.dir=run", "resume=auto", "seed=1", "shot=2")
     assert status == 1
-    assert "run: holds a run with another name, shot, seed; choose another folder (hydra.run.dir)" in err
+    assert "run: holds a run with another name, seed, shot; choose another folder (hydra.run.dir)" in err
     assert len(err.splitlines()) == 1
 
 
