@@ -139,9 +139,7 @@ def _refuse_processes(verb: str, arguments: list[str]) -> str | None:
 
 def _run_verb(verb: str) -> int:
     distributed.start()
-    if verb == "evaluate":  # a training has its own answer
-        # What torchrun sends when another process failed: no codes stay behind.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    _heed_signals(verb)
     try:
         return _follow(verb) if distributed.rank() > 0 else _lead(verb)
     except KeyboardInterrupt:
@@ -150,6 +148,20 @@ def _run_verb(verb: str) -> int:
         return 130
     finally:
         distributed.end()
+
+
+def _heed_signals(verb: str) -> None:
+    """End in an orderly way, so that no codes of an evaluation stay behind, where a scheduler wants its machine back.
+
+    torchrun sends SIGTERM too, when another process failed. A training has another answer from its first step on; before
+    that there is nothing to save, but it can be started again.
+    """
+    if verb not in _LOCKED:
+        return
+    status = STOPPED if verb in TRAINING else 143
+    for name in ("SIGTERM", "SIGUSR1") if verb in TRAINING else ("SIGTERM",):
+        if hasattr(signal, name):  # not on Windows
+            signal.signal(getattr(signal, name), lambda *_: sys.exit(status))
 
 
 def _lead(verb: str) -> int:

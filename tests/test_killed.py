@@ -190,6 +190,17 @@ def test_a_scheduler_stops_a_run_between_its_checkpoints(start, fss, small, tmp_
     assert_same(last(run), last(tmp_path / "whole"))
 
 
+@pytest.mark.long
+def test_a_scheduler_stops_a_run_before_its_first_step(start, small, tmp_path):
+    process = start("-m", "fss_svf", *small)
+    wait_for((tmp_path / "run" / ".hydra").exists, process)
+    os.killpg(process.pid, signal.SIGUSR1)
+    _, err = ended(process, status=75)
+    assert "Traceback" not in err
+    ended(start("-m", "fss_svf", *small, "resume=auto"))
+    assert last(tmp_path / "run")["step"] == 8
+
+
 @pytest.mark.slow
 def test_a_scheduler_stops_a_validation(start, fss, small, tmp_path):
     to_the_end(fss, *small, "hydra.run.dir=whole")

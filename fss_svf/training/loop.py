@@ -111,6 +111,7 @@ class _Run:
                     f"{out}: holds a run already; go on with resume={out}, or choose another hydra.run.dir"
                 )
             write_run_folder(out, config, {**task.trained_on, "processes": distributed.world()})
+            (out / "finished.json").unlink(missing_ok=True)
         # The data, and with it the processes that load it, is at the place of the first step to do.
         make = task.make if config.overfit is None else Repeated(task.make, config.overfit)
         self.stream = batches(make, task.collate, shares, shares.part, config.workers, pin_memory=device.type == "cuda")
