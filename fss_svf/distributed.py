@@ -6,6 +6,7 @@ Without torchrun, and before start(), there is one process: rank 0 of 1, for whi
 from __future__ import annotations
 
 import hashlib
+import inspect
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -115,8 +116,8 @@ def total(values: Sequence[float]) -> list[float]:
 
 def data_parallel(module: Any, backwards: int) -> Any:
     """The torch module with gradients that are the mean over processes. Every process must use the same parameters each
-    time; all start from process 0's values. One process: the module itself. backwards: how many there are before the
-    gradients are wanted.
+    time; all start from process 0's parameters and buffers. One process: the module itself. backwards: how many there are
+    before the gradients are wanted.
 
     Buffers stay each process's own: those of a frozen BatchNorm never change. A BatchNorm that trains takes its
     statistics over all processes on GPUs; PyTorch has none of this kind for the CPU.
@@ -133,7 +134,7 @@ def data_parallel(module: Any, backwards: int) -> Any:
     return nn.parallel.DistributedDataParallel(
         module,
         device_ids=[device] if device.type == "cuda" else None,
-        broadcast_buffers=False,
+        **_buffers_once(module),
         # With no_sync it fails inside PyTorch (2.15: expect_autograd_hooks_).
         static_graph=backwards == 1,
     )
@@ -171,6 +172,18 @@ def anything_said() -> bool:
     with suppress(RuntimeError):
         return _store is not None and bool(_store.check(["said"]))
     return False
+
+
+def _buffers_once(module: Any) -> dict[str, Any]:
+    """Options of DistributedDataParallel for buffers (the factors of SVF) that are process 0's at the start, and not sent
+    again with every forward."""
+    from torch import distributed, nn
+
+    if "forward_sync_buffers" in inspect.signature(nn.parallel.DistributedDataParallel).parameters:  # PyTorch 2.13
+        return {"forward_sync_buffers": False}
+    for buffer in module.buffers():
+        distributed.broadcast(buffer, 0)
+    return {"broadcast_buffers": False}
 
 
 def _trains_statistics(module: Any) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from fss_svf import distributed
 from fss_svf import svf as svf_library
 from fss_svf.config import require
 from fss_svf.errors import ConfigError
@@ -71,7 +72,7 @@ def svf(backbone: nn.Module, options: SVFOptions) -> None:
             options.parametrisation,
             options.execution,
             svf_library.default_cache() if options.cache == "auto" else options.cache,
-            progress=True,
+            progress=distributed.rank() == 0,
         )
     except re.error as error:
         raise ConfigError(
