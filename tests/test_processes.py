@@ -108,7 +108,7 @@ def scores(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "processes"), [("baseline", 3), ("pfenet", 2)])
+@pytest.mark.parametrize(("method", "processes"), [("baseline", 3), pytest.param("pfenet", 2, marks=pytest.mark.long)])
 def test_gradients_are_those_of_one_process(start, small, tmp_path, method, processes):
     """Items hold different numbers of pixels that are not ignored: a mean of the processes' means would be another."""
     arguments = (*small, f"method={method}", "recipe.max_steps=1", "validate.episodes=3")
@@ -188,5 +188,3 @@ def test_an_exception_of_one_process_ends_the_job(start, fss, small, tmp_path):
 def test_a_mistake_is_told_once(start, small):
     _, err = start(*TORCHRUN, 2, "-m", "fss_svf", *small, "recipe.batch_size=5").communicate(timeout=120)
     assert err.count("recipe.batch_size=5: does not divide into 2 processes x accumulate=1") == 1
-    _, err = start(*TORCHRUN, 2, "-m", "fss_svf", *small, "-m", "fold=0,1").communicate(timeout=120)
-    assert err.count("-m under torchrun: a sweep starts its jobs itself; start one torchrun a job") == 1

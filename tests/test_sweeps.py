@@ -200,7 +200,7 @@ if __name__ == "__main__":
 # Sweeps
 
 
-@pytest.mark.parametrize("launcher", ["basic", *(pytest.param(n, marks=pytest.mark.slow) for n in [*LAUNCHERS][1:])])
+@pytest.mark.parametrize("launcher", ["basic", "joblib", pytest.param("submitit_local", marks=pytest.mark.long)])
 def test_a_failed_job_among_others(start, small, tmp_path, launcher):
     # Loaders too: joblib's processes start others in their own way.
     sweep = ("train", "-m", *small, "tuning=frozen,svf", "shot=1,90", "workers=1", *LAUNCHERS[launcher])
@@ -256,7 +256,7 @@ def test_sixteen_jobs_killed_half_way(start, small, tmp_path, launcher):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", [*LAUNCHERS][1:])
+@pytest.mark.parametrize("launcher", ["joblib", pytest.param("submitit_local", marks=pytest.mark.long)])
 def test_an_interrupted_sweep_leaves_nothing_running(start, small, tmp_path, launcher):
     process = start("train", "-m", *small, "tuning=frozen,svf", "recipe.max_steps=9000", "validate.every=9000", "workers=1",
                     *LAUNCHERS[launcher])  # fmt: skip
