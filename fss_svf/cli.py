@@ -44,6 +44,8 @@ VERBS = {
     "evaluate": ("EvaluateConfig", "fss_svf.evaluation.evaluate", "measures mIoU and FB-IoU by a protocol"),
     "compare": ("CompareConfig", "fss_svf.evaluation.compare", "tells two results on the same episodes apart, or not"),
     "report": ("ReportConfig", "fss_svf.reporting.report", "gathers results into a table"),
+    "predict": ("PredictConfig", "fss_svf.prediction.predict", "segments your photographs by a few examples of yours"),
+    "info": ("InfoConfig", "fss_svf.info", "says what is installed, which datasets are ready, what can be chosen"),
 }
 # Exit status of a training that a signal has stopped, and that can go on: EX_TEMPFAIL.
 STOPPED = 75
