@@ -21,7 +21,16 @@ from fss_svf.data.dataset import Dataset, Split
 from fss_svf.errors import ConfigError, FssError, listing
 from fss_svf.registry import BACKBONES, DATASETS, METHODS, TUNINGS, Choice
 
-_PACKAGES = ("fss-svf", "torch", "torchvision", "numpy", "opencv-python-headless", "pycocotools", "hydra-core", "pillow")
+_PACKAGES = (
+    "fss-svf",
+    "torch",
+    "torchvision",
+    "numpy",
+    "opencv-python-headless",
+    "pycocotools",
+    "hydra-core",
+    "pillow",
+)
 # launcher: module, the extra of this package that brings it, what for
 _LAUNCHERS = {
     "joblib": ("hydra_plugins.hydra_joblib_launcher", "joblib", "sweeps side by side on one machine"),

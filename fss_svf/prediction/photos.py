@@ -34,9 +34,7 @@ def find_photos(path: Path, key: str) -> list[Path]:
         # As file systems that know no capitals see it.
         other = found.setdefault(plain(file.stem).casefold(), file)
         if other is not file:
-            raise DataError(
-                f"{file}: its mask would have the same name as that of {other.name}; rename one of the two"
-            )
+            raise DataError(f"{file}: its mask would have the same name as that of {other.name}; rename one of the two")
     if not found:
         raise DataError(f"{key}={path}: no image in this folder ({', '.join(IMAGE_ENDINGS)})")
     return list(found.values())
@@ -94,7 +92,9 @@ def _values(image: Image.Image, path: Path) -> tuple[np.ndarray, bool]:
         image = image.convert("L")
     if image.mode in ("RGBA", "LA"):
         if np.asarray(image)[..., -1].min() < 255:
-            raise DataError(f"{path}: a mask that is transparent in parts; save it in black and white without transparency")
+            raise DataError(
+                f"{path}: a mask that is transparent in parts; save it in black and white without transparency"
+            )
         image = image.convert(image.mode[:-1])
     values = np.asarray(image)
     if image.mode == "RGB":

@@ -68,7 +68,9 @@ def _refuse_existing(out: Path, saved: Path, support: Path, overwrite: bool) -> 
     if out.exists() and not out.is_dir():
         raise DataError(f"out={out}: a file; give a folder")
     if there is not None and not overwrite:
-        raise DataError(f"{there}: exists already; choose another, or say overwrite=true to replace files of the same name")
+        raise DataError(
+            f"{there}: exists already; choose another, or say overwrite=true to replace files of the same name"
+        )
 
 
 def _learn(segmenter: Segmenter, support: Path, examples: list[Example]) -> SupportCode:

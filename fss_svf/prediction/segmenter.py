@@ -1,10 +1,10 @@
 """A trained model for photographs: it learns a class from a few examples, and segments it in as many others as you like.
 
-    from fss_svf import Segmenter
+from fss_svf import Segmenter
 
-    segmenter = Segmenter.load("outputs/train/NAME/STAMP")
-    cats = segmenter.learn(images, masks)           # once
-    masks = segmenter.segment(more_images, cats)    # as often as you like
+segmenter = Segmenter.load("outputs/train/NAME/STAMP")
+cats = segmenter.learn(images, masks)           # once
+masks = segmenter.segment(more_images, cats)    # as often as you like
 """
 
 from __future__ import annotations
@@ -116,7 +116,9 @@ class Segmenter:
         Raises ConfigError for a K that the method cannot do, DataError for a mask of another size or without an object.
         """
         if not images or len(images) != len(masks):
-            raise DataError(f"learn: expected as many masks as images, at least one, got {len(images)} and {len(masks)}")
+            raise DataError(
+                f"learn: expected as many masks as images, at least one, got {len(images)} and {len(masks)}"
+            )
         self.check_shot(len(images))
         names = names or [f"example {number}" for number in range(1, len(images) + 1)]
         with torch.inference_mode():
