@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from fss_svf.cli import conf_dir
 from fss_svf.config import InfoConfig, from_mapping
 from fss_svf.data.build import cores
-from fss_svf.data.dataset import Dataset, Split
+from fss_svf.data.dataset import Dataset, DatasetOptions, Split
 from fss_svf.errors import ConfigError, FssError, listing
 from fss_svf.registry import BACKBONES, DATASETS, METHODS, TUNINGS, Choice
 
@@ -105,7 +105,8 @@ def _datasets(chosen: Mapping[str, Any]) -> Iterator[Line]:
     for name in DATASETS.names():
         try:
             values = dict(chosen) if chosen.get("name") == name else _defaults(name)
-            options = from_mapping(DATASETS.entry(name).options, {k: v for k, v in values.items() if k != "name"})
+            known: type[DatasetOptions] = DATASETS.entry(name).options
+            options = from_mapping(known, {key: value for key, value in values.items() if key != "name"})
             yield name, f"{options.root}: {_state(DATASETS.build(Choice(name, options)))}"
         except (FssError, OSError) as error:
             yield name, str(error)
@@ -128,7 +129,7 @@ def _state(dataset: Dataset) -> str:
         get = f"'{prepare}' renders it" if name == "toy" else "data/README.md shows what goes where"
         return f"not there; {get}"
     try:
-        splits = {split: dataset.split(split) for split in ("train", "val")}  # type: ignore[arg-type]
+        splits = {split: dataset.split(split) for split in ("train", "val")}
     except FssError as error:
         return f"not prepared; '{prepare}' says what is missing, or prepares it ({error})"
     counts = ", ".join(f"{len(split.index):,} images of {name}" for name, split in splits.items())

@@ -45,7 +45,9 @@ def cut_out(
     cv2.setRNGSeed(0)  # GrabCut groups colours from a random start
     if (seeds != cv2.GC_FGD).any():  # of an image the size of a point nothing is to be cut
         models = np.zeros((1, 65)), np.zeros((1, 65))
-        cv2.grabCut(cv2.cvtColor(small, cv2.COLOR_RGB2BGR), seeds, None, *models, _ROUNDS, cv2.GC_INIT_WITH_MASK)
+        cv2.grabCut(
+            cv2.cvtColor(small, cv2.COLOR_RGB2BGR), seeds, (0, 0, 1, 1), *models, _ROUNDS, cv2.GC_INIT_WITH_MASK
+        )
     inside = np.isin(seeds, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.uint8)
     _, parts = cv2.connectedComponents(inside, connectivity=4)
     inside = np.isin(parts, np.unique(parts[marks == _ON])).astype(np.uint8)

@@ -51,7 +51,7 @@ class Marks:
     def boxes(self) -> tuple[Box, ...]:
         if self.box is None:
             return ()
-        return self.box if isinstance(self.box[0], tuple) else (self.box,)  # type: ignore[return-value]
+        return self.box if isinstance(self.box[0], tuple) else (self.box,)
 
     def mask(self, image: np.ndarray, what: str) -> np.ndarray:
         """(H, W) uint8 in {0, 1} for an (H, W, 3) image. Raises DataError for a mark outside it; `what` is the entry."""

@@ -40,7 +40,10 @@ def predict(config: PredictConfig, _: Path) -> None:
     for key, what in _NEEDED.items():
         if getattr(config, key) is None:
             raise ConfigError(f"{key}: nothing given; say {key}=PATH of {what} (docs/predict.md)")
-    assert config.checkpoint and config.support and config.query and config.out
+    assert config.checkpoint is not None
+    assert config.support is not None
+    assert config.query is not None
+    assert config.out is not None
     photos = find_photos(config.query, "query")
     for photo in photos:
         image_size(photo)  # what is no image at all is told before anything is computed

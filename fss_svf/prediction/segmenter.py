@@ -201,5 +201,5 @@ def _identity(state: Mapping[str, Tensor], transform: EvalTransform) -> str:
     told = hashlib.sha256(json.dumps(vars(transform)).encode())
     for name, value in state.items():
         told.update(name.encode())
-        told.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        told.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return told.hexdigest()[:12]
