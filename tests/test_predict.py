@@ -345,6 +345,10 @@ def test_predict_writes_masks_overlays_and_a_table(fss, runs, examples, tmp_path
         ({"out": "text.jpg"}, ("out=", "a file")),
         ({"batch_size": "0"}, ("batch_size",)),
         ({"save_support": "text.jpg"}, ("text.jpg: exists already",)),
+        ({"support": "text.jpg", "save_support": "s.pt"}, ("save_support", "leave save_support out")),
+        ({"out": "examples", "overwrite": "true"}, ("out=", "among the files of support")),
+        ({"out": ".", "overwrite": "true"}, ("out=", "among the files of query")),
+        ({"out": "/proc/none"}, ("out=/proc/none", "cannot be written")),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(fss, runs, examples, tmp_path, changed, words):

@@ -24,6 +24,7 @@ from fss_svf.provenance import write_run_folder
 log = logging.getLogger(__name__)
 
 _COLOUR = (234, 67, 53)
+_SHOWN = "support"  # the folder in `out` that shows the examples
 _NEEDED = {
     "checkpoint": "a run folder of train, or a checkpoint file",
     "support": "a folder of annotated examples, or the support.pt of an earlier predict",
@@ -47,16 +48,23 @@ def predict(config: PredictConfig, _: Path) -> None:
     photos = find_photos(config.query, "query")
     for photo in photos:
         image_size(photo)  # what is no image at all is told before anything is computed
-    saved = config.save_support or config.out / "support.pt"
-    _refuse_existing(config.out, saved, config.support, config.overwrite)
-    examples = [] if config.support.is_file() else read_examples(config.support)
+    saved = None if config.support.is_file() else config.save_support or config.out / "support.pt"
+    if saved is None and config.save_support is not None:
+        raise ConfigError(
+            f"save_support: support={config.support} holds examples encoded already; leave save_support out"
+        )
+    _refuse_existing(config, saved)
+    examples = [] if saved is None else read_examples(config.support)
     segmenter = Segmenter.load(config.checkpoint, config.device, config.precision, config.shots)
     code = _learn(segmenter, config.support, examples)
-    write_run_folder(config.out, config)
-    if examples:
+    try:
+        write_run_folder(config.out, config)
+    except OSError as error:
+        raise DataError(f"out={config.out}: cannot be written ({error.strerror}); choose another folder") from None
+    if saved is not None:
         code.save(saved)
         for example in examples:
-            _save_overlay(config.out / "support" / f"{example.path.stem}.overlay.jpg", example.image, example.mask)
+            _save_overlay(config.out / _SHOWN / f"{example.path.stem}.overlay.jpg", example.image, example.mask)
         log.info("%d examples encoded into %s; support=%s the next time", len(examples), saved, saved)
     found, failed = _segment_all(segmenter, code, photos, config.out, config.batch_size)
     log.info("%d images segmented, the class found in %d of them: %s", len(photos) - len(failed), found, config.out)
@@ -64,13 +72,20 @@ def predict(config: PredictConfig, _: Path) -> None:
         raise DataError(f"{len(failed)} of {len(photos)} images were left out; the first: {failed[0]}")
 
 
-def _refuse_existing(out: Path, saved: Path, support: Path, overwrite: bool) -> None:
-    if saved.exists() and saved == support:
-        return
-    there = out if out.is_dir() and any(out.iterdir()) else saved if saved.exists() else None
+def _refuse_existing(config: PredictConfig, saved: Path | None) -> None:
+    """Raise DataError where files would be written over, or among the photographs. saved: for the encoded examples."""
+    assert config.out is not None
+    out = config.out.resolve()
     if out.exists() and not out.is_dir():
-        raise DataError(f"out={out}: a file; give a folder")
-    if there is not None and not overwrite:
+        raise DataError(f"out={config.out}: a file; give a folder")
+    for key, given in (("query", config.query), ("support", config.support)):
+        assert given is not None
+        theirs = given.resolve() if given.is_dir() else given.resolve().parent
+        # a.png of the masks would take the place of the photograph a.png, or of its mask
+        if given.suffix != ".pt" and {out, out / _SHOWN} & {theirs, theirs / "masks"}:
+            raise DataError(f"out={config.out}: would write among the files of {key}={given}; give a folder of its own")
+    there = config.out if out.is_dir() and any(out.iterdir()) else saved if saved and saved.exists() else None
+    if there is not None and not config.overwrite:
         raise DataError(
             f"{there}: exists already; choose another, or say overwrite=true to replace files of the same name"
         )

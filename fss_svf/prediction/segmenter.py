@@ -84,8 +84,8 @@ class Segmenter:
         self.protocol = replace(protocol, label="original")
         self.identity = _identity(model.state_dict(), transform)
         self._dtype = next(model.backbone.parameters()).dtype
-        svf.merge(model)
         place(model, device)
+        svf.merge(model)
 
     @classmethod
     def load(
