@@ -332,6 +332,27 @@ def test_predict_writes_masks_overlays_and_a_table(fss, runs, examples, tmp_path
     assert "support.pt: encoded by another checkpoint" in one_line(err)
 
 
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+@pytest.mark.parametrize("name", ["baseline", "bam", "panet"])
+def test_another_precision_changes_little_and_codes_go_together(toy_root, name, precision):
+    task = task_of(toy_root, name, dtype=torch.float32)
+    exact = segmenter_of(task)
+    other = Segmenter(task.model, task.transform, task.protocol, torch.device("cpu"), precision)
+    other.identity = exact.identity  # of the merged model it would be another
+    image, label = task.split.pair(0)
+    masks = [(label == label[label > 0][0]).astype(np.uint8)]
+    codes = [segmenter.learn([image], masks) for segmenter in (exact, other)]
+    (expected,) = exact.segment([task.split.image(1)], codes[0])
+    for code in codes:
+        # The random head stands on the edge, half of the pixels on either side: chance would be one half.
+        assert (other.segment([task.split.image(1)], code)[0] != expected).mean() < 0.2
+
+
+def test_shots_mean_is_a_choice_of_loading(runs):
+    assert Segmenter.load(runs[0], shots="mean").model.shots == "mean"
+    assert Segmenter.load(runs[0] / "checkpoints" / "last.pt").model.shots == "own"
+
+
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
