@@ -4,6 +4,9 @@ from fss_svf import Episode, load_official
 
 model = load_official("best.pth", method="bam", backbone="resnet50", shot=1, dataset="pascal")
 prediction = model(Episode(query_image=..., support_images=..., support_masks=...))
+
+segmenter = Segmenter.load("outputs/train/NAME/STAMP")  # photographs, docs/predict.md
+masks = segmenter.segment(images, segmenter.learn(example_images, example_masks))
 """
 
 from __future__ import annotations
@@ -13,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fss_svf.episode import Episode
     from fss_svf.official import load_official
+    from fss_svf.prediction.segmenter import Segmenter
 
 __version__ = "0.1.0"
-__all__ = ["Episode", "load_official"]
+__all__ = ["Episode", "Segmenter", "load_official"]
 
 
 def __getattr__(name: str) -> Any:
@@ -28,4 +32,8 @@ def __getattr__(name: str) -> Any:
         from fss_svf.official import load_official
 
         return load_official
+    if name == "Segmenter":
+        from fss_svf.prediction.segmenter import Segmenter
+
+        return Segmenter
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,6 +6,7 @@ import importlib
 import logging
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import traceback
@@ -44,6 +45,8 @@ VERBS = {
     "evaluate": ("EvaluateConfig", "fss_svf.evaluation.evaluate", "measures mIoU and FB-IoU by a protocol"),
     "compare": ("CompareConfig", "fss_svf.evaluation.compare", "tells two results on the same episodes apart, or not"),
     "report": ("ReportConfig", "fss_svf.reporting.report", "gathers results into a table"),
+    "predict": ("PredictConfig", "fss_svf.prediction.predict", "segments your photographs by a few examples of yours"),
+    "info": ("InfoConfig", "fss_svf.info", "says what is installed, which datasets are ready, what can be chosen"),
 }
 # Exit status of a training that a signal has stopped, and that can go on: EX_TEMPFAIL.
 STOPPED = 75
@@ -51,6 +54,10 @@ STOPPED = 75
 _SHARED = ("pretrain", "train", "evaluate")
 # Verbs whose folder is theirs alone while they work.
 _LOCKED = ("pretrain", "train", "evaluate")
+# Verbs whose values are a person's own files, with names of any letters.
+_FILES = ("predict",)
+# What Hydra's grammar takes without quotes, a comma of a sweep among it; or a value that has quotes or brackets already.
+_PLAIN_VALUE = re.compile(r"[\w\-./:~%@?|+*,$ \\]*|['\"\[{$].*", re.ASCII)
 # Overrides that make sense beside resume=PATH, as those of config.MACHINE do.
 _DATA = ("dataset.root", "dataset.prepared")
 
@@ -91,7 +98,7 @@ def main() -> None:
         return
     if verb not in VERBS:
         _leave(f"fss-svf: no verb {verb!r}{did_you_mean(verb, VERBS)}; known: {', '.join(VERBS)}", 2)
-    sys.argv = [f"fss-svf {verb}", *sys.argv[2:]]
+    sys.argv = [f"fss-svf {verb}", *(_quoted(a) if verb in _FILES else a for a in sys.argv[2:])]
     # Before Hydra makes the run's folder: a mistyped one is not to be made.
     for refused in (_refuse_resume(verb, sys.argv[1:]), _refuse_processes(verb, sys.argv[1:])):
         if refused:
@@ -105,6 +112,15 @@ def _leave(message: str, status: int) -> NoReturn:
         sys.exit(0)
     print(message, file=sys.stderr)
     sys.exit(status)
+
+
+def _quoted(argument: str) -> str:
+    """key=value with quotes where Hydra would not understand the value, such as a file 'bär (1).jpg'."""
+    key, equals, value = argument.partition("=")
+    if argument.startswith("-") or not equals or _PLAIN_VALUE.fullmatch(value):
+        return argument
+    escaped = value.replace("'", "\\'")
+    return f"{key}='{escaped}'"
 
 
 def _refuse_resume(verb: str, arguments: list[str]) -> str | None:

@@ -542,3 +542,29 @@ class CompareConfig:
     name: str
     a: Path | None
     b: Path | None
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """conf/predict.yaml says what each key means. checkpoint, support, query and out may not be null."""
+
+    checkpoint: Path | None
+    support: Path | None
+    query: Path | None
+    out: Path | None
+    save_support: Path | None
+    shots: Literal["train_k", "mean"]
+    device: str
+    precision: Precision
+    batch_size: int
+    overwrite: bool
+
+    def __post_init__(self) -> None:
+        require(self.batch_size >= 1, "batch_size", "a whole number >= 1", self.batch_size)
+
+
+@dataclass(frozen=True)
+class InfoConfig:
+    """dataset: one to look at as it is given, in place of its defaults; empty: none."""
+
+    dataset: dict[str, Any]

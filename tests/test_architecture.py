@@ -25,8 +25,8 @@ LAYERS = [
     {"model", "official"},
     {"reporting"},
     {"evaluation"},
-    {"training"},
-    {"cli", "__main__", "run_folder", "sweeps"},
+    {"training", "prediction"},
+    {"cli", "__main__", "info", "run_folder", "sweeps"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

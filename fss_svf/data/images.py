@@ -20,7 +20,7 @@ _JPEG_END = b"\xff\xd9"
 def read_image(path: Path) -> np.ndarray:
     """(H, W, 3) uint8 RGB, not turned by EXIF. Raises DataError when the file is missing or cannot be decoded whole."""
     raw = _read(path)
-    with _damage_named(path), Image.open(BytesIO(raw)) as image:
+    with damage_named(path), Image.open(BytesIO(raw)) as image:
         # OpenCV is a quarter faster and gives the same values: libjpeg-turbo is behind both. Some ways into it turn what
         # is missing of a file into grey without an error, so only a file that has its end goes there.
         if image.format == "JPEG" and image.mode in ("RGB", "L") and raw.endswith(_JPEG_END):
@@ -48,7 +48,7 @@ def read_label(path: Path) -> np.ndarray:
     """
     # OpenCV would turn the palette into colours; Pillow keeps the indices.
     raw = _read(path)
-    with _damage_named(path), Image.open(BytesIO(raw)) as image:
+    with damage_named(path), Image.open(BytesIO(raw)) as image:
         bits = raw[_PNG_DEPTH] if image.format == "PNG" else 8
         if image.mode not in ("P", "L") or (image.mode == "L" and bits < 8):
             raise DataError(
@@ -73,7 +73,8 @@ def _read(path: Path) -> bytes:
 
 
 @contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
+def damage_named(path: Path) -> Iterator[None]:
+    """What Pillow raises for a file it cannot decode becomes a DataError that names the file."""
     try:
         yield
     except UnidentifiedImageError:
