@@ -9,7 +9,7 @@ from typing import Any
 
 from fss_svf.config import ReportConfig
 from fss_svf.errors import DataError
-from fss_svf.reporting.table import markdown_table
+from fss_svf.reporting.markdown import markdown_table
 
 log = logging.getLogger(__name__)
 _KEYS = {"miou", "fb_iou", "fold", "shot", "method", "tuning", "backbone", "dataset", "protocol", "protocol_hash"}
