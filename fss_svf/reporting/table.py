@@ -189,5 +189,3 @@ def _said(value: Estimate | None, seeds: int) -> str:
 def percent(value: float | None, form: str = ".2f") -> str:
     """A fraction in percent, "-" for none."""
     return ABSENT if value is None else format(100 * value, form)
-
-
