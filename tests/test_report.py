@@ -8,8 +8,8 @@ import pytest
 
 from fss_svf.config import ReportConfig
 from fss_svf.errors import DataError
-from fss_svf.reporting.report import report
 from fss_svf.reporting.markdown import markdown_table
+from fss_svf.reporting.report import report
 
 PROTOCOL = {"name": "svf", "episodes": 1000, "runs": 1, "seed": 321}
 

@@ -30,8 +30,8 @@ from fss_svf.model import choose_device, place, refuse_leak
 from fss_svf.provenance import write_json, write_run_folder
 from fss_svf.registry import DATASETS
 from fss_svf.reporting.gallery import save_gallery
-from fss_svf.reporting.pictures import draw_episodes, save_picture
 from fss_svf.reporting.markdown import markdown_table
+from fss_svf.reporting.pictures import draw_episodes, save_picture
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,6 @@ from fss_svf.evaluation.engine import Engine, Task
 from fss_svf.evaluation.runs import predicted
 from fss_svf.reporting.pictures import EpisodePicture
 
-
 # COCO's folds have 20 novel classes.
 _MOST_CLASSES = 20
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from math import isfinite
 from pathlib import Path
@@ -26,6 +27,7 @@ def read_curves(run: Path) -> Mapping[str, Curve]:
     # Takes most of a second, which a report without curves need not spend.
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it tells the end of each file
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 1, "tensors": 1})
     events.Reload()
     return {name: thinned([(e.step, e.value) for e in events.Scalars(name)]) for name in events.Tags()["scalars"]}

@@ -33,7 +33,7 @@ def page(tables: Sequence[Table], results: Sequence[Result]) -> str:
 
 
 def _file(name: str) -> str:
-    return files("fss_svf.reporting").joinpath("page", name).read_text(encoding="utf-8")
+    return files("fss_svf.reporting").joinpath("page").joinpath(name).read_text(encoding="utf-8")
 
 
 def _table(table: Table) -> str:
@@ -80,7 +80,8 @@ def _bars(table: Table, rows: Sequence[Row], shot: int, fold: int, first: bool) 
     title = f"{result['dataset']}, {result['backbone']}, {shot}-shot, fold {fold} ({result['protocol_hash']})"
     lines = [(name, [_of_class(row.of(shot, fold), name) for row in here]) for name in result["per_class"]]
     drawn = bars("IoU in %; of several training seeds the mean", names, lines)
-    return f"<details{' open' if first else ''}><summary>{escape(title)}</summary><div>{legend(names)}{drawn}</div></details>"
+    opened = " open" if first else ""
+    return f"<details{opened}><summary>{escape(title)}</summary><div>{legend(names)}{drawn}</div></details>"
 
 
 def _of_class(results: Sequence[Result], name: str) -> float | None:

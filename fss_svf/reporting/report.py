@@ -42,7 +42,7 @@ def report(config: ReportConfig, out: Path) -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
         with appearing_whole(path) as unfinished:
             unfinished.write_text(write[suffix]() + "\n", encoding="utf-8")
-    log.info("%d results in %s", len(results), ", ".join(map(str, paths)))
+    log.info("%d results in %s: %s", len(results), paths[0].parent, ", ".join(path.name for path in paths))
     return text
 
 

@@ -90,14 +90,16 @@ def _lines(row: Row, shots: Sequence[int], folds: Sequence[int], notes: _Notes) 
         of_shot = next((p for (s, _), (_, p) in known.items() if s == shot), None)
         for fold in folds:
             value = row.cell(shot, fold)
-            pairs.append((_cell(row, shot, fold, "miou", value), value, of_shot and of_shot.miou[fold]))
+            pairs.append(
+                (_cell(row, shot, fold, "miou", value), value, None if of_shot is None else of_shot.miou[fold])
+            )
         # A published mean is of all folds, and compares with no other.
         whole = of_shot if len(folds) == FOLDS else None
         if len(folds) > 1:
             mean = row.mean(shot, folds)
-            pairs.append((Cell(_said(mean, len(row.seeds))), mean, whole and whole.mean))
+            pairs.append((Cell(_said(mean, len(row.seeds))), mean, None if whole is None else whole.mean))
             fb_iou = row.mean(shot, folds, "fb_iou")
-            pairs.append((Cell(_said(fb_iou, len(row.seeds))), fb_iou, whole and whole.fb_iou))
+            pairs.append((Cell(_said(fb_iou, len(row.seeds))), fb_iou, None if whole is None else whole.fb_iou))
         else:
             value = row.cell(shot, folds[0], "fb_iou")
             pairs.append((_cell(row, shot, folds[0], "fb_iou", value), value, None))
