@@ -59,9 +59,9 @@ def draw_episodes(episodes: Sequence[EpisodePicture]) -> np.ndarray:
 
 
 def draw_strip(episode: EpisodePicture, cell: int) -> np.ndarray:
-    """One episode without words, its images `cell` pixels long at most: (H, W, 3) uint8 RGB."""
+    """One episode without words, its images `cell` pixels long, on grey for light and dark pages: (H, W, 3) uint8 RGB."""
     cells = _cells(episode, cell)
-    strip = Image.new("RGB", (len(cells) * (cell + _GAP) - _GAP, max(c.height for c in cells)), "white")
+    strip = Image.new("RGB", (len(cells) * (cell + _GAP) - _GAP, max(c.height for c in cells)), (128, 128, 128))
     for column, image in enumerate(cells):
         strip.paste(image, (column * (cell + _GAP), 0))
     return np.asarray(strip)
