@@ -43,7 +43,7 @@ VERBS = {
     ),
     "evaluate": ("EvaluateConfig", "fss_svf.evaluation.evaluate", "measures mIoU and FB-IoU by a protocol"),
     "compare": ("CompareConfig", "fss_svf.evaluation.compare", "tells two results on the same episodes apart, or not"),
-    "report": ("ReportConfig", "fss_svf.reporting.report", "gathers results into a table"),
+    "report": ("ReportConfig", "fss_svf.reporting.report", "gathers results into tables and a page"),
 }
 # Exit status of a training that a signal has stopped, and that can go on: EX_TEMPFAIL.
 STOPPED = 75

@@ -156,7 +156,8 @@ def test_ticks_hold_the_values(low, high):
 
 def test_the_gallery_is_small_and_indexed(made, tmp_path):
     entries = read_gallery(tmp_path / "gallery")
-    assert [(e.number, e.classes, e.iou, e.seed) for e in entries][0] == (4, ("cat",), 0.9, 321)
+    first = entries[0]
+    assert (first.number, first.classes, first.iou, first.seed) == (4, ("cat",), 0.9, 321)
     with Image.open(tmp_path / "gallery" / entries[0].file) as strip:
         assert strip.size == (4 * 166 - 6, 120)
     save_gallery(tmp_path / "two", [picture(0, "cat", 0.5, ways=2)], 0)

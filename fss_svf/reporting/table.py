@@ -59,11 +59,11 @@ def _with_further(result: Result) -> list[Result]:
     """The result, and one like it for each of its further predictions."""
     # An interval is of the main prediction alone.
     alone = {key: value for key, value in result.items() if key not in ("interval", "per_class")}
-    further = result.get("also", {}).items()
-    return [
-        result,
-        *({**alone, "fb_iou": None, **scores, "method": f"{result['method']} ({what})"} for what, scores in further),
-    ]
+    found = [result]
+    for what, scores in result.get("also", {}).items():
+        named = {"method": f"{result['method']} ({what})", "prediction": what}
+        found.append({**alone, "fb_iou": None, **scores, **named})
+    return found
 
 
 def _one_table(results: Sequence[Result]) -> Table:
@@ -158,7 +158,7 @@ def _caption(results: Sequence[Result], rows: Sequence[Row], lines: Sequence[Lin
     if any(len(row.seeds) > 1 for row in rows):
         text += " Rows of several training seeds: mean ± standard deviation over them; (n): of n of them only."
     if not any(line.kind == "published" for line in lines):
-        reasons = list(dict.fromkeys(why_none(r) for r in results if "(" not in r["method"]))
+        reasons = list(dict.fromkeys(why_none(r) for r in results if "prediction" not in r))
         return f"{text} Not comparable with published numbers: {reasons[0]}{', and more' if reasons[1:] else ''}."
     return text + (
         " Below ours: the published number, and ours less it, in percentage points; letters say whose it is and in what "
