@@ -44,7 +44,7 @@ VERBS = {
     ),
     "evaluate": ("EvaluateConfig", "fss_svf.evaluation.evaluate", "measures mIoU and FB-IoU by a protocol"),
     "compare": ("CompareConfig", "fss_svf.evaluation.compare", "tells two results on the same episodes apart, or not"),
-    "report": ("ReportConfig", "fss_svf.reporting.report", "gathers results into a table"),
+    "report": ("ReportConfig", "fss_svf.reporting.report", "gathers results into tables and a page"),
     "predict": ("PredictConfig", "fss_svf.prediction.predict", "segments your photographs by a few examples of yours"),
     "info": ("InfoConfig", "fss_svf.info", "says what is installed, which datasets are ready, what can be chosen"),
 }

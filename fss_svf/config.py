@@ -528,11 +528,18 @@ class EvaluateConfig:
         return (self.shot,) if isinstance(self.shot, int) else self.shot
 
 
+ReportFormat = Literal["md", "tex", "csv", "html"]
+
+
 @dataclass(frozen=True)
 class ReportConfig:
     name: str
     runs: tuple[Path, ...] | Path
     out: Path | None
+    formats: tuple[ReportFormat, ...]
+
+    def __post_init__(self) -> None:
+        require(bool(self.formats), "formats", "a list of md, tex, csv, html", self.formats)
 
 
 @dataclass(frozen=True)

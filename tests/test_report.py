@@ -1,15 +1,24 @@
 """Tables: a cell for each result, nothing merged or lost without a word."""
 
+import csv
+import io
 import json
 import logging
+import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from fss_svf.config import ReportConfig
-from fss_svf.errors import DataError
+from fss_svf.errors import ConfigError, DataError
+from fss_svf.reporting.latex import latex
+from fss_svf.reporting.markdown import markdown_table
 from fss_svf.reporting.report import report
-from fss_svf.reporting.table import markdown_table
+from fss_svf.reporting.rows import said_seeds
+from fss_svf.reporting.spreadsheet import spreadsheet
+from fss_svf.reporting.table import make_tables
 
 PROTOCOL = {"name": "svf", "episodes": 1000, "runs": 1, "seed": 321}
 
@@ -40,7 +49,7 @@ def test_a_missing_fold_has_no_mean():
 
 @pytest.mark.parametrize(
     "difference",
-    [{"seed": 322}, {"tuning": "frozen"}, {"trained_at": 5}, {"protocol_hash": "bbbb"}, {"tuning.rank": 4}],
+    [{"tuning": "frozen"}, {"trained_at": 5}, {"protocol_hash": "bbbb"}, {"tuning.rank": 4}],
 )
 def test_results_that_differ_in_how_they_came_about_do_not_share_a_row(difference):
     rows = cells(markdown_table([result(0.1), result(0.6, **difference)]))
@@ -65,14 +74,82 @@ def test_of_two_results_for_one_cell_the_newer_is_shown_and_said(tmp_path, caplo
         path.parent.mkdir()
         path.write_text(json.dumps(result(miou)))
     with caplog.at_level(logging.WARNING):
-        text = report(ReportConfig(name="report", runs=tmp_path, out=None), tmp_path / "out")
+        text = report(ReportConfig(name="report", runs=tmp_path, out=None, formats=("md",)), tmp_path / "out")
     assert [row[-2] for row in cells(text)] == ["60.00"]
     assert "two results for one cell" in caplog.text
     assert (tmp_path / "out" / "report.md").read_text().strip() == text == capsys.readouterr().out.strip()
+
+
+def test_training_seeds_are_joined_with_mean_deviation_and_their_number():
+    both = [result(miou, fold, seed=seed) for fold in (0, 1) for seed, miou in ((1, 0.2), (2, 0.4))]
+    (row,) = cells(markdown_table([*both, result(0.9, 0, seed=5)]))
+    assert row[3] == "1-shot, svf, 3 seeds (1, 2, 5), last step"
+    # Of fold 0 three seeds, of fold 1 two; a mean over folds has those two alone, whose folds are both there.
+    assert row[-4:-1] == ["50.00 ± 36.06", "30.00 ± 14.14 (2)", "30.00 ± 14.14 (2)"]
+    assert row[-1] == "50.00 ± 0.00 (2)"
+
+
+def test_seeds_that_share_no_whole_set_of_folds_have_no_mean():
+    (row,) = cells(markdown_table([result(0.2, 0, seed=1), result(0.4, 1, seed=2)]))
+    assert row[-4:] == ["20.00 (1)", "40.00 (1)", "-", "-"]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "said"), [([7], "seed 7"), ([5, 1], "2 seeds (1, 5)"), ([3, 1, 2], "3 seeds (1 to 3)")]
+)
+def test_seeds_in_words(seeds, said):
+    assert said_seeds(seeds) == said
+
+
+def test_a_file_a_format_beside_each_other(tmp_path):
+    (tmp_path / "result.json").write_text(json.dumps(result(0.1)))
+    config = ReportConfig(
+        name="report", runs=tmp_path, out=tmp_path / "r" / "v1.2.md", formats=("md", "tex", "csv", "html")
+    )
+    report(config, tmp_path / "unused")
+    assert sorted(p.name for p in (tmp_path / "r").iterdir()) == ["v1.2.csv", "v1.2.html", "v1.2.md", "v1.2.tex"]
+
+
+def test_no_format_is_an_error():
+    with pytest.raises(ConfigError, match="formats"):
+        ReportConfig(name="report", runs=Path(), out=None, formats=())
+
+
+def test_latex_holds_no_character_that_would_stop_it():
+    odd = result(0.1, tuning="a_b&50%$#{x}~^\\|<>é")
+    text = latex(make_tables([odd]))
+    row = next(line for line in text.splitlines() if line.startswith("baseline"))
+    assert (
+        r"a\_b\&50\%\$\#\{x\}\textasciitilde{}\textasciicircum{}\textbackslash{}\textbar{}\textless{}\textgreater{}U+00E9"
+        in row
+    )
+    assert text.isascii()
+    columns = re.search(r"begin{tabular}{(\w+)}", text)[1]
+    assert len(re.findall(r"(?<!\\)&", row)) == len(columns) - 1
+    for name in ("document", "table", "tabular"):
+        assert text.count(f"\\begin{{{name}}}") == text.count(f"\\end{{{name}}}") == 1
+    unescaped = text.replace(r"\{", "").replace(r"\}", "")
+    assert unescaped.count("{") == unescaped.count("}")
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex here")
+def test_latex_compiles(tmp_path):
+    (tmp_path / "report.tex").write_text(latex(make_tables([result(0.1, tuning="a_b&50%^~\\")])))
+    command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "report.tex"]
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True).returncode == 0
+
+
+def test_csv_holds_every_key_of_every_result():
+    one = {**result(0.1, fold=1), "interval": {"miou": [0.05, 0.2], "fb_iou": [0.4, 0.6]}, "per_class": {"a,b": 0.3}}
+    first, second = csv.DictReader(io.StringIO(spreadsheet([one, result(0.2, **{"recipe.lr": 0.5})])))
+    assert (first["miou"], first["interval.miou.low"], first["interval.miou.high"]) == ("0.1", "0.05", "0.2")
+    assert (first["per_class.a,b"], second["per_class.a,b"]) == ("0.3", "")
+    assert (first["checkpoint.options.recipe.lr"], second["checkpoint.options.recipe.lr"]) == ("", "0.5")
+    assert (first["fold"], first["protocol.name"], first["seeds"]) == ("1", "svf", "321")
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"miou": 1}'])
 def test_a_file_that_is_no_result_is_named(tmp_path, content):
     (tmp_path / "result.json").write_text(content)
     with pytest.raises(DataError, match=r"result\.json: not"):
-        report(ReportConfig(name="report", runs=(Path(tmp_path),), out=None), tmp_path)
+        report(ReportConfig(name="report", runs=(Path(tmp_path),), out=None, formats=("md",)), tmp_path)

@@ -17,7 +17,7 @@ from fss_svf.data.voc import VOC_CLASSES as VOC
 from fss_svf.errors import ConfigError, DataError
 from fss_svf.methods.bam import BAM, BAMOptions
 from fss_svf.registry import DATASETS, Choice
-from fss_svf.reporting.table import markdown_table
+from fss_svf.reporting.markdown import markdown_table
 from fss_svf.training.pretrain import pretrain
 from fss_svf.training.selection import make_selection
 from fss_svf.training.train import train

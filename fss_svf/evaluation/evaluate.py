@@ -29,8 +29,9 @@ from fss_svf.methods.method import check_way
 from fss_svf.model import choose_device, place, refuse_leak
 from fss_svf.provenance import write_json, write_run_folder
 from fss_svf.registry import DATASETS
+from fss_svf.reporting.gallery import save_gallery
+from fss_svf.reporting.markdown import markdown_table
 from fss_svf.reporting.pictures import draw_episodes, save_picture
-from fss_svf.reporting.table import markdown_table
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +100,10 @@ def evaluate(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:
             log.info("drawing episodes")
             chosen = pick(plan.episodes[shot][0], runs[0].episodes, config.pictures)
             for what, pictures in pictures_of(task, engine, chosen).items():
-                save_picture(folder / f"{what}.png", draw_episodes(pictures))
+                if what == "gallery":
+                    save_gallery(folder / "gallery", pictures, plan.episodes[shot][0].seed)
+                else:
+                    save_picture(folder / f"{what}.png", draw_episodes(pictures))
         warn_of_absent(result)
         log.info("%s", in_words(result))
         warn_of_width(result, protocol.half_width)

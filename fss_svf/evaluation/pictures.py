@@ -12,11 +12,15 @@ from fss_svf.evaluation.engine import Engine, Task
 from fss_svf.evaluation.runs import predicted
 from fss_svf.reporting.pictures import EpisodePicture
 
+# COCO's folds have 20 novel classes.
+_MOST_CLASSES = 20
+
 
 def pick(episodes: EpisodeList, counts: Sequence[EpisodeCount], number: int) -> dict[str, EpisodeList]:
     """`number` episodes each: the first as "episodes", the best and the worst by the IoU of their foreground.
 
-    Of one query the best or worst episode alone, or they would all show the same image.
+    Of one query the best or worst episode alone, or they would all show the same image. "gallery" holds all of them
+    once, and of each class its best and worst episode.
     """
     order = sorted(range(len(episodes)), key=lambda n: _iou(counts[n]))
     chosen = {"episodes": list(range(len(episodes)))[:number]}
@@ -25,7 +29,21 @@ def pick(episodes: EpisodeList, counts: Sequence[EpisodeCount], number: int) -> 
         for n in ranked:
             of_query.setdefault(episodes[n].query, n)
         chosen[what] = list(of_query.values())[:number]
+    if number:
+        chosen["gallery"] = _gallery(episodes, order, chosen)
     return {what: replace(episodes, specs=tuple(episodes[n] for n in numbers)) for what, numbers in chosen.items()}
+
+
+def _gallery(episodes: EpisodeList, order: Sequence[int], chosen: Mapping[str, Sequence[int]]) -> list[int]:
+    """Numbers in ascending order. `order`: all of them, the worst first."""
+    extremes: dict[tuple[int, ...], tuple[int, int]] = {}
+    for n in order:
+        classes = tuple(sorted(episodes[n].class_ids))
+        worst, _ = extremes.get(classes, (n, n))
+        extremes[classes] = worst, n
+    # Of several ways there are very many sets of classes, and the first ones do.
+    of_classes = [n for pair in list(extremes.values())[:_MOST_CLASSES] for n in pair]
+    return sorted({*of_classes, *(n for numbers in chosen.values() for n in numbers)})
 
 
 def pictures_of(task: Task, engine: Engine, chosen: Mapping[str, EpisodeList]) -> dict[str, list[EpisodePicture]]:
@@ -40,11 +58,12 @@ def episode_pictures(task: Task, engine: Engine, episodes: EpisodeList) -> list[
     images = Episodes(task.split, task.annotation)
     found = []
     for spec, said, truth in predicted(task, engine, episodes):
-        names = ", ".join(episodes.index.class_name(c) for c in spec.class_ids)
         iou = _iou(count_episode(episodes.measured(spec), said, truth))
         found.append(
             EpisodePicture(
-                title=f"{names}  IoU {100 * iou:.0f}",
+                number=spec.number,
+                classes=tuple(episodes.index.class_name(c) for c in spec.class_ids),
+                iou=iou,
                 supports=[images.support(spec, 0, way) for way in range(1, spec.way + 1)],
                 query_image=task.split.image(spec.query),
                 truth=truth.numpy(),

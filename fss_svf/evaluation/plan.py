@@ -10,7 +10,7 @@ from typing import Any
 from fss_svf import distributed
 from fss_svf.config import EpisodeFiles, Protocol
 from fss_svf.data.dataset import DatasetOptions
-from fss_svf.data.episodes import make_sampler, split_classes
+from fss_svf.data.episodes import listed_images, make_sampler, split_classes
 from fss_svf.data.index import Index
 from fss_svf.data.manifest import EpisodeList, episodes_hash, load_episodes, save_episodes
 from fss_svf.errors import ConfigError, DataError, listing
@@ -28,6 +28,7 @@ class Plan:
     protocol   with the seeds and the number of episodes as they are
     source     what else decides the episodes, for the protocol's hash
     way        classes an episode
+    listed     images that the fold's list of queries holds
     """
 
     episodes: dict[int, list[EpisodeList]]
@@ -36,6 +37,7 @@ class Plan:
     protocol: Protocol
     source: dict[str, Any]
     way: int
+    listed: int
 
 
 def make_plan(
@@ -89,7 +91,8 @@ def make_plan(
         log.info("episodes written to %s", files.save)
     # A 1-shot episode is the 5-shot episode with its first support.
     by_shot = {shot: [episodes.first_supports(shot) for episodes in lists] for shot in shots}
-    return Plan(by_shot, classes, left_out, protocol, source, way)
+    listed = int(listed_images(index, options, fold, "val").sum())
+    return Plan(by_shot, classes, left_out, protocol, source, way, listed)
 
 
 def require_coverage(lists: Sequence[EpisodeList], classes: Sequence[int], protocol: Protocol) -> None:

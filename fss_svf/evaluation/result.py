@@ -75,6 +75,7 @@ def make_result(
         "trainable_backbone_values": trainable_values(subject.model.backbone),
         "checkpoint": subject.checkpoint,
         "data": data,
+        "images_listed": plan.listed,
         "classes_left_out": [names[c] for c in plan.left_out],
     }
 

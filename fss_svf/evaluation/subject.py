@@ -110,9 +110,27 @@ def _options(trained: TrainConfig) -> dict[str, Any]:
     options |= {
         key: value for key in ("precision", "overfit") if (value := getattr(trained, key)) not in ("float32", None)
     }
+    options |= _data_options(trained.dataset)
     if trained.validate.held_out is not None:
         options["validate.held_out"] = to_mapping(trained.validate.held_out)
     return options
+
+
+def _data_options(dataset: Choice) -> dict[str, Any]:
+    """What of a dataset decides the images and masks of a training; of a list of images the file's name."""
+    keys = (
+        "filter_novel",
+        "min_area",
+        "support_annotation",
+        "class_partition",
+        "mask_mode",
+        "allow_missing",
+        "train_list",
+    )
+    found = {f"dataset.{key}": getattr(dataset.options, key) for key in keys if hasattr(dataset.options, key)}
+    if found.get("dataset.train_list") is not None:
+        found["dataset.train_list"] = Path(found["dataset.train_list"]).name
+    return {"dataset.name": dataset.name, **found}
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

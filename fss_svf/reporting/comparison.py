@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fss_svf.reporting.table import markdown_lines
+from fss_svf.reporting.markdown import markdown_lines
 
 
 def comparison_table(comparison: Mapping[str, Any]) -> str:

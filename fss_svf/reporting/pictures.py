@@ -20,17 +20,25 @@ _SUPPORT, _TRUTH, _PREDICTION = (66, 133, 244), (52, 168, 83), (234, 67, 53)
 
 @dataclass(frozen=True)
 class EpisodePicture:
-    """One row. Images (H, W, 3) uint8 RGB; masks (H', W') uint8 of the same proportions, or of the padded square.
+    """One row: an episode by its number, the classes of its ways, and the IoU of its foreground, a fraction.
+
+    Images (H, W, 3) uint8 RGB; masks (H', W') uint8 of the same proportions, or of the padded square.
 
     supports           image and mask, 1 on the class, of one support of each of N ways
     truth, prediction  masks with n on the class of way n, from 1 to N; anything else is no class
     """
 
-    title: str
+    number: int
+    classes: tuple[str, ...]
+    iou: float
     supports: Sequence[tuple[np.ndarray, np.ndarray]]
     query_image: np.ndarray
     truth: np.ndarray
     prediction: np.ndarray
+
+    @property
+    def title(self) -> str:
+        return f"{', '.join(self.classes)}  IoU {100 * self.iou:.0f}"
 
 
 def draw_episodes(episodes: Sequence[EpisodePicture]) -> np.ndarray:
@@ -42,26 +50,42 @@ def draw_episodes(episodes: Sequence[EpisodePicture]) -> np.ndarray:
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
     for column, title in enumerate(titles):
         draw.text((_GAP + column * (_CELL + _GAP), 3), title, fill="black", font=font)
+    for row, e in enumerate(episodes):
+        top = _HEAD + row * (_CELL + _HEAD + _GAP)
+        draw.text((_GAP, top + 3), e.title, fill="black", font=font)
+        for column, cell in enumerate(_cells(e, _CELL)):
+            sheet.paste(cell, (_GAP + column * (_CELL + _GAP), top + _HEAD))
+    return np.asarray(sheet)
+
+
+def draw_strip(episode: EpisodePicture, cell: int) -> np.ndarray:
+    """One episode without words, its images `cell` pixels long, on grey for light and dark pages: (H, W, 3) uint8 RGB."""
+    cells = _cells(episode, cell)
+    strip = Image.new("RGB", (len(cells) * (cell + _GAP) - _GAP, max(c.height for c in cells)), (128, 128, 128))
+    for column, image in enumerate(cells):
+        strip.paste(image, (column * (cell + _GAP), 0))
+    return np.asarray(strip)
+
+
+def _cells(episode: EpisodePicture, size: int) -> list[Image.Image]:
+    """Supports, query, truth and prediction, the longer side of each `size` pixels."""
+    e, ways = episode, len(episode.supports)
     of_supports, of_truth, of_prediction = [_SUPPORT], [_TRUTH], [_PREDICTION]
     if ways > 1:
         # A class is known by its colour, wherever it is shown.
         of_supports = of_truth = of_prediction = PALETTE[1 : ways + 1].tolist()
-    for row, e in enumerate(episodes):
-        top = _HEAD + row * (_CELL + _HEAD + _GAP)
-        draw.text((_GAP, top + 3), e.title, fill="black", font=font)
-        cells = [
-            *(overlay(image, mask, [colour]) for (image, mask), colour in zip(e.supports, of_supports)),
-            e.query_image,
-            overlay(e.query_image, e.truth, of_truth),
-            overlay(e.query_image, e.prediction, of_prediction),
-        ]
-        for column, cell in enumerate(cells):
-            image = Image.fromarray(cell)
-            # Small images are enlarged too, or a toy episode would be a stamp.
-            scale = _CELL / max(image.size)
-            image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
-            sheet.paste(image, (_GAP + column * (_CELL + _GAP), top + _HEAD))
-    return np.asarray(sheet)
+    cells = [
+        *(overlay(image, mask, [colour]) for (image, mask), colour in zip(e.supports, of_supports)),
+        e.query_image,
+        overlay(e.query_image, e.truth, of_truth),
+        overlay(e.query_image, e.prediction, of_prediction),
+    ]
+    found = []
+    for image in map(Image.fromarray, cells):
+        # Small images are enlarged too, or a toy episode would be a stamp.
+        scale = size / max(image.size)
+        found.append(image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale)))))
+    return found
 
 
 def overlay(image: np.ndarray, mask: np.ndarray, colours: Sequence[Colour]) -> np.ndarray:
@@ -79,6 +103,6 @@ def overlay(image: np.ndarray, mask: np.ndarray, colours: Sequence[Colour]) -> n
     return shown.astype(np.uint8)
 
 
-def save_picture(path: Path, picture: np.ndarray) -> None:
-    """Write (H, W, 3) uint8 RGB as an image file."""
-    Image.fromarray(picture).save(path)
+def save_picture(path: Path, picture: np.ndarray, quality: int = 90) -> None:
+    """Write (H, W, 3) uint8 RGB as an image file; quality: of a JPEG, to 100."""
+    Image.fromarray(picture).save(path, quality=quality)

@@ -1,15 +1,21 @@
-"""fss-svf report: gathers results into tables."""
+"""fss-svf report: gathers results into tables and a page."""
 
 from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from fss_svf.config import ReportConfig
+from fss_svf.config import ReportConfig, ReportFormat
 from fss_svf.errors import DataError
-from fss_svf.reporting.table import markdown_table
+from fss_svf.files import appearing_whole
+from fss_svf.reporting.latex import latex
+from fss_svf.reporting.markdown import markdown
+from fss_svf.reporting.page import page
+from fss_svf.reporting.spreadsheet import spreadsheet
+from fss_svf.reporting.table import make_tables
 
 log = logging.getLogger(__name__)
 _KEYS = {"miou", "fb_iou", "fold", "shot", "method", "tuning", "backbone", "dataset", "protocol", "protocol_hash"}
@@ -17,16 +23,33 @@ _KEYS |= {"backbone_weights", "trainable_backbone_values", "checkpoint", "size",
 
 
 def report(config: ReportConfig, out: Path) -> str:
-    """Print the tables of every result.json under config.runs and write them to config.out, or to `out`/report.md."""
+    """Print the tables of every result.json under config.runs, and write a file a format: `out`/report.md and the like, or
+    config.out with each format's suffix. Returns the tables as Markdown.
+    """
     runs = (config.runs,) if isinstance(config.runs, Path) else config.runs
     results = newest([read_result(path) for run in runs for path in find_results(run)])
-    text = markdown_table(results)
-    path = config.out or out / "report.md"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text + "\n")
+    tables = make_tables(results)
+    text = markdown(tables)
     print(text)
-    log.info("table of %d results in %s", len(results), path)
+    write: dict[str, Callable[[], str]] = {
+        "md": lambda: text,
+        "tex": lambda: latex(tables),
+        "csv": lambda: spreadsheet(results),
+        "html": lambda: page(tables, results),
+    }
+    paths = [_path(config.out or out / "report", suffix) for suffix in config.formats]
+    for suffix, path in zip(config.formats, paths):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with appearing_whole(path) as unfinished:
+            unfinished.write_text(write[suffix]() + "\n", encoding="utf-8")
+    log.info("%d results in %s: %s", len(results), paths[0].parent, ", ".join(path.name for path in paths))
     return text
+
+
+def _path(path: Path, suffix: str) -> Path:
+    """`path` with the suffix of a format in place of another format's; any other dot belongs to its name."""
+    name = path.stem if path.suffix[1:] in get_args(ReportFormat) else path.name
+    return path.with_name(f"{name}.{suffix}")
 
 
 def find_results(run: Path) -> list[Path]:

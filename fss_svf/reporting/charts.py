@@ -1,0 +1,113 @@
+"""Charts as SVG and bars as HTML, whose colours a page's style gives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from math import ceil, floor, log10
+
+from fss_svf.reporting.curves import Curve
+
+_WIDTH, _HEIGHT = 480, 240
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 10, 34
+# Of the page's style; a chart of more lines begins again.
+COLOURS = 8
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Curves of one colour and one entry in the legend."""
+
+    name: str
+    curves: Sequence[Curve]
+
+
+def line_chart(title: str, series: Sequence[Lines], unit: str = "") -> str:
+    """An SVG with its title and legend, steps from left to right; nothing where no curve has a point."""
+    points = [point for lines in series for curve in lines.curves for point in curve]
+    if not points:
+        return ""
+    steps = [step for step, _ in points]
+    values = [value for _, value in points]
+    across, up = ticks(min(steps), max(steps), 5), ticks(min(values), max(values), 5)
+    x = _scale(min(across[0], *steps), max(across[-1], *steps), _LEFT, _WIDTH - _RIGHT)
+    y = _scale(up[0], up[-1], _HEIGHT - _BOTTOM, _TOP)
+    parts = []
+    for value in up:
+        parts.append(
+            f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>'
+        )
+        parts.append(f'<text x="{_LEFT - 6}" y="{y(value) + 4:.1f}" text-anchor="end">{_short(value)}</text>')
+    for step in across:
+        parts.append(f'<text x="{x(step):.1f}" y="{_HEIGHT - 16}" text-anchor="middle">{_short(step)}</text>')
+    parts.append(f'<text x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 2}" text-anchor="end">step</text>')
+    for number, lines in enumerate(series):
+        for curve in lines.curves:
+            path = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in curve)
+            colour = f"c{number % COLOURS}"
+            if len(curve) == 1:
+                step, value = curve[0]
+                parts.append(f'<circle class="{colour} dot" cx="{x(step):.1f}" cy="{y(value):.1f}" r="3"/>')
+            else:
+                thin = " thin" if len(lines.curves) > 1 else ""
+                parts.append(f'<polyline class="{colour}{thin}" points="{path}"/>')
+    ends = [f"{lines.name}{_end(lines, unit)}" for lines in series]
+    said = escape(f"{title}: {'; '.join(ends)}", quote=True)
+    return (
+        f'<figure class="chart"><figcaption>{escape(title)}</figcaption>'
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{said}">{"".join(parts)}</svg>'
+        f"{legend(ends)}</figure>"
+    )
+
+
+def legend(names: Sequence[str]) -> str:
+    """A list of names, each with the colour of its place."""
+    entries = (f'<li><span class="key b{i % COLOURS}"></span>{escape(name)}</li>' for i, name in enumerate(names))
+    return f'<ul class="legend">{"".join(entries)}</ul>'
+
+
+def bars(caption: str, names: Sequence[str], lines: Sequence[tuple[str, Sequence[float | None]]]) -> str:
+    """A table of bars: a row a line (its label, a fraction of each of `names` or None), a bar a name in its colour."""
+    rows = []
+    for label, values in lines:
+        drawn = []
+        for i, (name, value) in enumerate(zip(names, values)):
+            width, number = (0.0, "-") if value is None else (100 * value, f"{100 * value:.1f}")
+            drawn.append(
+                f'<div class="bar" title="{escape(name, quote=True)}"><span class="b{i % COLOURS}" '
+                f'style="width:{width:.1f}%"></span><b>{number}</b></div>'
+            )
+        rows.append(f'<tr><th scope="row">{escape(label)}</th><td>{"".join(drawn)}</td></tr>')
+    return f'<table class="bars"><caption>{escape(caption)}</caption><tbody>{"".join(rows)}</tbody></table>'
+
+
+def ticks(low: float, high: float, about: int) -> list[float]:
+    """Some `about` round values from low or below to high or above."""
+    if low == high:
+        low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
+    raw = (high - low) / about
+    size = 10.0 ** floor(log10(raw))
+    step = next(size * factor for factor in (1, 2, 2.5, 5, 10) if size * factor >= raw * (1 - 1e-9))
+    return [step * i for i in range(floor(low / step + 1e-9), ceil(high / step - 1e-9) + 1)]
+
+
+class _scale:
+    """From values to pixels."""
+
+    def __init__(self, low: float, high: float, start: float, end: float) -> None:
+        self.low, self.start, self.factor = low, start, (end - start) / (high - low)
+
+    def __call__(self, value: float) -> float:
+        return self.start + (value - self.low) * self.factor
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _end(lines: Lines, unit: str) -> str:
+    """The last value of a single curve."""
+    if len(lines.curves) != 1 or not lines.curves[0]:
+        return f" ({len(lines.curves)} layers)" if len(lines.curves) > 1 else ""
+    return f" {lines.curves[0][-1][1]:.3g}{unit}"

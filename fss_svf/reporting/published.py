@@ -1,0 +1,177 @@
+"""Numbers that papers print, and in what a result differs from what they measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import yaml
+
+FOLDS = 4
+# SVF at the official code's ranks is the papers' SVF too.
+_SAME_TUNING = {"svf_official": "svf"}
+_ABSENT = object()
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a paper prints for one dataset, backbone, method and tuning at one shot.
+
+    miou    of folds 0 to 3, fractions, None where it is not printed
+    mean    over the four folds, or None
+    fb_iou  the mean over the four folds, or None
+    source  the paper, with its table; dagger: trained without images that hold a novel class
+    """
+
+    miou: tuple[float | None, ...]
+    mean: float | None
+    fb_iou: float | None
+    source: str
+    dagger: bool
+    entry: Mapping[str, Any]
+
+
+def published(result: Mapping[str, Any]) -> Published | None:
+    """The published row beside which a result belongs, of two the one with as many training images; None for none.
+
+    Other classes (a partition of another paper, several ways) are another task, for which no number is printed.
+    """
+    facts, partition = _facts(), result.get("data", {}).get("class_partition")
+    of_dataset = facts["datasets"].get(result["dataset"])
+    if of_dataset is None or result.get("way", 1) != 1 or partition not in (None, of_dataset["class_partition"]):
+        return None
+    wanted = {key: result[key] for key in ("dataset", "backbone", "method")}
+    wanted["tuning"] = _SAME_TUNING.get(result["tuning"], result["tuning"])
+    rows = [
+        row
+        for row in facts["rows"]
+        if all(row[key] == value for key, value in wanted.items()) and result["shot"] in row["miou"]
+    ]
+    if not rows:
+        return None
+    dagger = _options(result).get("dataset.filter_novel", True)
+    row = next((row for row in rows if row["dagger"] == dagger), rows[0])
+    *folds, mean = (_fraction(value) for value in row["miou"][result["shot"]])
+    fb_iou = _fraction(row.get("fb_iou", {}).get(result["shot"]))
+    source = facts["sources"][row["source"]]
+    if fb_iou is not None and row["fb_iou_source"] != row["source"]:
+        source += f"; its FB-IoU: {facts['sources'][row['fb_iou_source']]}"
+    return Published(tuple(folds), mean, fb_iou, source, row["dagger"], row)
+
+
+def why_none(result: Mapping[str, Any]) -> str:
+    """Why there is no published number beside a result."""
+    dataset, partition = result["dataset"], result.get("data", {}).get("class_partition")
+    of_dataset = _facts()["datasets"].get(dataset)
+    if of_dataset is None:
+        return f"papers print none for dataset {dataset}"
+    if result.get("way", 1) != 1:
+        return "the kept ones are of one class at once"
+    if partition not in (None, of_dataset["class_partition"]):
+        return f"the kept ones are of the {of_dataset['class_partition']} partition of classes, this is {partition}"
+    return f"none is kept for {result['method']}, {result['tuning']}, {result['backbone']} at {result['shot']} shots"
+
+
+def differences(result: Mapping[str, Any], row: Published) -> list[str]:
+    """In what the result was measured or trained otherwise than the published number, a phrase each; none: the same."""
+    return [*_of_data(result), *_of_measurement(result, row), *_of_training(result, row)]
+
+
+def _of_data(result: Mapping[str, Any]) -> Iterator[str]:
+    expected, data = _facts()["datasets"][result["dataset"]], result.get("data", {})
+    listed, all_images = result.get("images_listed"), expected["images"][result["fold"]]
+    if listed is None:
+        yield "whether all test images were there is not recorded"
+    elif listed != all_images:
+        yield f"part of the data: other test images (fold {result['fold']} lists {listed:,} of {all_images:,})"
+    area = data.get("min_area", expected["min_area"])
+    if area != expected["min_area"]:
+        yield f"min_area {area} instead of {expected['min_area']}"
+    if data.get("support_annotation", "mask") != "mask":
+        yield f"supports annotated by {data['support_annotation']}"
+    if "episodes" in data:
+        yield "episodes of a file"
+    if result.get("classes_left_out"):
+        yield "classes left out"
+
+
+def _of_measurement(result: Mapping[str, Any], row: Published) -> Iterator[str]:
+    facts = _facts()
+    size = facts["protocols"][_training(row)["protocol"]].get("size", facts["datasets"][result["dataset"]]["size"])
+    expected, own = facts["protocols"][_training(row)["protocol"]], result["protocol"]
+    other = []
+    for key, value in expected.items():
+        # How shots come together says nothing at one shot; more runs of the same are the same measurement.
+        if (key, result["shot"]) == ("shots", 1) or key in ("runs", "size") or own.get(key, value) == value:
+            continue
+        other.append(f"{key} {own[key]} instead of {value}")
+    if other:
+        yield f"protocol {own['name']}: {', '.join(other)}"
+    if result["size"] != size:
+        yield f"{result['size']} px instead of {size}"
+    if result.get("precision", "float32") != "float32":
+        yield f"measured in {result['precision']}"
+    if "note" in row.entry:
+        yield f"published: {row.entry['note']}"
+
+
+def _of_training(result: Mapping[str, Any], row: Published) -> Iterator[str]:
+    trained, expected = result["checkpoint"], _training(row)
+    weights = result["backbone_weights"].split(", ")[0]
+    if weights != expected["weights"]:
+        yield f"backbone weights {weights} instead of {expected['weights']}"
+    if trained is None:
+        yield "nothing was trained"
+        return
+    if expected["trained_k"] and trained["shot"] != result["shot"]:
+        yield f"trained at {trained['shot']} shots instead of {result['shot']}"
+    if not trained["selection"].startswith("best"):
+        yield f"checkpoint: {trained['selection'].split(':')[0]}; published: the best on the test episodes"
+    elif "held-out" in trained["selection"]:
+        yield "checkpoint chosen on held-out base classes; published: the best on the test episodes"
+    options = _options(result)
+    if not options:
+        yield "options of the training are not recorded"
+        return
+    wanted = {"dataset.name": result["dataset"], "dataset.filter_novel": row.dagger, "dataset.allow_missing": False}
+    wanted |= {"dataset.train_list": None, "dataset.support_annotation": "mask", "validate.held_out": None}
+    wanted |= {"dataset.min_area": _facts()["datasets"][result["dataset"]]["min_area"], "overfit": None}
+    other = []
+    for key, value in {**wanted, **expected["options"]}.items():
+        if options.get(key, value) != value:
+            other.append(f"{key}={options[key]} instead of {value}")
+    if "dataset.name" not in options:
+        other.append("its dataset's options are not recorded")
+    if other:
+        yield f"training: {', '.join(other)}"
+
+
+def _training(row: Published) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = _facts()["trainings"][row.entry["training"]]
+    return found
+
+
+def _options(result: Mapping[str, Any]) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = (result["checkpoint"] or {}).get("options", {})
+    return found
+
+
+def _fraction(percent: float | None) -> float | None:
+    return None if percent is None else percent / 100
+
+
+@cache
+def _facts() -> Mapping[str, Any]:
+    """published.yaml as it stands."""
+    text = files("fss_svf.reporting").joinpath("published.yaml").read_text(encoding="utf-8")
+    found: Mapping[str, Any] = yaml.safe_load(text)
+    return found
+
+
+def rows() -> Sequence[Mapping[str, Any]]:
+    """Every published row, as published.yaml holds it."""
+    found: Sequence[Mapping[str, Any]] = _facts()["rows"]
+    return found
