@@ -15,7 +15,8 @@ from fss_svf.reporting.rows import Result
 def training(results: Sequence[Result]) -> str:
     """A part a run folder, the first of them open, and a list of those without curves."""
     runs = {str(run_folder(c["path"])): r for r in results if (c := r["checkpoint"]) and c.get("path")}
-    parts, missing = [], []
+    parts: list[str] = []
+    missing: list[str] = []
     for run, result in runs.items():
         curves = read_curves(Path(run))
         if curves:
