@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from html import escape
+from pathlib import Path
 
 from fss_svf.reporting.charts import Lines, line_chart
 from fss_svf.reporting.curves import Curve, read_curves, run_folder
@@ -12,24 +13,30 @@ from fss_svf.reporting.rows import Result
 
 
 def training(results: Sequence[Result]) -> str:
-    """A part a run folder, the first of them open."""
+    """A part a run folder, the first of them open, and a list of those without curves."""
     runs = {str(run_folder(c["path"])): r for r in results if (c := r["checkpoint"]) and c.get("path")}
-    parts = [_one(run, result, first=i == 0) for i, (run, result) in enumerate(runs.items())]
+    parts: list[str] = []
+    missing: list[str] = []
+    for run, result in runs.items():
+        curves = read_curves(Path(run))
+        if curves:
+            opened = "" if parts else " open"
+            parts.append(
+                f"<details{opened}><summary>{escape(_title(result))}</summary><div>"
+                f'<p class="soft">{escape(run)}</p><div class="charts">{"".join(_charts(curves))}</div></div></details>'
+            )
+        else:
+            why = "it holds no TensorBoard file" if Path(run).is_dir() else "there is no such folder here"
+            missing.append(f"<li>{escape(_title(result))}: {escape(run)}: {why}</li>")
+    if missing:
+        parts.append(f'<p>Trainings without curves:</p><ul class="notes">{"".join(missing)}</ul>')
     return "\n".join(parts) or "<p>No result comes from a training.</p>"
 
 
-def _one(run: str, result: Result, first: bool) -> str:
+def _title(result: Result) -> str:
     trained = result["checkpoint"]
     names = [result[key] for key in ("method", "tuning", "dataset", "backbone")]
-    title = f"{', '.join(names)}, fold {result['fold']}, {trained['shot']}-shot, seed {trained['seed']}"
-    folder = run_folder(run)
-    curves = read_curves(folder)
-    if curves:
-        body = f'<p class="soft">{escape(run)}</p><div class="charts">{"".join(_charts(curves))}</div>'
-    else:
-        why = "it holds no TensorBoard file" if folder.is_dir() else "there is no such folder here"
-        body = f"<p>No curves: {escape(run)}: {why}.</p>"
-    return f"<details{' open' if first else ''}><summary>{escape(title)}</summary><div>{body}</div></details>"
+    return f"{', '.join(names)}, fold {result['fold']}, {trained['shot']}-shot, seed {trained['seed']}"
 
 
 def _charts(curves: Mapping[str, Curve]) -> list[str]:

@@ -13,7 +13,6 @@ import yaml
 FOLDS = 4
 # SVF at the official code's ranks is the papers' SVF too.
 _SAME_TUNING = {"svf_official": "svf"}
-_ABSENT = object()
 
 
 @dataclass(frozen=True)
