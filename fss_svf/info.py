@@ -34,7 +34,7 @@ _PACKAGES = (
 # launcher: module, the extra of this package that brings it, what for
 _LAUNCHERS = {
     "joblib": ("hydra_plugins.hydra_joblib_launcher", "joblib", "sweeps side by side on one machine"),
-    "submitit": ("hydra_plugins.hydra_submitit_launcher", "slurm", "sweeps on a Slurm cluster"),
+    "submitit_slurm": ("hydra_plugins.hydra_submitit_launcher", "slurm", "sweeps on a Slurm cluster"),
 }
 _WIDTH = 80
 
