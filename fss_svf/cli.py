@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import logging
 import multiprocessing
 import os
@@ -43,6 +44,7 @@ VERBS = {
         "makes a run folder of an official checkpoint",
     ),
     "evaluate": ("EvaluateConfig", "fss_svf.evaluation.evaluate", "measures mIoU and FB-IoU by a protocol"),
+    "reproduce": ("ReproduceConfig", "fss_svf.reproduction.reproduce", "runs what a table still lacks, and reports"),
     "compare": ("CompareConfig", "fss_svf.evaluation.compare", "tells two results on the same episodes apart, or not"),
     "report": ("ReportConfig", "fss_svf.reporting.report", "gathers results into tables and a page"),
     "predict": ("PredictConfig", "fss_svf.prediction.predict", "segments your photographs by a few examples of yours"),
@@ -53,7 +55,7 @@ STOPPED = 75
 # Verbs that share their work among the processes of torchrun.
 _SHARED = ("pretrain", "train", "evaluate")
 # Verbs whose folder is theirs alone while they work.
-_LOCKED = ("pretrain", "train", "evaluate")
+_LOCKED = ("pretrain", "train", "evaluate", "reproduce")
 # Verbs whose values are a person's own files, with names of any letters.
 _FILES = ("predict",)
 # What Hydra's grammar takes without quotes, a comma of a sweep among it; or a value that has quotes or brackets already.
@@ -98,7 +100,8 @@ def main() -> None:
         return
     if verb not in VERBS:
         _leave(f"fss-svf: no verb {verb!r}{did_you_mean(verb, VERBS)}; known: {', '.join(VERBS)}", 2)
-    sys.argv = [f"fss-svf {verb}", *(_quoted(a) if verb in _FILES else a for a in sys.argv[2:])]
+    arguments = _with_overrides(sys.argv[2:]) if verb == "reproduce" else sys.argv[2:]
+    sys.argv = [f"fss-svf {verb}", *(_quoted(a) if verb in _FILES else a for a in arguments)]
     # Before Hydra makes the run's folder: a mistyped one is not to be made.
     for refused in (_refuse_resume(verb, sys.argv[1:]), _refuse_processes(verb, sys.argv[1:])):
         if refused:
@@ -112,6 +115,14 @@ def _leave(message: str, status: int) -> NoReturn:
         sys.exit(0)
     print(message, file=sys.stderr)
     sys.exit(status)
+
+
+def _with_overrides(arguments: list[str]) -> list[str]:
+    """What stands behind -- as the key that hands it on to every training."""
+    if "--" not in arguments:
+        return arguments
+    at = arguments.index("--")
+    return [*arguments[:at], f"overrides={json.dumps(arguments[at + 1 :], ensure_ascii=False)}"]
 
 
 def _quoted(argument: str) -> str:
@@ -197,7 +208,7 @@ def _lead(verb: str) -> int:
     except (HydraException, OmegaConfBaseException) as error:
         if asked_for_trace:
             raise
-        print(f"fss-svf {verb}: {_one_line(error, verb)}", file=sys.stderr)
+        print(f"fss-svf {verb}: {one_line(error, verb)}", file=sys.stderr)
     except Logged:
         told()
     except Exception as error:
@@ -268,7 +279,7 @@ def _tell(verb: str, error: Exception) -> None:
     elif isinstance(error, FssError):
         text = str(error)
     elif isinstance(error, OmegaConfBaseException):
-        text = _one_line(error, verb)
+        text = one_line(error, verb)
     else:
         text = f"unexpected error\n{traceback.format_exc()}"
     who = f"process {distributed.rank()}: " if distributed.world() > 1 else ""
@@ -328,7 +339,7 @@ def _config_of(verb: str, run: Path) -> Any:
         raise ConfigError(f"resume={run}: no run folder of evaluate; {path.name}: {told}") from None
 
 
-def _one_line(error: Exception, verb: str) -> str:
+def one_line(error: Exception, verb: str) -> str:
     """Hydra's and OmegaConf's pages as one line with the way out."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__

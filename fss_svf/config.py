@@ -543,6 +543,59 @@ class ReportConfig:
 
 
 @dataclass(frozen=True)
+class Table:
+    """A grid of trainings whose results make a table.
+
+    rows           by their names: overrides of fss-svf train, separated by blanks; @base stands for the run folder of
+                   the base learner of the row's backbone and the fold
+    base_learners  overrides of fss-svf pretrain, by the name of the backbone
+    train, evaluate  further overrides of every fss-svf train, of every fss-svf evaluate
+    train_shot     each: a model for each of `shots`; a number: one model of so many, tested at all of them
+    """
+
+    name: str
+    rows: dict[str, str]
+    base_learners: dict[str, str]
+    train: tuple[str, ...]
+    evaluate: tuple[str, ...]
+    folds: tuple[int, ...]
+    shots: tuple[int, ...]
+    seeds: tuple[int, ...]
+    train_shot: Literal["each"] | int
+
+    def __post_init__(self) -> None:
+        require(bool(self.rows), "rows", "overrides by names, at least one", self.rows)
+        for key in ("folds", "shots", "seeds"):
+            values = getattr(self, key)
+            expected = "a list of different values, at least one"
+            require(0 < len(set(values)) == len(values), key, expected, list(values))
+        for seed in self.seeds:
+            _check_seed(seed)
+        require(all(shot >= 1 for shot in self.shots), "shots", "a list of whole numbers >= 1", list(self.shots))
+        at = self.train_shot
+        require(at == "each" or at >= 1, "train_shot", "each, or a whole number >= 1", at)
+
+
+@dataclass(frozen=True)
+class ReproduceConfig:
+    """conf/reproduce.yaml says what each key means."""
+
+    name: str
+    table: Table
+    plan: bool
+    only: tuple[str, ...]
+    overrides: tuple[str, ...]
+    jobs: int
+    processes: int
+    tflops: float
+
+    def __post_init__(self) -> None:
+        require(self.jobs >= 1, "jobs", "a whole number >= 1", self.jobs)
+        require(self.processes >= 1, "processes", "a whole number >= 1", self.processes)
+        require(self.tflops > 0, "tflops", "a number > 0", self.tflops)
+
+
+@dataclass(frozen=True)
 class CompareConfig:
     """Two results: folders of evaluate, or their result.json. Neither may be null."""
 

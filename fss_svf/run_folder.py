@@ -50,7 +50,7 @@ def go_on(checked: Any, out: Path) -> tuple[Any, float | None]:
 
     Raises ConfigError for a folder that holds another run.
     """
-    then = _recorded(type(checked), out)
+    then = recorded(type(checked), out)
     others = config.differing(then, checked) if then is not None else []
     if others:
         raise ConfigError(
@@ -85,13 +85,13 @@ def _earlier(verb: str, runs: Path, root: DictConfig) -> Path | None:
     except (FssError, OmegaConfBaseException):
         return None  # what is wrong with the config the job itself says
     for folder in sorted(runs.iterdir(), reverse=True):  # their names begin with the time
-        then = _recorded(TRAINING[verb], folder)
+        then = recorded(TRAINING[verb], folder)
         if then is not None and not config.differing(then, now):
             return folder
     return None
 
 
-def _recorded(cls: type, folder: Path) -> Any:
+def recorded(cls: type, folder: Path) -> Any:
     """The config of the run in `folder`, also of one that ended before it wrote its own; None without one."""
     for path in (folder / "config.yaml", folder / ".hydra" / "config.yaml"):
         try:

@@ -26,7 +26,7 @@ LAYERS = [
     {"reporting"},
     {"evaluation"},
     {"training", "prediction"},
-    {"cli", "__main__", "info", "run_folder", "sweeps"},
+    {"cli", "__main__", "info", "run_folder", "sweeps", "reproduction"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

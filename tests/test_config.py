@@ -21,7 +21,7 @@ GROUPS = {"dataset": DATASETS, "backbone": BACKBONES, "method": METHODS, "tuning
 # What import-official alone takes for a method.
 NO_METHOD = {"base_learner"}
 # Which verb composes an option of a group.
-VERB_OF = {"protocol": "train", "recipe": "train", "dataset": "train", "backbone": "train", "tuning": "train"}
+VERB_OF = dict.fromkeys(("protocol", "recipe", "dataset", "backbone", "tuning"), "train") | {"table": "reproduce"}
 
 
 def compose(verb, *overrides):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import fss_svf
-from fss_svf.cli import _one_line
+from fss_svf.cli import one_line
 from fss_svf.errors import ConfigError
 from fss_svf.lock import locked
 from tests.conftest import TOY
@@ -271,7 +271,7 @@ def test_an_interrupted_sweep_leaves_nothing_running(start, small, tmp_path, lau
 
 def test_a_launcher_that_is_not_installed_says_which_package():
     for launcher, extra in (("joblib", "joblib"), ("submitit_slurm", "slurm")):
-        text = _one_line(
+        text = one_line(
             Exception(f"Could not find 'hydra/launcher/{launcher}'\n\nAvailable options:\n\tbasic"), "train"
         )
         assert text == (f"Could not find 'hydra/launcher/{launcher}'; pip install 'fss-svf[{extra}]'; available: basic")

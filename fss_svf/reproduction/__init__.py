@@ -1,0 +1,1 @@
+"""fss-svf reproduce: all the trainings and evaluations of a table, from one command."""

@@ -1,0 +1,94 @@
+"""Runs jobs as processes of their own: side by side, each after what it needs, and none left behind."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack
+
+import torch
+
+from fss_svf.errors import Stopped
+from fss_svf.reproduction.cost import Clock
+from fss_svf.reproduction.jobs import Job
+
+log = logging.getLogger(__name__)
+# A training that a signal stopped and that can go on.
+_STOPPED = 75
+
+
+class Runner:
+    """jobs: how many side by side; processes: of torchrun for each job."""
+
+    def __init__(self, jobs: int, processes: int, clock: Clock) -> None:
+        self.jobs, self.processes, self.clock = jobs, processes, clock
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._lock = threading.Lock()
+        self._ending = False
+        self._gpus: queue.Queue[str] = queue.Queue()
+        gpus = torch.cuda.device_count()
+        for number in range(jobs):
+            self._gpus.put(str(number % gpus) if gpus > 1 and jobs > 1 and processes == 1 else "")
+
+    def run(self, jobs: Sequence[Job], number: int, total: int) -> list[Job]:
+        """Run jobs of one stage, none of which needs another; number of total: of the first. Returns those that failed.
+
+        Raises Stopped where one was stopped by a signal; ends what runs when this process is to end.
+        """
+        with ExitStack() as ending, ThreadPoolExecutor(self.jobs) as pool:
+            ending.callback(pool.shutdown, cancel_futures=True)
+            ending.callback(self._end_all)
+            started = {pool.submit(self._one, job, n, total): job for n, job in enumerate(jobs, number)}
+            statuses = {}
+            for future in as_completed(started):
+                statuses[started[future].name] = future.result()
+                if future.result() == _STOPPED:
+                    raise Stopped(f"{started[future].name} was stopped; the same command goes on with it")
+            ending.pop_all()
+        return [job for job in jobs if statuses[job.name] != 0]
+
+    def _one(self, job: Job, number: int, total: int) -> int:
+        gpu = self._gpus.get()
+        try:
+            log.info("job %d of %d: %s", number, total, job.name)
+            began = time.perf_counter()
+            status = self._process(job, gpu)
+            seconds = time.perf_counter() - began
+            with self._lock:
+                self.clock.add(job, seconds)
+            if status not in (0, _STOPPED):
+                log.error("%s ended with status %d; %s says why", job.name, status, job.folder / "log.txt")
+            return status
+        finally:
+            self._gpus.put(gpu)
+
+    def _process(self, job: Job, gpu: str) -> int:
+        environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})}
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self.processes}"]
+        # On the CPU there is no pretraining by several processes.
+        several = self.processes > 1 and not (job.verb == "pretrain" and not torch.cuda.is_available())
+        command = [sys.executable, *(launcher if several else []), "-m", "fss_svf", *job.command()]
+        # Side by side, their bars would write over each other.
+        screen = subprocess.DEVNULL if self.jobs > 1 else None
+        with self._lock:
+            if self._ending:
+                return _STOPPED
+            process = subprocess.Popen(command, env=environment, stdout=screen, stderr=screen)
+            self._running.add(process)
+        status = process.wait()
+        with self._lock:
+            self._running.discard(process)
+        return status
+
+    def _end_all(self) -> None:
+        with self._lock:
+            self._ending = True
+            for process in self._running:
+                process.terminate()

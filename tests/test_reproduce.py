@@ -1,0 +1,247 @@
+"""fss-svf reproduce: the jobs of a table, what they cost, and running what is missing of them."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from fss_svf import config
+from fss_svf.backbones.resnet import ResNetOptions
+from fss_svf.cli import conf_dir
+from fss_svf.config import ReproduceConfig, Table
+from fss_svf.errors import ConfigError
+from fss_svf.registry import Choice
+from fss_svf.reproduction.cost import Clock, Costs, forward
+from fss_svf.reproduction.jobs import Job, make_jobs
+from fss_svf.reproduction.plan import commands
+from fss_svf.reproduction.running import Runner
+from tests.conftest import TOY
+
+TABLES = sorted(path.stem for path in (conf_dir() / "table").glob("*.yaml"))
+
+
+def wanted(table="toy", **changes):
+    values = OmegaConf.to_container(OmegaConf.load(conf_dir() / "table" / f"{table}.yaml"))
+    of_table = {key: changes.pop(key) for key in list(changes) if key in values}
+    base = {"name": table, "plan": False, "only": (), "overrides": (), "jobs": 1, "processes": 1, "tflops": 20.0}
+    return ReproduceConfig(table=config.from_mapping(Table, {**values, **of_table}), **{**base, **changes})
+
+
+def small(toy_root, *more):
+    return (
+        *TOY,
+        f"dataset.root={toy_root}",
+        "recipe.size=65",
+        "recipe.max_steps=2",
+        "recipe.batch_size=2",
+        "dataset.too_few_images=skip",
+        "workers=0",
+        *more,
+    )
+
+
+def test_the_toy_table_is_the_whole_grid(tmp_path):
+    jobs = make_jobs(wanted(), tmp_path)
+    assert [len([j for j in jobs if j.verb == verb]) for verb in ("pretrain", "train", "evaluate")] == [4, 48, 48]
+    folders = [job.folder for job in jobs]
+    assert len(set(folders)) == len(jobs)
+    for job in jobs:
+        if job.verb == "train":
+            base = job.needs
+            assert base.verb == "pretrain"
+            assert base.config.fold == job.config.fold
+            assert Path(job.config.backbone.options.weights) == base.folder / "checkpoints" / "last.pt"
+            if job.config.method.name == "bam":
+                assert Path(job.config.method.options.base_learner) == base.folder
+                assert job.config.method.options.shot == job.config.shot
+        if job.verb == "evaluate":
+            assert job.config.checkpoint == job.needs.folder
+            assert job.config.shots == (job.needs.config.shot,)
+    cells = {(j.group, j.config.fold, j.config.shot) for j in jobs if j.verb == "train"}
+    assert len(cells) == 6 * 4 * 2
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_jobs_are_what_their_commands_compose_to(tmp_path, table):
+    """A row is composed once and filled in; the command of a cell, composed by itself, says the same."""
+    from tests.test_config import compose
+
+    jobs = make_jobs(wanted(table), tmp_path)
+    for job in {job.verb: job for job in jobs}.values():  # the last of each verb
+        assert compose(job.verb, *job.overrides) == job.config
+        verb, *arguments = job.command()
+        assert verb == job.verb
+        assert f"hydra.run.dir={job.folder}" in arguments
+
+
+def test_a_model_of_one_shot_is_tested_at_all(tmp_path):
+    jobs = make_jobs(wanted(train_shot=1, folds=[0]), tmp_path)
+    tested = [job.config.shots for job in jobs if job.verb == "evaluate"]
+    assert tested == [(1, 5)] * 6
+    assert {job.config.shot for job in jobs if job.verb == "train"} == {1}
+
+
+def test_rows_are_chosen_by_words(tmp_path):
+    groups = {job.group for job in make_jobs(wanted(only=("svf",)), tmp_path) if job.verb == "train"}
+    assert groups == {"baseline-svf", "pfenet-svf", "bam-svf"}
+    with pytest.raises(ConfigError, match=r"only=\['vgg'\]: no row has all of it in its name; there are bam, baseline"):
+        make_jobs(wanted(only=("vgg",)), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rows": {"one": "experiment=toy recipe.max_stepz=2"}}, r"row one: no key 'recipe.max_stepz'"),
+        ({"rows": {"one": "experiment=toy fold=7"}, "folds": [7]}, r"row one: fold: expected 0..3, got 7"),
+        ({"rows": {"one": "experiment=tyo"}}, r"row one: .*available"),
+        (
+            {"rows": {"one": "experiment=toy backbone=resnet18 backbone.weights=@base"}},
+            "table.base_learners: none for resnet18",
+        ),
+    ],
+)
+def test_a_wrong_row_is_named(tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        make_jobs(wanted(**changes), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"folds": []}, "folds"), ({"shots": [0]}, "shots"), ({"seeds": [1, 1]}, "seeds"), ({"rows": {}}, "rows")],
+)
+def test_a_wrong_table_names_the_key(changes, message):
+    with pytest.raises(ConfigError, match=f"^{message}: expected"):
+        wanted(**changes)
+
+
+def test_a_folder_with_another_run_is_refused(tmp_path):
+    (job, *_) = make_jobs(wanted(folds=[0], shots=[1], only=("baseline", "svf")), tmp_path)
+    job.folder.mkdir(parents=True)
+    other = replace(job.config, seed=7)
+    (job.folder / "config.yaml").write_text(json.dumps(config.to_mapping(other)))
+    with pytest.raises(ConfigError, match="holds a run with another seed; move it away"):
+        _ = job.done
+
+
+def test_forward_counts_every_product():
+    backbone = Choice("resnet18", ResNetOptions())
+    # By hand, of the 7x7 stem alone: 64 x 3 x 49 products at each of 33 x 33 positions of a 65 px image, twice.
+    assert forward(backbone, 65) > 2 * 64 * 3 * 49 * 33 * 33
+    # 129 px has 65 x 65 positions at the stem, 17 x 17 at stride 8: between 3.6 and 3.9 times those of 65 px.
+    assert 3.5 < forward(backbone, 129) / forward(backbone, 65) < 4
+
+
+def test_costs_are_those_of_the_trainings(toy_root, tmp_path):
+    overrides = (
+        *TOY,
+        f"dataset.root={toy_root}",
+        "dataset.too_few_images=skip",
+        "recipe.size=65",
+        "recipe.batch_size=2",
+    )
+    jobs = make_jobs(wanted(folds=[0], shots=[1], overrides=overrides, only=("baseline",)), tmp_path)
+    base, frozen, _, svf, evaluation = jobs
+    costs = Costs()
+    assert costs.steps(frozen) == 40
+    assert costs.steps(evaluation) == 0
+    # 40 steps of 2 episodes of 2 images; with a backward three times that.
+    once = forward(frozen.config.backbone, 65)
+    assert costs.operations(frozen) == 40 * 2 * 2 * once
+    assert costs.operations(svf) == 3 * costs.operations(frozen)
+    assert costs.operations(base) == costs.steps(base) * 2 * 3 * once
+    assert 0 < costs.operations(evaluation) <= 80 * once
+    clock = Clock(tmp_path / "seconds.json")
+    assert clock.speed([frozen], costs) is None
+    clock.add(frozen, 3)
+    clock.add(frozen, 1)  # it went on after a stop
+    assert Clock(tmp_path / "seconds.json").speed([frozen], costs) == costs.operations(frozen) / 4
+
+
+class Fake(Job):
+    """A job that ends with the status that its only override says."""
+
+    def command(self):
+        return ["--version"] if self.overrides == ("0",) else ["no-such-verb"]
+
+
+def fake(name, status, verb="train", needs=None):
+    return Fake(verb, "row", Path(name), (str(status),), None, needs)
+
+
+@pytest.mark.parametrize("side_by_side", [1, 3])
+def test_a_job_that_fails_does_not_stop_the_others(tmp_path, side_by_side):
+    jobs = [fake("train/a", 0), fake("train/b", 2), fake("train/c", 0)]
+    clock = Clock(tmp_path / "seconds.json")
+    assert Runner(side_by_side, 1, clock).run(jobs, 1, 3) == [jobs[1]]
+    assert set(clock.seconds) == {"train/a", "train/b", "train/c"}
+
+
+def test_what_needs_a_failed_job_is_not_started(tmp_path, monkeypatch):
+    from fss_svf.reproduction.reproduce import _run
+
+    train, other = fake("train/a", 2), fake("train/b", 0)
+    jobs = [train, other, fake("evaluate/a", 0, "evaluate", train), fake("evaluate/b", 0, "evaluate", other)]
+    clock = Clock(tmp_path / "seconds.json")
+    assert [job.name for job in _run(jobs, Runner(1, 1, clock))] == ["train/a", "evaluate/a"]
+    assert "evaluate/a" not in clock.seconds
+
+
+def test_commands_stand_in_stages(tmp_path):
+    jobs = make_jobs(wanted(folds=[0], shots=[1], only=("baseline",)), tmp_path)
+    stages = commands(jobs).split("\n\n")
+    assert [[line.split()[1] for line in stage.splitlines()] for stage in stages] == [
+        ["pretrain"], ["train"] * 2, ["evaluate"] * 2,
+    ]  # fmt: skip
+
+
+def test_a_table_from_one_command_and_again_nothing(fss, toy_root, tmp_path):
+    """Real jobs: two rows, one fold, one shot."""
+    arguments = (
+        "reproduce",
+        "table=toy",
+        "only=[baseline]",
+        "table.folds=[0]",
+        "table.shots=[1]",
+        "--",
+        *small(toy_root, "method.width=8"),
+    )
+    status, out, err = fss(*arguments)
+    assert status == 0, err
+    assert "| all" in out
+    folder = tmp_path / "outputs/reproduce/toy"
+    for name in ("baseline-frozen", "baseline-svf"):
+        assert json.loads((folder / "evaluate" / f"{name}-fold0-1shot-seed321" / "result.json").read_text())
+    report = (folder / "report.md").read_text()
+    assert report.count("| baseline |") == 2
+    assert {path.suffix for path in folder.glob("report.*")} == {".md", ".tex", ".csv", ".html"}
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.pt")}
+    assert len(before) >= 3
+    status, out, err = fss(*arguments)
+    assert status == 0
+    assert "all 5 jobs are finished, nothing to run" in err
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.pt")} == before
+
+    # Another training in the same folder would be another table.
+    status, _, err = fss(*arguments, "recipe.optimizer.lr=0.5")
+    assert status == 1
+    assert "holds a run with another recipe; move it away" in err
+
+
+def test_an_unprepared_dataset_is_told_before_anything_runs(fss, tmp_path):
+    status, _, err = fss("reproduce", "table=toy", "--", f"dataset.root={tmp_path}")
+    assert status == 1
+    assert "fss-svf prepare" in err
+    assert not (tmp_path / "outputs/reproduce/toy/pretrain").exists()
+
+
+@pytest.mark.long
+def test_the_whole_toy_grid(fss, toy_root, tmp_path):
+    arguments = ("reproduce", "table=toy", "jobs=2", "--", *small(toy_root, "method.width=8"))
+    status, _, err = fss(*arguments)
+    assert status == 0, err
+    assert len(list((tmp_path / "outputs/reproduce/toy/evaluate").glob("*/result.json"))) == 48
+    status, _, err = fss(*arguments)
+    assert status == 0
+    assert "all 100 jobs are finished, nothing to run" in err
