@@ -185,8 +185,8 @@ def _heed_signals(verb: str) -> None:
     """
     if verb not in _LOCKED:
         return
-    status = STOPPED if verb in TRAINING else 143
-    for name in ("SIGTERM", "SIGUSR1") if verb in TRAINING else ("SIGTERM",):
+    status = 143 if verb == "evaluate" else STOPPED
+    for name in ("SIGTERM",) if verb == "evaluate" else ("SIGTERM", "SIGUSR1"):
         if hasattr(signal, name):  # not on Windows
             signal.signal(getattr(signal, name), lambda *_: sys.exit(status))
 

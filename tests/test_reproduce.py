@@ -1,6 +1,11 @@
 """fss-svf reproduce: the jobs of a table, what they cost, and running what is missing of them."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +17,7 @@ from fss_svf.backbones.resnet import ResNetOptions
 from fss_svf.cli import conf_dir
 from fss_svf.config import ReproduceConfig, Table
 from fss_svf.errors import ConfigError
+from fss_svf.lock import locked
 from fss_svf.registry import Choice
 from fss_svf.reproduction.cost import Clock, Costs, forward
 from fss_svf.reproduction.jobs import Job, make_jobs
@@ -19,6 +25,7 @@ from fss_svf.reproduction.plan import commands
 from fss_svf.reproduction.running import Runner
 from tests.conftest import TOY
 
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(config.__file__).parent.parent), "OMP_NUM_THREADS": "1"}
 TABLES = sorted(path.stem for path in (conf_dir() / "table").glob("*.yaml"))
 
 
@@ -234,6 +241,30 @@ def test_an_unprepared_dataset_is_told_before_anything_runs(fss, tmp_path):
     assert status == 1
     assert "fss-svf prepare" in err
     assert not (tmp_path / "outputs/reproduce/toy/pretrain").exists()
+
+
+def test_sigterm_ends_its_jobs_and_says_so(toy_root, tmp_path):
+    arguments = (
+        "table=toy",
+        "only=[baseline]",
+        "table.folds=[0]",
+        "table.shots=[1]",
+        "--",
+        *small(toy_root, "recipe.max_steps=100000", "recipe.epochs=100000"),
+    )
+    command = [sys.executable, "-m", "fss_svf", "reproduce", *arguments]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+    ) as process:
+        base = tmp_path / "outputs/reproduce/toy/pretrain/tiny-fold0"
+        until = time.monotonic() + 120
+        while not (base / "config.yaml").exists() and time.monotonic() < until:
+            time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 75, err.decode()[-2000:]
+    with locked(base):  # no job holds it any more
+        assert not (base / "finished.json").exists()
 
 
 @pytest.mark.long

@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import ExitStack
 
 import torch
 
@@ -42,16 +41,18 @@ class Runner:
 
         Raises Stopped where one was stopped by a signal; ends what runs when this process is to end.
         """
-        with ExitStack() as ending, ThreadPoolExecutor(self.jobs) as pool:
-            ending.callback(pool.shutdown, cancel_futures=True)
-            ending.callback(self._end_all)
+        pool, statuses = ThreadPoolExecutor(self.jobs), {}
+        try:
             started = {pool.submit(self._one, job, n, total): job for n, job in enumerate(jobs, number)}
-            statuses = {}
             for future in as_completed(started):
                 statuses[started[future].name] = future.result()
                 if future.result() == _STOPPED:
                     raise Stopped(f"{started[future].name} was stopped; the same command goes on with it")
-            ending.pop_all()
+        except BaseException:
+            self._end_all()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
         return [job for job in jobs if statuses[job.name] != 0]
 
     def _one(self, job: Job, number: int, total: int) -> int:
