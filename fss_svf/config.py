@@ -551,6 +551,7 @@ class Table:
     base_learners  overrides of fss-svf pretrain, by the name of the backbone
     train, evaluate  further overrides of every fss-svf train, of every fss-svf evaluate
     train_shot     each: a model for each of `shots`; a number: one model of so many, tested at all of them
+    checkpoint     which of a training is evaluated: of its last step, or the best of its validations
     """
 
     name: str
@@ -562,6 +563,7 @@ class Table:
     shots: tuple[int, ...]
     seeds: tuple[int, ...]
     train_shot: Literal["each"] | int
+    checkpoint: Literal["last", "best"]
 
     def __post_init__(self) -> None:
         require(bool(self.rows), "rows", "overrides by names, at least one", self.rows)

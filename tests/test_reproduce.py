@@ -75,7 +75,7 @@ def test_jobs_are_what_their_commands_compose_to(tmp_path, table):
     """A row is composed once and filled in; the command of a cell, composed by itself, says the same."""
     from tests.test_config import compose
 
-    jobs = make_jobs(wanted(table), tmp_path)
+    jobs = make_jobs(wanted(table, folds=[3], shots=[5], train_shot="each"), tmp_path)
     for job in {job.verb: job for job in jobs}.values():  # the last of each verb
         assert compose(job.verb, *job.overrides) == job.config
         verb, *arguments = job.command()
@@ -88,6 +88,11 @@ def test_a_model_of_one_shot_is_tested_at_all(tmp_path):
     tested = [job.config.shots for job in jobs if job.verb == "evaluate"]
     assert tested == [(1, 5)] * 6
     assert {job.config.shot for job in jobs if job.verb == "train"} == {1}
+
+
+def test_the_papers_tables_take_the_best_checkpoint(tmp_path):
+    *_, job = make_jobs(wanted("svf_pascal", folds=[0], shots=[5], only=("bam", "svf", "vgg16")), tmp_path)
+    assert job.config.checkpoint == job.needs.folder / "checkpoints" / "best.pt"
 
 
 def test_rows_are_chosen_by_words(tmp_path):

@@ -134,8 +134,9 @@ class _Grid:
         shot = f"shot={shots[0]}" if len(shots) == 1 else f"shot=[{','.join(map(str, shots))}]"
         machine = (o for o in self.overrides if o.split("=")[0] in ("device", "workers"))
         # The run's name is made of the last two folders.
-        overrides = (f"checkpoint=/{train.folder.parent.name}/@run", shot, *self.table.evaluate, *machine)
-        filled = {f"/{train.folder.parent.name}/@run": str(train.folder), "@run": train.folder.name}
+        run, last = f"/{train.folder.parent.name}/@run", self.table.checkpoint == "last"
+        overrides = (f"checkpoint={run}{'' if last else '/checkpoints/best.pt'}", shot, *self.table.evaluate, *machine)
+        filled = {run: str(train.folder), "@run": train.folder.name}
         checked = self._config("evaluate", overrides, train.group, filled)
         folder = self.out / "evaluate" / train.folder.name
         return Job("evaluate", train.group, folder, _fill(overrides, filled), checked, train)
