@@ -161,7 +161,9 @@ def _choices() -> Iterator[Line]:
     for registry in (METHODS, BACKBONES, TUNINGS):
         yield registry.kind, ", ".join(registry.names())
     for group in ("protocol", "recipe", "experiment"):
-        yield group, ", ".join(sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))) or "none"
+        folder = conf_dir() / group
+        names = (path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+        yield group, ", ".join(sorted(names)) or "none"
 
 
 def _launchers() -> Iterator[Line]:

@@ -15,7 +15,7 @@ def test_info_on_a_machine_without_data(fss, tmp_path, monkeypatch):
     for registry in (DATASETS, METHODS, BACKBONES, TUNINGS):
         assert all(name in out for name in registry.names())
     for word in ("python", "torchvision", "cpu", "FSS_SVF_DATA", "not set", "bam_generalized", "svf_coco", "joblib",
-                 "submitit", "prepare dataset=toy", "data/README.md"):  # fmt: skip
+                 "submitit", "prepare dataset=toy", "pascal/bam_svf", "data/README.md"):  # fmt: skip
         assert word in out
     wide = [line for line in out.splitlines() if len(line) > 80 and str(tmp_path) not in line]
     assert not wide

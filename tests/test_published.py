@@ -105,6 +105,15 @@ def test_the_row_without_the_filter_is_that_of_a_training_without_it():
     assert published(result(tuning="frozen")).mean == 0.6781
 
 
+def test_panet_measured_its_last_step():
+    panet = result(method="panet", backbone="vgg16_plain", tuning="full", trained={"selection": "last step"})
+    best = result(method="panet", backbone="vgg16_plain", tuning="full")
+    assert not any("checkpoint" in said for said in differences(panet, published(panet)))
+    assert f"checkpoint: {best['checkpoint']['selection']}; published: the last step" in differences(
+        best, published(best)
+    )
+
+
 def test_published_and_difference_stand_below_ours():
     table = markdown_table([result(fold, miou=0.7 + fold / 100) for fold in range(4)])
     (ours,), (theirs,), (less,) = (lines(table, start) for start in ("bam", "published [a]", "ours - published"))

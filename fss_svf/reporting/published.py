@@ -127,7 +127,10 @@ def _of_training(result: Mapping[str, Any], row: Published) -> Iterator[str]:
         return
     if expected["trained_k"] and trained["shot"] != result["shot"]:
         yield f"trained at {trained['shot']} shots instead of {result['shot']}"
-    if not trained["selection"].startswith("best"):
+    if expected.get("selection") == "last step":
+        if trained["selection"] != "last step":
+            yield f"checkpoint: {trained['selection'].split(':')[0]}; published: the last step"
+    elif not trained["selection"].startswith("best"):
         yield f"checkpoint: {trained['selection'].split(':')[0]}; published: the best on the test episodes"
     elif "held-out" in trained["selection"]:
         yield "checkpoint chosen on held-out base classes; published: the best on the test episodes"
