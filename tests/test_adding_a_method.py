@@ -1,13 +1,10 @@
 """The example of docs/adding_a_method.md: it is the page's, it keeps the seam's promises, and its commands work."""
 
 import dataclasses
-import importlib.util
 import re
 import shlex
 import shutil
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -23,32 +20,20 @@ from fss_svf.registry import DATASETS, METHODS, Choice
 from fss_svf.training.optim import make_optimizer
 from tests import test_methods
 from tests.conftest import TOY
+from tests.examples import DOCS, EXAMPLES, blocks
+from tests.examples import registered as registered_example
 from tests.test_training import changed_by_training, steps, train_config
 
-DOCS = Path(__file__).parent.parent / "docs"
 PAGE = (DOCS / "adding_a_method.md").read_text()
 NAME = "nearest_prototype"
-CODE, YAML = (DOCS / "examples" / f"{NAME}.{ending}" for ending in ("py", "yaml"))
+CODE, YAML = (EXAMPLES / f"{NAME}.{ending}" for ending in ("py", "yaml"))
 
 
 @pytest.fixture(scope="module", autouse=True)
 def registered():
-    """The example, registered for this module only: other tests ask for a YAML of every registered method."""
-    names = METHODS.names()  # imports the others first, which would be forgotten with the copy
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            METHODS, "_entries", {k: v for k, v in METHODS._entries.items() if k != NAME}
-        )  # or already copied in
-        spec = importlib.util.spec_from_file_location(f"example_{NAME}", CODE)
-        module = importlib.util.module_from_spec(spec)
-        patch.setitem(sys.modules, spec.name, module)  # dataclasses look their annotations up there
-        spec.loader.exec_module(module)
+    """The example, for this module only."""
+    with registered_example(METHODS, NAME):
         yield
-    assert METHODS.names() == names
-
-
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
 
 
 def options():
@@ -56,8 +41,8 @@ def options():
 
 
 def test_the_page_shows_the_files_in_full():
-    assert blocks("python") == [CODE.read_text()]
-    assert blocks("yaml") == [YAML.read_text()]
+    assert blocks(PAGE, "python") == [CODE.read_text()]
+    assert blocks(PAGE, "yaml") == [YAML.read_text()]
     assert len(CODE.read_text().splitlines()) < 60
 
 
