@@ -46,6 +46,7 @@ VERBS = {
     "compare": ("CompareConfig", "fss_svf.evaluation.compare", "tells two results on the same episodes apart, or not"),
     "report": ("ReportConfig", "fss_svf.reporting.report", "gathers results into tables and a page"),
     "predict": ("PredictConfig", "fss_svf.prediction.predict", "segments your photographs by a few examples of yours"),
+    "demo": ("DemoConfig", "fss_svf.prediction.demo", "does so in the browser: paint the object, drop a photograph"),
     "info": ("InfoConfig", "fss_svf.info", "says what is installed, which datasets are ready, what can be chosen"),
 }
 # Exit status of a training that a signal has stopped, and that can go on: EX_TEMPFAIL.
@@ -55,7 +56,7 @@ _SHARED = ("pretrain", "train", "evaluate")
 # Verbs whose folder is theirs alone while they work.
 _LOCKED = ("pretrain", "train", "evaluate")
 # Verbs whose values are a person's own files, with names of any letters.
-_FILES = ("predict",)
+_FILES = ("predict", "demo")
 # What Hydra's grammar takes without quotes, a comma of a sweep among it; or a value that has quotes or brackets already.
 _PLAIN_VALUE = re.compile(r"[\w\-./:~%@?|+*,$ \\]*|['\"\[{$].*", re.ASCII)
 # Overrides that make sense beside resume=PATH, as those of config.MACHINE do.
