@@ -168,12 +168,13 @@ def _run_verb(verb: str) -> int:
 
 
 def _heed_signals(verb: str) -> None:
-    """End in an orderly way, so that no codes of an evaluation stay behind, where a scheduler wants its machine back.
+    """End in an orderly way, so that no codes of an evaluation stay behind, where a scheduler wants its machine back, nor
+    photographs of a demo.
 
     torchrun sends SIGTERM too, when another process failed. A training has another answer from its first step on; before
     that there is nothing to save, but it can be started again.
     """
-    if verb not in _LOCKED:
+    if verb not in (*_LOCKED, "demo"):
         return
     status = STOPPED if verb in TRAINING else 143
     for name in ("SIGTERM", "SIGUSR1") if verb in TRAINING else ("SIGTERM",):

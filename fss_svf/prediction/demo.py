@@ -38,7 +38,8 @@ _LONGER = 1024  # pixels of the longer side of what is painted on: a hand is no 
 _KEPT = 8  # sets of encoded examples
 _BRUSH = ("rgb(234, 67, 53)", 0.6)
 _CSS = """
-.gradio-container {max-width: 1200px !important; margin: auto}
+.gradio-container {width: 100%; max-width: 1200px !important; margin: auto}
+.gradio-container [aria-label="Color"] {display: none} /* there is one */
 .said p {margin: 0; padding: .5em .8em; border-radius: 8px; background: var(--background-fill-secondary)}
 .said p.wrong {background: #fdecea; color: #8c1d13; border-left: 4px solid #ea4335}
 """
@@ -82,6 +83,7 @@ def _gradio(folder: str, host: str) -> Iterator[Any]:
         "NO_PROXY": direct,
         "no_proxy": direct,
     }
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells every request
     try:
         import gradio
     except ImportError:
@@ -100,7 +102,7 @@ def check_address(host: str, port: int) -> None:
         elif error.errno == errno.EACCES:
             why = f"port={port}: this user may not serve there; say a port from 1024 on"
         else:
-            why = f"host={host}: no address of this machine ({error.strerror}); say host=127.0.0.1"
+            why = f"host={host}: no address of this machine; say host=127.0.0.1"
         raise ConfigError(why) from None
 
 
@@ -203,13 +205,11 @@ class Finder:
 def make_page(gr: Any, finder: Finder, checkpoint: str) -> Any:
     """gradio.Blocks: examples on the left, each below the last; the photograph to search and what is found on the right."""
     segmenter, takes = finder.segmenter, finder.takes
-    many = "" if len(takes) == _MOST else f" This model takes {' or '.join(map(str, takes))}."
+    many = "one to five photographs" if len(takes) == _MOST else f"{' or '.join(map(str, takes))} photographs"
     with gr.Blocks(title="fss-svf", analytics_enabled=False) as page:
         gr.Markdown(
             "# Show it once, find it elsewhere\n"
-            f"Paint over the object in one to {takes[-1]} photographs, then drop one to find it in.{many}"
-            if takes[-1] > 1
-            else "# Show it once, find it elsewhere\nPaint over the object in a photograph, then drop one to find it in."
+            f"Paint over the object in {'a photograph' if takes == [1] else many}, then drop another to find it there."
         )
         last = gr.State(None)  # the photograph that was searched, to search it again
         with gr.Row():
@@ -218,25 +218,25 @@ def make_page(gr: Any, finder: Finder, checkpoint: str) -> Any:
                 slots = [_Slot(gr, number) for number in range(1, takes[-1] + 1)]
             with gr.Column(min_width=340):
                 gr.Markdown("### 2. A photograph to find it in")
-                drop = gr.File(label="Photograph", file_types=list(IMAGE_ENDINGS), height=110, elem_id="query")
+                drop = gr.File(label="Photograph", file_types=list(IMAGE_ENDINGS), height=130, elem_id="query")
                 button = gr.Button("Find it", variant="primary", elem_id="find")
-                said = gr.HTML(elem_classes="said", elem_id="said")
+                said = gr.HTML(visible=False, padding=False, elem_classes="said", elem_id="said")
                 shown = gr.Image(
                     label="Found", interactive=False, visible=False, buttons=["fullscreen"], elem_id="found"
                 )
                 saved = gr.DownloadButton("Save the mask (PNG)", visible=False, elem_id="save")
-        gr.Markdown(f"<small>`{checkpoint}` on {segmenter.device}, {segmenter.transform.size} px</small>")
+        gr.Markdown(f"<small>Model: `{checkpoint}` on {segmenter.device}, {segmenter.transform.size} px</small>")
 
         def find(photo: str | None, *given: Any) -> tuple[Any, ...]:
             nothing = gr.update(visible=False)
             if photo is None:
-                return nothing, nothing, _said("No photograph to search yet: drop one above.", wrong=True)
+                return nothing, nothing, _said(gr, "No photograph to search yet: drop one above.", wrong=True)
             examples = [(Path(path), value["layers"]) for path, value in zip(given[::2], given[1::2]) if path and value]
             try:
                 overlaid, mask, text = finder.find(Path(photo), examples)
             except FssError as error:
-                return nothing, nothing, _said(_by_name(error, photo, *given[::2]), wrong=True)
-            return gr.update(value=overlaid, visible=True), gr.update(value=mask, visible=True), _said(text)
+                return nothing, nothing, _said(gr, _by_name(error, photo, *given[::2]), wrong=True)
+            return gr.update(value=overlaid, visible=True), gr.update(value=mask, visible=True), _said(gr, text)
 
         given = [part for slot in slots for part in (slot.drop, slot.editor)]
         searched: Mapping[str, Any] = {
@@ -260,11 +260,11 @@ class _Slot:
         self.drop = gr.File(
             label=f"Example {number}",
             file_types=list(IMAGE_ENDINGS),
-            height=110,
+            height=130,
             visible=number == 1,
             elem_id=f"example-{number}",
         )
-        self.said = gr.HTML(elem_classes="said")
+        self.said = gr.HTML(visible=False, padding=False, elem_classes="said")
         self.editor = gr.ImageEditor(
             show_label=False,
             visible=False,
@@ -282,21 +282,21 @@ class _Slot:
         def show(photo: str | None) -> tuple[Any, ...]:
             hidden = gr.update(value=None, visible=False)
             if photo is None:
-                return hidden, "", gr.skip()
+                return hidden, _said(gr, ""), gr.skip()
             try:
                 small = shrunk(read_photo(Path(photo)))
             except DataError as error:
-                return hidden, _said(_by_name(error, photo), wrong=True), gr.skip()
+                return hidden, _said(gr, _by_name(error, photo), wrong=True), gr.skip()
             shown = gr.update(value={"background": small, "layers": [], "composite": small}, visible=True)
-            return shown, "", gr.update(visible=True)
+            return shown, _said(gr, ""), gr.update(visible=True)
 
         after = following.drop if following else gr.State()
         self.drop.change(show, self.drop, [self.editor, self.said, after], queue=False)
 
 
-def _said(text: str, wrong: bool = False) -> str:
-    """HTML of a line."""
-    return f"<p{' class=wrong role=alert' * wrong}>{html.escape(text)}</p>"
+def _said(gr: Any, text: str, wrong: bool = False) -> Any:
+    """A line for a gr.HTML; without text it takes no place."""
+    return gr.update(value=f"<p{' class=wrong role=alert' * wrong}>{html.escape(text)}</p>", visible=bool(text))
 
 
 def _by_name(error: FssError, *photos: str | None) -> str:
