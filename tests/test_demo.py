@@ -22,8 +22,6 @@ from tests.test_engine import task_of
 from tests.test_page import BROWSER
 from tests.test_predict import SQUARE, picture, save, segmenter_of, square_mask
 
-SMALL_STEPS = 12  # of a mouse from one side of a stroke to the other
-
 
 def layer(where=SQUARE, shape=(40, 60), strength=153):
     """A layer as the editor gives it: RGBA, with one rectangle painted."""
@@ -197,13 +195,13 @@ def paint(page, number, size, corner, end):
     zoom = float(page.inner_text(f"#paint-{number} .zoom-number").rstrip("%")) / 100
     width, height = size[0] * zoom, size[1] * zoom
     left, top = box["x"] + (box["width"] - width) / 2, box["y"] + (box["height"] - height) / 2
-    rows = np.linspace(corner[1], end[1], SMALL_STEPS)
+    rows = np.linspace(corner[1], end[1], 4)
     page.mouse.move(left + corner[0] * width, top + corner[1] * height)
     page.mouse.down()
     for count, row in enumerate(rows):
         sides = (corner[0], end[0]) if count % 2 == 0 else (end[0], corner[0])
         for side in sides:
-            page.mouse.move(left + side * width, top + row * height, steps=SMALL_STEPS)
+            page.mouse.move(left + side * width, top + row * height, steps=2)
     page.mouse.up()
 
 
@@ -231,14 +229,18 @@ def test_the_whole_round_in_a_browser(toy_root, tmp_path):
             give(page, "query", tmp_path / "photo 1.jpg")
             said(page, "Nothing is painted yet")
             give(page, "example-1", tmp_path / "text.jpg")
-            page.wait_for_selector("text=text.jpg: not an image")
+            page.wait_for_selector("text=text.jpg: cannot be read")
             page.click("#example-1 [aria-label=Clear]")
-            page.wait_for_selector("text=text.jpg: not an image", state="detached")
+            page.wait_for_selector("text=text.jpg: cannot be read", state="detached")
             give(page, "example-1", tmp_path / "photo 0.png")
             paint(page, 1, (300, 200), (0.3, 0.3), (0.6, 0.7))
             page.wait_for_selector("#example-2 input[type=file]", state="attached")
+            page.click("#paint-1 [aria-label='Clear canvas']")
             page.click("#find")
-            said(page, "photo 1.jpg", "of 300 x 200 pixels, by 1 example", "to encode")
+            said(page, "Nothing is painted yet")
+            paint(page, 1, (300, 200), (0.3, 0.3), (0.6, 0.7))
+            page.click("#find")
+            said(page, "photo 1.jpg", "300 x 200 pixels, by 1 example", "to encode")
             # The next one needs no button, and no encoding.
             give(page, "query", tmp_path / "photo 2.jpg")
             said(page, "photo 2.jpg", "by 1 example")

@@ -40,6 +40,7 @@ _BRUSH = ("rgb(234, 67, 53)", 0.6)
 _CSS = """
 .gradio-container {width: 100%; max-width: 1200px !important; margin: auto}
 .gradio-container [aria-label="Color"] {display: none} /* there is one */
+.said .html-container {padding: 0 !important}
 .said p {margin: 0; padding: .5em .8em; border-radius: 8px; background: var(--background-fill-secondary)}
 .said p.wrong {background: #fdecea; color: #8c1d13; border-left: 4px solid #ea4335}
 """
@@ -177,10 +178,10 @@ class Finder:
         Image.fromarray(overlay(image, mask)).save(files[0], quality=90)
         Image.fromarray(mask * 255).save(files[1])
         height, width = mask.shape
-        share = f"{100 * mask.mean():.1f}% of {width} x {height} pixels" if mask.any() else "nothing found"
+        share = f"{100 * mask.mean():.1f}% of" if mask.any() else "nothing found in"
         encoded = f", and {learnt - began:.1f} s to encode the examples" if anew else ""
         by = f"{len(painted)} example{'s' * (len(painted) > 1)}"
-        return *files, f"{photo.name}: {share}, by {by}. {seconds:.2f} s{encoded}."
+        return *files, f"{photo.name}: {share} {width} x {height} pixels, by {by}. {seconds:.2f} s{encoded}."
 
     def _learn(self, examples: Sequence[tuple[Path, Sequence[np.ndarray]]]) -> tuple[SupportCode, bool]:
         """The code of the examples, and whether it was encoded just now."""
@@ -220,7 +221,7 @@ def make_page(gr: Any, finder: Finder, checkpoint: str) -> Any:
                 gr.Markdown("### 2. A photograph to find it in")
                 drop = gr.File(label="Photograph", file_types=list(IMAGE_ENDINGS), height=130, elem_id="query")
                 button = gr.Button("Find it", variant="primary", elem_id="find")
-                said = gr.HTML(visible=False, padding=False, elem_classes="said", elem_id="said")
+                said = gr.HTML(visible=False, elem_classes="said", elem_id="said")
                 shown = gr.Image(
                     label="Found", interactive=False, visible=False, buttons=["fullscreen"], elem_id="found"
                 )
@@ -264,7 +265,7 @@ class _Slot:
             visible=number == 1,
             elem_id=f"example-{number}",
         )
-        self.said = gr.HTML(visible=False, padding=False, elem_classes="said")
+        self.said = gr.HTML(visible=False, elem_classes="said")
         self.editor = gr.ImageEditor(
             show_label=False,
             visible=False,
@@ -291,7 +292,9 @@ class _Slot:
             return shown, _said(gr, ""), gr.update(visible=True)
 
         after = following.drop if following else gr.State()
-        self.drop.change(show, self.drop, [self.editor, self.said, after], queue=False)
+        # The editor's bin throws the photograph away too; here it means: paint anew.
+        for event in (self.drop.change, self.editor.clear):
+            event(show, self.drop, [self.editor, self.said, after], queue=False)
 
 
 def _said(gr: Any, text: str, wrong: bool = False) -> Any:
