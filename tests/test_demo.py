@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from fss_svf.errors import ConfigError, DataError
-from fss_svf.prediction.demo import Finder, _gradio, check_address, make_page, painted_mask, shrunk
+from fss_svf.prediction.demo import Finder, _gradio, check_address, make_page, paintable, painted_mask
 from tests.test_cli import SMALL, one_line
 from tests.test_engine import task_of
 from tests.test_page import BROWSER
@@ -55,10 +55,10 @@ def test_a_layer_on_a_small_copy_is_brought_to_the_photographs_size():
     assert set(np.unique(mask)) == {0, 1}
 
 
-def test_what_is_painted_on_is_small_and_keeps_its_shape():
-    assert shrunk(np.zeros((3000, 4000, 3), np.uint8)).shape == (768, 1024, 3)
-    assert shrunk(np.zeros((1, 5000, 3), np.uint8)).shape == (1, 1024, 3)
-    assert np.array_equal(shrunk(picture()), picture())
+def test_what_is_painted_on_has_one_size_and_its_own_shape():
+    assert paintable(np.zeros((3000, 4000, 3), np.uint8)).shape == (768, 1024, 3)
+    assert paintable(np.zeros((1, 5000, 3), np.uint8)).shape == (1, 1024, 3)
+    assert paintable(picture()).shape == (683, 1024, 3)
 
 
 # What the page asks
@@ -189,11 +189,16 @@ def said(page, *words):
 
 
 def paint(page, number, size, corner, end):
-    """Paint lines back and forth from one corner to the other, in fractions of the photograph of (width, height)."""
-    box = page.wait_for_selector(f"#paint-{number} canvas").bounding_box()
-    page.wait_for_timeout(500)  # the photograph is laid into the canvas
-    zoom = float(page.inner_text(f"#paint-{number} .zoom-number").rstrip("%")) / 100
+    """Paint lines back and forth from one corner to the other, in fractions of the copy of (width, height)."""
+    canvas = page.wait_for_selector(f"#paint-{number} canvas")
+    shown = None
+    while shown in (None, "100%") or shown != page.inner_text(f"#paint-{number} .zoom-number"):
+        shown = page.inner_text(f"#paint-{number} .zoom-number")
+        page.wait_for_timeout(500)  # the photograph is laid into the canvas, and made to fit
+    zoom = float(shown.rstrip("%")) / 100
     width, height = size[0] * zoom, size[1] * zoom
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
     left, top = box["x"] + (box["width"] - width) / 2, box["y"] + (box["height"] - height) / 2
     rows = np.linspace(corner[1], end[1], 4)
     page.mouse.move(left + corner[0] * width, top + corner[1] * height)
@@ -233,12 +238,12 @@ def test_the_whole_round_in_a_browser(toy_root, tmp_path):
             page.click("#example-1 [aria-label=Clear]")
             page.wait_for_selector("text=text.jpg: cannot be read", state="detached")
             give(page, "example-1", tmp_path / "photo 0.png")
-            paint(page, 1, (300, 200), (0.3, 0.3), (0.6, 0.7))
+            paint(page, 1, (1024, 683), (0.3, 0.3), (0.6, 0.7))
             page.wait_for_selector("#example-2 input[type=file]", state="attached")
             page.click("#paint-1 [aria-label='Clear canvas']")
             page.click("#find")
             said(page, "Nothing is painted yet")
-            paint(page, 1, (300, 200), (0.3, 0.3), (0.6, 0.7))
+            paint(page, 1, (1024, 683), (0.3, 0.3), (0.6, 0.7))
             page.click("#find")
             said(page, "photo 1.jpg", "300 x 200 pixels, by 1 example", "to encode")
             # The next one needs no button, and no encoding.
@@ -295,7 +300,7 @@ def test_large_turned_photographs_are_painted_where_they_are_shown(tmp_path, env
                 give(page, "example-1", large)
                 paint(page, 1, (768, 1024), (0.4, 0.2), (0.7, 0.5))
                 give(page, "example-2", small)
-                paint(page, 2, (60, 40), (0.25, 0.25), (0.7, 0.75))
+                paint(page, 2, (1024, 683), (0.25, 0.25), (0.7, 0.75))
                 began = time.perf_counter()
                 give(page, "query", large)
                 said(page, "large.jpg: 25.0% of 3000 x 4000 pixels, by 2 examples")

@@ -1,7 +1,7 @@
 """fss-svf demo: a page in the browser, to paint an object on a few photographs and find it in others.
 
 The page is Gradio's. Photographs are dropped as files and read as those of predict, so that EXIF, large ones and what is no
-image are the same in both; the editor shows a small copy, and what is painted on it is brought to the photograph's size.
+image are the same in both; the editor shows a copy of one size, and what is painted on it is brought to the photograph's.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ from fss_svf.prediction.segmenter import Segmenter, SupportCode
 log = logging.getLogger(__name__)
 
 _MOST = 5  # examples
-_LONGER = 1024  # pixels of the longer side of what is painted on: a hand is no more exact, and the browser stays quick
+# Pixels of the longer side of what is painted on: a hand is no more exact, and the browser stays quick. Small photographs
+# are enlarged, on which the brush would be too wide.
+_LONGER = 1024
 _KEPT = 8  # sets of encoded examples
 _BRUSH = ("rgb(234, 67, 53)", 0.6)
 _CSS = """
@@ -42,6 +44,7 @@ _CSS = """
 .gradio-container [aria-label="Color"] {display: none} /* there is one */
 .said .html-container {padding: 0 !important}
 .said p {margin: 0; padding: .5em .8em; border-radius: 8px; background: var(--background-fill-secondary)}
+#found img {max-height: 75vh; object-fit: contain}
 .said p.wrong {background: #fdecea; color: #8c1d13; border-left: 4px solid #ea4335}
 """
 
@@ -114,7 +117,7 @@ def check_address(host: str, port: int) -> None:
 def painted_mask(layers: Sequence[np.ndarray], size: tuple[int, int]) -> np.ndarray:
     """(height, width) uint8 in {0, 1} of `size`: 1 where anything is painted on any of the (h, w, 4) uint8 RGBA layers.
 
-    Layers may be of another size than the photograph: the editor shows it shrunk.
+    Layers may be of another size than the photograph: the editor shows a copy.
     """
     height, width = size
     mask = np.zeros(size, np.uint8)
@@ -126,10 +129,10 @@ def painted_mask(layers: Sequence[np.ndarray], size: tuple[int, int]) -> np.ndar
     return mask
 
 
-def shrunk(image: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 with a longer side of 1024 at most: what is painted on."""
+def paintable(image: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 to a copy with a longer side of 1024: what is painted on."""
     height, width = image.shape[:2]
-    scale = min(1.0, _LONGER / max(height, width))
+    scale = _LONGER / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 
@@ -269,6 +272,7 @@ class _Slot:
         self.editor = gr.ImageEditor(
             show_label=False,
             visible=False,
+            height=460,
             sources=[],
             transforms=[],
             layers=False,
@@ -285,10 +289,10 @@ class _Slot:
             if photo is None:
                 return hidden, _said(gr, ""), gr.skip()
             try:
-                small = shrunk(read_photo(Path(photo)))
+                copy = paintable(read_photo(Path(photo)))
             except DataError as error:
                 return hidden, _said(gr, _by_name(error, photo), wrong=True), gr.skip()
-            shown = gr.update(value={"background": small, "layers": [], "composite": small}, visible=True)
+            shown = gr.update(value={"background": copy, "layers": [], "composite": copy}, visible=True)
             return shown, _said(gr, ""), gr.update(visible=True)
 
         after = following.drop if following else gr.State()
