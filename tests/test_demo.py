@@ -183,9 +183,13 @@ def give(page, place, path):
 
 def said(page, *words):
     """Wait until the page says all of it."""
-    page.wait_for_function(
-        "words => words.every((word) => document.querySelector('#said')?.innerText.includes(word))", arg=list(words)
-    )
+    line = ""
+    for _ in range(60):
+        line = page.inner_text("#said") if page.query_selector("#said") else ""
+        if all(word in line for word in words):
+            return
+        page.wait_for_timeout(1000)
+    raise AssertionError(f"{words} not in {line!r}")
 
 
 def paint(page, number, size, corner, end):
