@@ -272,7 +272,7 @@ class _Slot:
         self.editor = gr.ImageEditor(
             show_label=False,
             visible=False,
-            height=460,
+            height="min(460px, 95vw)",  # as wide on a phone
             sources=[],
             transforms=[],
             layers=False,
