@@ -48,6 +48,7 @@ VERBS = {
     "compare": ("CompareConfig", "fss_svf.evaluation.compare", "tells two results on the same episodes apart, or not"),
     "report": ("ReportConfig", "fss_svf.reporting.report", "gathers results into tables and a page"),
     "predict": ("PredictConfig", "fss_svf.prediction.predict", "segments your photographs by a few examples of yours"),
+    "demo": ("DemoConfig", "fss_svf.prediction.demo", "does so in the browser: paint the object, drop a photograph"),
     "info": ("InfoConfig", "fss_svf.info", "says what is installed, which datasets are ready, what can be chosen"),
 }
 # Exit status of a training that a signal has stopped, and that can go on: EX_TEMPFAIL.
@@ -57,7 +58,7 @@ _SHARED = ("pretrain", "train", "evaluate")
 # Verbs whose folder is theirs alone while they work.
 _LOCKED = ("pretrain", "train", "evaluate", "reproduce")
 # Verbs whose values are a person's own files, with names of any letters.
-_FILES = ("predict",)
+_FILES = ("predict", "demo")
 # What Hydra's grammar takes without quotes, a comma of a sweep among it; or a value that has quotes or brackets already.
 _PLAIN_VALUE = re.compile(r"[\w\-./:~%@?|+*,$ \\]*|['\"\[{$].*", re.ASCII)
 # Overrides that make sense beside resume=PATH, as those of config.MACHINE do.
@@ -178,12 +179,13 @@ def _run_verb(verb: str) -> int:
 
 
 def _heed_signals(verb: str) -> None:
-    """End in an orderly way, so that no codes of an evaluation stay behind, where a scheduler wants its machine back.
+    """End in an orderly way, so that no codes of an evaluation stay behind, where a scheduler wants its machine back, nor
+    photographs of a demo.
 
     torchrun sends SIGTERM too, when another process failed. A training has another answer from its first step on; before
     that there is nothing to save, but it can be started again.
     """
-    if verb not in _LOCKED:
+    if verb not in (*_LOCKED, "demo"):
         return
     status = 143 if verb == "evaluate" else STOPPED
     for name in ("SIGTERM",) if verb == "evaluate" else ("SIGTERM", "SIGUSR1"):

@@ -305,7 +305,7 @@ class Protocol:
         half = self.half_width
         require(half is None or 0 < half < 1, "half_width", "null or a fraction in (0, 1)", half)
         if self.size is not None:
-            _check_test_size(self.size, self.resize)
+            check_test_size(self.size, self.resize)
         require(self.episodes >= 1, "episodes", "a whole number >= 1", self.episodes)
         require(self.runs >= 1, "runs", "a whole number >= 1", self.runs)
         _check_seed(self.seed)
@@ -377,8 +377,8 @@ def _check_size(size: int) -> None:
     require(size >= 33 and size == lower, "size", f"n with (n - 1) % 8 == 0, such as {lower} or {lower + 8}", size)
 
 
-def _check_test_size(size: int, resize: str) -> None:
-    """The size of an evaluation: as for training, and with resize=squash multiples of 8 too, as HSNet's 400."""
+def check_test_size(size: int, resize: str) -> None:
+    """Raise ConfigError unless an evaluation can be of this size: as in training, and with resize=squash 8n too."""
     # At 8n the network's n positions stand at pixels 0, 8, ..., 8n - 8, but are stretched to the corners 0 and 8n - 1:
     # the mask grows by up to 7 pixels towards the lower right, 2% at 400. No published protocol pads to such a size.
     if resize != "squash" or size < 40 or size % 8:
@@ -516,7 +516,7 @@ class EvaluateConfig:
         _check_seed(self.seed)
         require(self.seeds >= 1, "seeds", "a number of runs >= 1", self.seeds)
         if self.size is not None:
-            _check_test_size(self.size, self.protocol.resize)
+            check_test_size(self.size, self.protocol.resize)
         require(self.way is None or self.way >= 1, "way", "null or a whole number >= 1", self.way)
         require(bool(self.shots) and all(s >= 1 for s in self.shots), "shot", "1 or a list such as [1,5]", self.shot)
         require(self.batch_size >= 1, "batch_size", "a whole number >= 1", self.batch_size)
@@ -623,6 +623,22 @@ class PredictConfig:
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, "batch_size", "a whole number >= 1", self.batch_size)
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """conf/demo.yaml says what each key means. checkpoint may not be null."""
+
+    checkpoint: Path | None
+    shots: Literal["train_k", "mean"]
+    size: int | None
+    device: str
+    precision: Precision
+    host: str
+    port: int
+
+    def __post_init__(self) -> None:
+        require(1 <= self.port <= 65535, "port", "a number from 1 to 65535", self.port)
 
 
 @dataclass(frozen=True)

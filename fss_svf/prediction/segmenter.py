@@ -23,7 +23,7 @@ from torch import Tensor
 from fss_svf import svf
 from fss_svf.backbones.weights import read_checkpoint
 from fss_svf.checkpoint import load_checkpoint
-from fss_svf.config import Precision, Protocol, TrainConfig, from_mapping
+from fss_svf.config import Precision, Protocol, TrainConfig, check_test_size, from_mapping
 from fss_svf.data.augment import EvalTransform
 from fss_svf.episode import Code, normalize
 from fss_svf.errors import ConfigError, DataError, WeightsError
@@ -94,10 +94,11 @@ class Segmenter:
         device: str = "auto",
         precision: Precision = "float32",
         shots: Literal["train_k", "mean"] = "train_k",
+        size: int | None = None,
     ) -> Segmenter:
         """Of a run folder of train or a checkpoint file; the input is as in the validation of its training.
 
-        shots: as in conf/predict.yaml. Raises WeightsError, ConfigError.
+        shots: as in conf/predict.yaml. size: of the input, where it is to be another. Raises WeightsError, ConfigError.
         """
         where = choose_device(device)
         content = load_checkpoint(Path(checkpoint), "train")
@@ -105,7 +106,9 @@ class Segmenter:
         what, protocol = f"checkpoint={checkpoint}", trained.protocol
         model = restore_model(trained.method, trained.backbone, trained.tuning, content["model"], what)
         model.shots = "mean" if shots == "mean" else "own"
-        size = protocol.size or trained.recipe.tested_at
+        if size is not None:
+            check_test_size(size, protocol.resize)
+        size = size or protocol.size or trained.recipe.tested_at
         return cls(model, EvalTransform(size, protocol.resize, protocol.pad), protocol, where, precision)
 
     def learn(
