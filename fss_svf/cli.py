@@ -187,8 +187,9 @@ def _heed_signals(verb: str) -> None:
     """
     if verb not in (*_LOCKED, "demo"):
         return
-    status = 143 if verb == "evaluate" else STOPPED
-    for name in ("SIGTERM",) if verb == "evaluate" else ("SIGTERM", "SIGUSR1"):
+    goes_on = verb in (*TRAINING, "reproduce")
+    status = STOPPED if goes_on else 143
+    for name in ("SIGTERM", "SIGUSR1") if goes_on else ("SIGTERM",):
         if hasattr(signal, name):  # not on Windows
             signal.signal(getattr(signal, name), lambda *_: sys.exit(status))
 
