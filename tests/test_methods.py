@@ -11,7 +11,7 @@ from fss_svf.backbones.vgg import VGGOptions, vgg16, vgg16_plain
 from fss_svf.episode import Episode
 from fss_svf.methods.base_learner import BaseLearner
 from fss_svf.methods.baseline import Baseline, BaselineOptions
-from fss_svf.methods.blocks import gram_distance, gram_matrix, masked_average_pooling, prior_mask
+from fss_svf.methods.blocks import ASPP, ResidualPair, gram_distance, gram_matrix, masked_average_pooling, prior_mask
 from fss_svf.methods.method import cross_entropy, flat_supports, regroup
 from fss_svf.methods.pfenet import PFENet, PFENetOptions
 from fss_svf.registry import METHODS
@@ -184,6 +184,17 @@ def test_gram_distance_by_hand():
     agree, apart = torch.tensor([[[1.0, 2.0]], [[2.0, 4.0]]]), torch.tensor([[[1.0, 0.0]], [[0.0, 3.0]]])
     query, support = gram_matrix(agree[None]), gram_matrix(torch.stack([agree, apart]))[None]
     torch.testing.assert_close(gram_distance(query, support), torch.tensor([[0.0, 2**0.5 / 2]]))
+
+
+def test_the_aspp_begins_as_bams_and_other_layers_as_pytorchs():
+    torch.manual_seed(0)
+    for branch in (ASPP(64).pointwise, ASPP(64).dilated[1]):
+        weight = branch[0].weight
+        fan_in = weight[0].numel()
+        assert weight.std().item() == pytest.approx((2 / fan_in) ** 0.5, rel=0.05)
+        assert weight.abs().max() > 3 * (2 / fan_in) ** 0.5  # normal, not uniform
+    # PyTorch's own is uniform up to 1 / sqrt(fan in).
+    assert ResidualPair(64).body[0].weight.abs().max() <= (64 * 9) ** -0.5
 
 
 def test_the_pyramid_has_absolute_sizes_and_ratios():
