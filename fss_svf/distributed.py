@@ -56,7 +56,9 @@ def start() -> None:
 
 
 def end() -> None:
-    """Leave the other processes. It waits for none of them."""
+    """Leave the other processes, when the work of all is done: NCCL waits here for those of this machine, so that a process
+    which has failed must end without it.
+    """
     global _rank, _world, _store
     if _world > 1:
         from torch import distributed
