@@ -184,15 +184,18 @@ def test_without_torchrun_there_is_one_process():
 def test_each_process_of_a_machine_has_its_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    current = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
     assert choose_device("auto") == choose_device("cuda") == torch.device("cuda")
     monkeypatch.setattr(distributed, "_world", 3)
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert choose_device("auto") == choose_device("cuda") == torch.device("cuda:1")
     assert choose_device("cuda:0") == torch.device("cuda:0")
     assert choose_device("cpu") == torch.device("cpu")
+    assert current == [torch.device("cuda:1"), torch.device("cuda:1"), torch.device("cuda:0")]
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(
-        ConfigError, match=r"2 CUDA devices are too few .* start --nproc-per-node 2, or .* device=cuda:0"
+        ConfigError, match=r"2 CUDA devices are too few .* start --nproc-per-node 2, or, .* device=cuda:0"
     ):
         choose_device("auto")
 
