@@ -8,11 +8,14 @@ from __future__ import annotations
 import hashlib
 import inspect
 import os
+import platform
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any, TypeVar
+
+from fss_svf.errors import ConfigError
 
 T = TypeVar("T")
 
@@ -121,7 +124,7 @@ def data_parallel(module: Any, backwards: int) -> Any:
     time; all start from process 0's parameters and buffers. One process: the module itself. backwards: how many there are
     before the gradients are wanted.
 
-    Buffers stay each process's own: those of a frozen BatchNorm never change. A BatchNorm that trains takes its
+    Raises ConfigError where processes share a GPU. Buffers stay each process's own: those of a frozen BatchNorm never change. A BatchNorm that trains takes its
     statistics over all processes on GPUs; PyTorch has none of this kind for the CPU.
     """
     if _world == 1:
@@ -132,6 +135,7 @@ def data_parallel(module: Any, backwards: int) -> Any:
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     device = next(module.parameters()).device
     if device.type == "cuda":
+        _require_own_gpus(device)
         module = nn.SyncBatchNorm.convert_sync_batchnorm(module) if _trains_statistics(module) else module
     return nn.parallel.DistributedDataParallel(
         module,
@@ -186,6 +190,15 @@ def _buffers_once(module: Any) -> dict[str, Any]:
     for buffer in module.buffers():
         distributed.broadcast(buffer, 0)
     return {"broadcast_buffers": False}
+
+
+def _require_own_gpus(device: Any) -> None:
+    """Raise ConfigError where two processes have one GPU: NCCL refuses it, with a page."""
+    import torch
+
+    gpus = gather((platform.node(), str(torch.cuda.get_device_properties(device).uuid)))
+    if len(set(gpus)) < len(gpus):
+        raise ConfigError(f"device={device}: two processes of a training share this GPU; start one process a GPU")
 
 
 def _trains_statistics(module: Any) -> bool:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -198,6 +199,16 @@ def test_each_process_of_a_machine_has_its_gpu(monkeypatch):
         ConfigError, match=r"2 CUDA devices are too few .* start --nproc-per-node 2, or, .* device=cuda:0"
     ):
         choose_device("auto")
+
+
+def test_processes_that_share_a_gpu_are_refused(monkeypatch):
+    found = SimpleNamespace(uuid="GPU-0")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
+    monkeypatch.setattr(distributed, "gather", lambda own: [own, (own[0], "GPU-1"), ("another machine", own[1])])
+    distributed._require_own_gpus("cuda:0")
+    monkeypatch.setattr(distributed, "gather", lambda own: [own, own])
+    with pytest.raises(ConfigError, match="device=cuda:0: two processes of a training share this GPU"):
+        distributed._require_own_gpus("cuda:0")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
