@@ -453,7 +453,9 @@ class PretrainConfig(_TrainingConfig):
         # BatchNorm behind the pyramid's average over the whole image needs two of them.
         require(self.recipe.batch_size >= 2, "recipe.batch_size", "at least 2 to pretrain", self.recipe.batch_size)
         parts = self.recipe.batch_size // 2
-        require(self.accumulate <= parts, "accumulate", f"at most {parts}, so that a part has 2 images", self.accumulate)
+        require(
+            self.accumulate <= parts, "accumulate", f"at most {parts}, so that a part has 2 images", self.accumulate
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -124,8 +124,9 @@ def data_parallel(module: Any, backwards: int) -> Any:
     time; all start from process 0's parameters and buffers. One process: the module itself. backwards: how many there are
     before the gradients are wanted.
 
-    Raises ConfigError where processes share a GPU. Buffers stay each process's own: those of a frozen BatchNorm never change. A BatchNorm that trains takes its
-    statistics over all processes on GPUs; PyTorch has none of this kind for the CPU.
+    Buffers stay each process's own: those of a frozen BatchNorm never change. A BatchNorm that trains takes its
+    statistics over all processes on GPUs; PyTorch has none of this kind for the CPU. Raises ConfigError where two
+    processes share a GPU.
     """
     if _world == 1:
         return module
