@@ -112,8 +112,8 @@ def _statistics_stay(block: nn.Module) -> Iterator[None]:
     """A BatchNorm that trains (in pretrain) has counted the batch in its running statistics already."""
     norms = [module for module in block.modules() if isinstance(module, _BatchNorm) and module.training]
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
+    for norm, (_, tracked) in zip(norms, before):
+        norm.momentum, norm.num_batches_tracked = 0.0, None if tracked is None else torch.zeros_like(tracked)
     try:
         yield
     finally:
