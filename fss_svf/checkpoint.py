@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from fss_svf.backbones.weights import read_checkpoint
 from fss_svf.errors import TrainingError, WeightsError
+from fss_svf.files import appearing_whole
 
 FORMAT = 1
 
@@ -46,7 +48,11 @@ def keep_checkpoint(path: Path, step: int, keep: int) -> None:
         return
     kept = path.with_name(f"step-{step:08d}.pt")
     _remove(kept)
-    os.link(path, kept)  # nothing is written again
+    try:
+        os.link(path, kept)  # nothing is written again
+    except OSError:  # a file system without such links
+        with appearing_whole(kept) as unfinished:
+            shutil.copyfile(path, unfinished)
     for old in sorted(path.parent.glob("step-*.pt"))[:-keep]:
         _remove(old)
 

@@ -169,13 +169,15 @@ def _run_verb(verb: str) -> int:
     distributed.start()
     _heed_signals(verb)
     try:
-        return _follow(verb) if distributed.rank() > 0 else _lead(verb)
+        status = _follow(verb) if distributed.rank() > 0 else _lead(verb)
     except KeyboardInterrupt:
         if distributed.rank() == 0:
             print(f"fss-svf {verb}: interrupted", file=sys.stderr)
         return 130
-    finally:
+    # After an error the others may be waiting for this process, and see its end alone.
+    if status == 0:
         distributed.end()
+    return status
 
 
 def _heed_signals(verb: str) -> None:

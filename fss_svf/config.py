@@ -452,6 +452,10 @@ class PretrainConfig(_TrainingConfig):
         require(self.validate_every >= 1, "validate_every", "a whole number of steps >= 1", self.validate_every)
         # BatchNorm behind the pyramid's average over the whole image needs two of them.
         require(self.recipe.batch_size >= 2, "recipe.batch_size", "at least 2 to pretrain", self.recipe.batch_size)
+        parts = self.recipe.batch_size // 2
+        require(
+            self.accumulate <= parts, "accumulate", f"at most {parts}, so that a part has 2 images", self.accumulate
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

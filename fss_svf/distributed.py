@@ -8,11 +8,14 @@ from __future__ import annotations
 import hashlib
 import inspect
 import os
+import platform
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any, TypeVar
+
+from fss_svf.errors import ConfigError
 
 T = TypeVar("T")
 
@@ -56,7 +59,9 @@ def start() -> None:
 
 
 def end() -> None:
-    """Leave the other processes. It waits for none of them."""
+    """Leave the other processes, when the work of all is done: NCCL waits here for those of this machine, so that a process
+    which has failed must end without it.
+    """
     global _rank, _world, _store
     if _world > 1:
         from torch import distributed
@@ -120,7 +125,8 @@ def data_parallel(module: Any, backwards: int) -> Any:
     before the gradients are wanted.
 
     Buffers stay each process's own: those of a frozen BatchNorm never change. A BatchNorm that trains takes its
-    statistics over all processes on GPUs; PyTorch has none of this kind for the CPU.
+    statistics over all processes on GPUs; PyTorch has none of this kind for the CPU. Raises ConfigError where two
+    processes share a GPU.
     """
     if _world == 1:
         return module
@@ -130,6 +136,7 @@ def data_parallel(module: Any, backwards: int) -> Any:
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     device = next(module.parameters()).device
     if device.type == "cuda":
+        _require_own_gpus(device)
         module = nn.SyncBatchNorm.convert_sync_batchnorm(module) if _trains_statistics(module) else module
     return nn.parallel.DistributedDataParallel(
         module,
@@ -184,6 +191,15 @@ def _buffers_once(module: Any) -> dict[str, Any]:
     for buffer in module.buffers():
         distributed.broadcast(buffer, 0)
     return {"broadcast_buffers": False}
+
+
+def _require_own_gpus(device: Any) -> None:
+    """Raise ConfigError where two processes have one GPU: NCCL refuses it, with a page."""
+    import torch
+
+    gpus = gather((platform.node(), str(torch.cuda.get_device_properties(device).uuid)))
+    if len(set(gpus)) < len(gpus):
+        raise ConfigError(f"device={device}: two processes of a training share this GPU; start one process a GPU")
 
 
 def _trains_statistics(module: Any) -> bool:

@@ -120,7 +120,7 @@ def _for_gradients(compiled: Callable[..., Tensor], plain: Callable[..., Tensor]
 def choose_device(name: str) -> torch.device:
     """auto (cuda where there is one, else cpu) or a torch device name; cuda is one for each process of this machine.
 
-    Raises ConfigError.
+    A numbered one becomes PyTorch's current device. Raises ConfigError.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -137,9 +137,12 @@ def choose_device(name: str) -> torch.device:
         if local >= devices:
             raise ConfigError(
                 f"device={name}: {devices} CUDA devices are too few for the processes of this machine, each takes its own; "
-                f"start --nproc-per-node {devices}, or let all share one with device=cuda:0"
+                f"start --nproc-per-node {devices}, or, where each process sees another one, set device=cuda:0"
             )
-        return torch.device("cuda", local)
+        device = torch.device("cuda", local)
     if (device.index or 0) >= devices:
         raise ConfigError(f"device={name}: there are {devices} CUDA devices, numbered from 0")
+    if device.index is not None:
+        # A loader that pins memory takes the current device: else all processes would take memory of the first GPU.
+        torch.cuda.set_device(device)
     return device

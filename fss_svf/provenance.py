@@ -26,7 +26,8 @@ def write_run_folder(folder: Path, config: Any, facts: Mapping[str, Any] | None 
     facts: what else says how the run came about, such as the hash of its data.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(to_mapping(config), sort_keys=False))
+    with appearing_whole(folder / "config.yaml") as unfinished:  # a later start compares its config with it
+        unfinished.write_text(yaml.safe_dump(to_mapping(config), sort_keys=False))
     path = folder / "provenance.json"
     earlier = json.loads(path.read_text())["starts"] if path.exists() else []
     write_json(path, {"starts": [*earlier, {**provenance(), **(facts or {})}]})

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -184,17 +185,30 @@ def test_without_torchrun_there_is_one_process():
 def test_each_process_of_a_machine_has_its_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    current = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
     assert choose_device("auto") == choose_device("cuda") == torch.device("cuda")
     monkeypatch.setattr(distributed, "_world", 3)
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert choose_device("auto") == choose_device("cuda") == torch.device("cuda:1")
     assert choose_device("cuda:0") == torch.device("cuda:0")
     assert choose_device("cpu") == torch.device("cpu")
+    assert current == [torch.device("cuda:1"), torch.device("cuda:1"), torch.device("cuda:0")]
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(
-        ConfigError, match=r"2 CUDA devices are too few .* start --nproc-per-node 2, or .* device=cuda:0"
+        ConfigError, match=r"2 CUDA devices are too few .* start --nproc-per-node 2, or, .* device=cuda:0"
     ):
         choose_device("auto")
+
+
+def test_processes_that_share_a_gpu_are_refused(monkeypatch):
+    found = SimpleNamespace(uuid="GPU-0")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
+    monkeypatch.setattr(distributed, "gather", lambda own: [own, (own[0], "GPU-1"), ("another machine", own[1])])
+    distributed._require_own_gpus("cuda:0")
+    monkeypatch.setattr(distributed, "gather", lambda own: [own, own])
+    with pytest.raises(ConfigError, match="device=cuda:0: two processes of a training share this GPU"):
+        distributed._require_own_gpus("cuda:0")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

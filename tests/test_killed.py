@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import fss_svf
-from fss_svf.checkpoint import load_checkpoint, save_checkpoint
+from fss_svf.checkpoint import keep_checkpoint, load_checkpoint, save_checkpoint
 from fss_svf.errors import TrainingError
 from tests.conftest import TOY
 
@@ -213,7 +213,7 @@ def test_a_scheduler_stops_a_validation(start, fss, small, tmp_path):
     _, err = ended(process, status=75, seconds=60)
     assert "fss-svf train: stopped by SIGTERM after step 4 of 8, which is saved; go on with resume=" in err
     assert not last(run)["validated"]
-    assert not (run / "codes").exists()
+    assert not list(run.glob("codes*"))
     to_the_end(fss, "train", "resume=run")
     assert_same(last(run), last(tmp_path / "whole"))
 
@@ -270,6 +270,19 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(TrainingError, match=r"cannot be written \(File exists\); make room there; none is kept"):
         save_checkpoint(tmp_path / "file" / "last.pt", {"step": 1})
+
+
+def test_a_checkpoint_is_kept_on_a_file_system_without_links(tmp_path, monkeypatch):
+    def refused(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+    path = tmp_path / "last.pt"
+    for step in (1, 2, 3):
+        save_checkpoint(path, {"step": step})
+        keep_checkpoint(path, step, keep=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["last.pt", "step-00000002.pt", "step-00000003.pt"]
+    assert torch.load(tmp_path / "step-00000002.pt")["step"] == 2
 
 
 FULL = """

@@ -235,6 +235,22 @@ def test_recomputing_changes_no_gradient_and_keeps_inputs_alone(name):
     assert little == x.nbytes < much
 
 
+@pytest.mark.parametrize("name", BLOCKS)
+def test_recomputing_counts_a_batch_once_in_running_statistics(name):
+    """As in pretraining, where BatchNorm trains."""
+    x, states = torch.randn(2, 16, 9, 8), []
+    for again in (False, True):
+        torch.manual_seed(0)
+        stage = nn.Sequential(settle(BLOCKS[name][0]()).train())
+        join_units(stage)
+        if again:
+            recompute(stage)
+        stage(x.clone().requires_grad_()).square().sum().backward()
+        states.append(stage.state_dict() | {f"grad.{n}": p.grad for n, p in stage.named_parameters()})
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[1][key], value) for key, value in states[0].items())
+
+
 def test_modules_with_hooks_and_subclasses_are_called():
     block = settle(Bottleneck(16, 4)).eval()
     expected, x = block, torch.randn(1, 16, 6, 6)

@@ -305,6 +305,14 @@ def test_overfitting_repeats_the_first_items_unaugmented(toy_root, tmp_path, mon
     pretrain(replace(pretrain_config(toy_root), overfit=2), tmp_path / "base")
 
 
+def test_parts_of_a_pretraining_have_two_images(toy_root):
+    """BatchNorm behind the average over the whole image has no statistics of one."""
+    config = pretrain_config(toy_root)
+    config = replace(config, recipe=replace(config.recipe, batch_size=6), accumulate=3)
+    with pytest.raises(ConfigError, match="accumulate: expected at most 3, so that a part has 2 images, got 6"):
+        replace(config, accumulate=6)
+
+
 def test_a_profile_is_written(toy_root, tmp_path):
     config = train_config(toy_root)
     train(replace(config, profile=2, recipe=replace(config.recipe, max_steps=6)), tmp_path)

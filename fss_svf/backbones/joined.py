@@ -5,11 +5,15 @@ A network is converted by changing the classes of its blocks: names, parameters 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from itertools import pairwise
 from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
@@ -45,7 +49,9 @@ class _Recomputable:
         trains = x.requires_grad or any(p.requires_grad for p in block.parameters())
         if self.recompute and torch.is_grad_enabled() and trains:
             # No random number is drawn in a backbone.
-            return checkpoint(self.run, x, use_reentrant=False, preserve_rng_state=False)
+            keep = partial(checkpoint, self.run, x, use_reentrant=False, preserve_rng_state=False)
+            # A compiled graph repeats no change of a buffer, and takes no contexts.
+            return keep() if torch.compiler.is_compiling() else keep(context_fn=partial(_contexts, block))
         return self.run(x)
 
 
@@ -94,6 +100,25 @@ _JOINED: dict[type[nn.Module], type[nn.Module]] = {
     BasicBlock: JoinedBasicBlock,
     nn.Sequential: JoinedSequential,
 }
+
+
+def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """For the first run of a block, and for the one in the backward."""
+    return nullcontext(), _statistics_stay(block)
+
+
+@contextmanager
+def _statistics_stay(block: nn.Module) -> Iterator[None]:
+    """A BatchNorm that trains (in pretrain) has counted the batch in its running statistics already."""
+    norms = [module for module in block.modules() if isinstance(module, _BatchNorm) and module.training]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm, (_, tracked) in zip(norms, before):
+        norm.momentum, norm.num_batches_tracked = 0.0, None if tracked is None else torch.zeros_like(tracked)
+    try:
+        yield
+    finally:
+        for norm, (momentum, tracked) in zip(norms, before):
+            norm.momentum, norm.num_batches_tracked = momentum, tracked
 
 
 def _is_plain_relu(module: nn.Module) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from fss_svf import svf
+from fss_svf import distributed, svf
 from fss_svf.checkpoint import load_checkpoint
 from fss_svf.config import TrainConfig
 from fss_svf.data.augment import EvalTransform
@@ -98,8 +99,12 @@ def train(config: TrainConfig, out: Path) -> float:
         # A held-out class is base and new at once: the base classes are not measured beside it.
         base if model.segments_base and not selection.held_out else None,
     )
+    codes = out / f"codes-{distributed.rank()}"
+    if distributed.rank() == 0:
+        for left in out.glob("codes-*"):  # by a validation that was killed
+            shutil.rmtree(left)
     engine = evaluation_engine.Engine(
-        device, config.recipe.batch_size, config.workers, _VALIDATION_CACHE_GB, out / "codes", config.precision
+        device, config.recipe.batch_size, config.workers, _VALIDATION_CACHE_GB, codes, config.precision
     )
     shown = replace(validation, specs=validation.specs[:4])
 
