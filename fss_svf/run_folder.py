@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fss_svf import config
-from fss_svf.errors import ConfigError, FssError
+from fss_svf.errors import ConfigError, FssError, listing
 
 log = logging.getLogger("fss_svf")
 
@@ -62,6 +62,12 @@ def go_on(checked: Any, out: Path) -> tuple[Any, float | None]:
         return checked, float(json.loads(finished.read_text())["score"])
     if (out / "checkpoints" / "last.pt").exists():
         return replace(checked, resume=out), None
+    others = sorted(path.name for path in (out / "checkpoints").glob("*.pt") if path.name != "not_finite.pt")
+    if others:
+        raise ConfigError(
+            f"{out}: holds {listing(others)}, but no last.pt to go on from; say which by resume={out}/checkpoints/"
+            f"{others[-1]}, or choose another folder (hydra.run.dir)"
+        )
     # Ended before its first checkpoint was whole: it begins anew.
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
     return checked, None

@@ -109,9 +109,19 @@ def test_auto_goes_on_with_the_run_of_its_config(fss, small, tmp_path):
     assert "resumed at step 2 of 2" in err
     assert starts(run) == 2
 
+    # Without its last checkpoint, as somebody left it: the others are not thrown away.
+    (run / "finished.json").rename(run / "kept.json")
+    (run / "checkpoints" / "last.pt").rename(run / "checkpoints" / "kept")
+    status, _, err = fss("train", *small, "resume=auto")
+    assert status == 1
+    assert f"{run}: holds best.pt, but no last.pt to go on from; say which by resume={run}/checkpoints/best.pt" in err
+    (run / "checkpoints" / "kept").rename(run / "checkpoints" / "last.pt")
+    (run / "kept.json").rename(run / "finished.json")
+
     # Killed while the first was written, and before config.yaml: begins anew there.
     for name in ("finished.json", "checkpoints/last.pt", "config.yaml"):
         (run / name).unlink()
+    (run / "checkpoints" / "best.pt").rename(run / "checkpoints" / "last.pt.partial")
     status, _, err = fss("train", *small, "resume=auto")
     assert status == 0, err
     assert "resumed" not in err
