@@ -305,6 +305,12 @@ def test_overfitting_repeats_the_first_items_unaugmented(toy_root, tmp_path, mon
     pretrain(replace(pretrain_config(toy_root), overfit=2), tmp_path / "base")
 
 
+def test_a_run_folder_that_cannot_be_written_is_told_in_a_line(toy_root, tmp_path):
+    (tmp_path / "run" / "config.yaml" / "folder").mkdir(parents=True)
+    with pytest.raises(TrainingError, match=r"Is a directory; training ended$"):
+        train(train_config(toy_root), tmp_path / "run")
+
+
 def test_parts_of_a_pretraining_have_two_images(toy_root):
     """BatchNorm behind the average over the whole image has no statistics of one."""
     config = pretrain_config(toy_root)

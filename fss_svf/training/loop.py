@@ -76,14 +76,13 @@ def fit(
     Every process of the job calls this. Writes out/checkpoints/{last,best}.pt, out/tensorboard and, at the end,
     out/finished.json. Raises TrainingError, and Stopped after SIGTERM or SIGUSR1.
     """
-    run = _Run(task, config, device, out, resumed)
     try:
+        run = _Run(task, config, device, out, resumed)
         with StopSignal() as stop:
             run.to_the_end(stop)
     except OSError as error:
-        raise TrainingError(
-            f"{error.filename or out}: {error.strerror or error}; training ended at step {run.step}, go on with resume={out}"
-        ) from error
+        saved = f", go on with resume={out}" if (out / "checkpoints" / "last.pt").exists() else ""
+        raise TrainingError(f"{error.filename or out}: {error.strerror or error}; training ended{saved}") from error
     return run.best
 
 
