@@ -70,9 +70,9 @@ def test_parts_make_the_step_of_the_whole(name):
         assert step_of(method, len(parts))(0, parts) == pytest.approx(told, rel=1e-9)
         for key, value in gradients(method).items():
             assert (value - whole[key]).norm() <= 1e-8 * whole[key].norm() + 1e-14, key
-    # The plain mean over parts would be another number.
+    # The plain mean over parts would be another number (not far away: at the start the losses of all parts are near ln 2).
     means = [method.losses(method(part), part)["main"] for part in parts]
-    assert float(torch.stack(means).mean().detach()) != pytest.approx(told["main"], rel=1e-5)
+    assert float(torch.stack(means).mean().detach()) != pytest.approx(told["main"], rel=1e-7)
 
 
 def test_what_is_drawn_depends_on_seed_step_and_part_alone():
