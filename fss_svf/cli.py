@@ -45,7 +45,7 @@ VERBS = {
     ),
     "evaluate": ("EvaluateConfig", "fss_svf.evaluation.evaluate", "measures mIoU and FB-IoU by a protocol"),
     "reproduce": ("ReproduceConfig", "fss_svf.reproduction.reproduce", "runs what a table still lacks, and reports"),
-    "compare": ("CompareConfig", "fss_svf.evaluation.compare", "tells two results on the same episodes apart, or not"),
+    "compare": ("CompareConfig", "fss_svf.evaluation.compare", "tells two results, or trainings of two things, apart"),
     "report": ("ReportConfig", "fss_svf.reporting.report", "gathers results into tables and a page"),
     "predict": ("PredictConfig", "fss_svf.prediction.predict", "segments your photographs by a few examples of yours"),
     "demo": ("DemoConfig", "fss_svf.prediction.demo", "does so in the browser: paint the object, drop a photograph"),

@@ -603,11 +603,15 @@ class ReproduceConfig:
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """Two results: folders of evaluate, or their result.json. Neither may be null."""
+    """Two results, or two lists of them: folders of evaluate, or their result.json. Neither may be null."""
 
     name: str
-    a: Path | None
-    b: Path | None
+    a: tuple[Path, ...] | Path | None
+    b: tuple[Path, ...] | Path | None
+    classes: tuple[str, ...] | None
+
+    def __post_init__(self) -> None:
+        require(self.classes != (), "classes", "a list of classes, or null", self.classes)
 
 
 @dataclass(frozen=True)

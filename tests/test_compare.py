@@ -44,9 +44,9 @@ def write(folder, tables, **changes):
     return folder
 
 
-def compared(tmp_path, a, b):
+def compared(tmp_path, a, b, classes=None):
     (tmp_path / "out").mkdir(exist_ok=True)
-    return compare(CompareConfig("compare", a, b), tmp_path / "out")
+    return compare(CompareConfig("compare", a, b, classes), tmp_path / "out")
 
 
 def test_difference_of_what_is_better(tmp_path, capsys):
@@ -103,7 +103,8 @@ def test_a_class_that_is_not_measured_is_a_dash(tmp_path, capsys):
     a, b = ([made_up_table(np.random.default_rng(0), 60, drawn=[n % 4 for n in range(60)])] for _ in range(2))
     found = compared(tmp_path, write(tmp_path / "a", a), write(tmp_path / "b", b))
     assert found["per_class"]["horse"] == {
-        "episodes": 0, "a": None, "b": None, "difference": None, "interval": None, "b_better": None
+        "episodes": 0, "a": None, "b": None, "difference": None, "interval": None, "b_better": None,
+        "trainings": [], "trainings_interval": None,
     }  # fmt: skip
     (row,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("| horse"))
     assert [cell.strip() for cell in row.split("|")[2:-1]] == ["0", *"-----"]
@@ -204,6 +205,82 @@ def test_what_is_given_is_one_result(tmp_path):
             compared(tmp_path, a, b)
 
 
+def trainings(tmp_path, name, gains, **changes):
+    """A result a training seed, written in the order of `gains`: how much better each is than tables_of()."""
+    told = {"path": name, "step": 9, "options": {"recipe.batch_size": 4}}
+    return tuple(
+        write(tmp_path / f"{name}{seed}", tables_of(gain), checkpoint={**told, "seed": seed, **changes})
+        for seed, gain in gains.items()
+    )
+
+
+def test_trainings_of_one_seed_are_a_pair(tmp_path, capsys):
+    a = trainings(tmp_path, "a", {3: 0.0, 1: 0.02, 2: 0.0001})
+    b = trainings(tmp_path, "b", {1: 0.03, 2: 0.02, 3: 0.05})
+    found = compared(tmp_path, a, b, ("dog", "cow"))
+    pairs = [compared(tmp_path, tmp_path / f"a{seed}", tmp_path / f"b{seed}", ("dog", "cow")) for seed in (1, 2, 3)]
+    for of in (
+        lambda c: c["miou"], lambda c: c["fb_iou"], lambda c: c["per_class"]["cat"], lambda c: c["miou_of_classes"]
+    ):  # fmt: skip
+        apart = [of(pair)["difference"] for pair in pairs]
+        assert of(found)["trainings"] == pytest.approx(apart)
+        assert of(found)["difference"] == pytest.approx(np.mean(apart))
+        half = 4.302653 * np.std(apart, ddof=1) / 3**0.5
+        assert of(found)["trainings_interval"] == pytest.approx((np.mean(apart) - half, np.mean(apart) + half))
+        # The episodes are those of each pair: the mean of intervals is near, and the ends of one of them are not exceeded.
+        lows, highs = zip(*(of(pair)["interval"] for pair in pairs))
+        assert min(lows) < of(found)["interval"][0] < of(found)["interval"][1] < max(highs)
+    two = found["miou_of_classes"]
+    assert two["classes"] == ["dog", "cow"]
+    for side in "ab":
+        assert two[side] == pytest.approx(np.mean([found["per_class"][c][side] for c in ("dog", "cow")]))
+    assert two["episodes"] == sum(found["per_class"][c]["episodes"] for c in ("dog", "cow"))
+    # Better in the episodes beyond doubt, but three trainings do not say so.
+    assert found["miou"]["interval"][0] > 0 > found["miou"]["trainings_interval"][0]
+    assert "is not told apart from 0 at 95% (95% intervals +" in found["verdict"]
+    assert found["verdict"].endswith("over 3 trainings).")
+    printed = capsys.readouterr().out
+    assert "| mIoU of dog, cow " in printed
+    assert f"  - seed 2: {tmp_path / 'a2' / 'result.json'}" in printed
+
+
+def test_lists_that_make_no_pairs_are_refused(tmp_path):
+    a = trainings(tmp_path, "a", {1: 0.0, 2: 0.0})
+    b = trainings(tmp_path, "b", {1: 0.02, 2: 0.03, 4: 0.0})
+    other = trainings(tmp_path, "longer", {2: 0.02}, step=10)
+    option = trainings(tmp_path, "batch", {2: 0.02}, options={"recipe.batch_size": 8})
+    untrained = write(tmp_path / "untrained", tables_of())
+    for x, y, message in (
+        (a, b, "seeds 1, 2 in a and 1, 2, 4 in b"),
+        (a, b[0], "seeds 1, 2 in a and 1 in b"),
+        (a, (b[1], b[2]), "seeds 1, 2 in a and 2, 4 in b"),
+        (a, (b[0], b[0]), "seeds 1, 2 in a and 1, 1 in b"),
+        (a, (b[0], *other), r"b\[0\]=.*b1/.*b\[1\]=.*longer2/.*not trainings of one thing, step is 9 in one and 10 in"),
+        ((a[0], *option), b[:2], "recipe.batch_size is 4 in one and 8 in the other"),
+        (a, (b[0], untrained), r"b\[1\]=.*: was not trained"),
+        (a, (), "b: nothing given"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            compared(tmp_path, x, y)
+    few = write(
+        tmp_path / "few",
+        tables_of(episodes=100),
+        checkpoint=json.loads((a[1] / "result.json").read_text())["checkpoint"],
+    )
+    with data_error("not the same episodes, ", " in a[0] and ", "few"):
+        compared(tmp_path, (a[0], few), b[:2])
+
+
+def test_classes_that_are_not_measured_are_refused(tmp_path):
+    a, b = write(tmp_path / "a", tables_of()), write(tmp_path / "b", tables_of())
+    with pytest.raises(ConfigError, match=r"classes: 'hors' is not measured here, but cat, .*did you mean 'horse'"):
+        compared(tmp_path, a, b, ("cat", "hors"))
+    with pytest.raises(ConfigError, match="classes: cat, cat has a class twice"):
+        compared(tmp_path, a, b, ("cat", "cat"))
+    with pytest.raises(ConfigError, match="classes: expected a list of classes, or null"):
+        compared(tmp_path, a, b, ())
+
+
 def test_compare_as_a_verb(fss, toy_root, tmp_path):
     """On evaluations that were run."""
     control = ("backbone=tiny", *TOY, f"dataset.root={toy_root}", "size=65", "protocol.episodes=20", "workers=0")
@@ -217,7 +294,7 @@ def test_compare_as_a_verb(fss, toy_root, tmp_path):
         result = json.loads((path / "2shot" / "result.json").read_text())
         for key in ("miou", "fb_iou"):
             assert found[key][side] == pytest.approx(result[key], abs=1e-12)
-            assert found[side][key] == result[key]
+            assert found[side][0][key] == result[key]
         assert {name: of[side] for name, of in found["per_class"].items()} == pytest.approx(result["per_class"])
     assert found["verdict"] in out
     status, out, err = fss("compare", f"a={a}/2shot", f"b={b}/1shot")

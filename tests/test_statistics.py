@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 
 from fss_svf.evaluation import statistics as ours
-from fss_svf.evaluation.statistics import deviation, interval, measured, resampled, weights
+from fss_svf.evaluation.statistics import (
+    deviation,
+    interval,
+    measured,
+    resampled,
+    students_interval,
+    students_t,
+    weights,
+)
 from tests.made_up import CLASSES, counts_of, made_up_table
 
 
@@ -120,3 +128,18 @@ def test_paired_difference_is_narrower_than_its_sides():
 def test_deviation_is_of_a_sample():
     assert deviation([0.4]) is None
     assert deviation([0.1, 0.2, 0.4]) == pytest.approx(np.std([0.1, 0.2, 0.4], ddof=1))
+
+
+def test_students_interval():
+    # Two-sided 95 % points of printed tables.
+    for freedom, t in ((1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (9, 2.262), (30, 2.042)):
+        assert students_t(freedom) == pytest.approx(t, abs=6e-4)
+    assert students_t(7, 0.99) == pytest.approx(3.499, abs=6e-4)
+    assert students_interval([0.5]) is None
+    assert students_interval([2.0, 2.0, 2.0]) == (2.0, 2.0)
+    # It holds the mean of what is drawn as often as it says, however few there are.
+    random = np.random.default_rng(0)
+    for n in (2, 3, 5):
+        drawn = random.normal(1.0, 3.0, size=(2000, n))
+        held = [low <= 1.0 <= high for low, high in (students_interval(list(row)) for row in drawn)]
+        assert np.mean(held) == pytest.approx(0.95, abs=0.015)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fss_svf.reporting.markdown import markdown_lines
@@ -11,30 +11,52 @@ from fss_svf.reporting.markdown import markdown_lines
 def comparison_table(comparison: Mapping[str, Any]) -> str:
     """What compare.json holds, in percent: what a and b are, a row a number, and the verdict."""
     c = comparison
-    seeds = len(c["seeds"])
+    seeds, trainings = len(c["seeds"]), len(c["a"])
     ways = f"{c['way']}-way " if c["way"] > 1 else ""
     head = (
         f"{c['dataset']} fold {c['fold']}, {ways}{c['shot']}-shot, in %. Protocol {c['protocol']} ({c['protocol_hash']}): "
-        f"{seeds} x {c['num_episodes'] // seeds} episodes at {c['size']} px, the same in both."
+        f"{seeds} x {c['num_episodes'] // seeds} episodes at {c['size']} px, the same everywhere."
     )
     sides = [f"- {side}: {_what(c[side])}" for side in ("a", "b")]
-    interval = f"{c['level']:.0%} interval"
-    rows = [["", "episodes", "a", "b", "b - a", interval, "b better in"]]
-    rows += [_row(name, c["num_episodes"], c[key]) for name, key in (("mIoU", "miou"), ("FB-IoU", "fb_iou"))]
-    rows += [_row(name, of_class["episodes"], of_class) for name, of_class in c["per_class"].items()]
+    titles = ["", "episodes", "a", "b", "b - a", f"{c['level']:.0%} interval", "b better in"]
+    several = [f"of {trainings} trainings", f"{c['level']:.0%} over trainings"] if trainings > 1 else []
+    numbers = [("mIoU", c["num_episodes"], c["miou"])]
+    if "miou_of_classes" in c:
+        of = c["miou_of_classes"]
+        numbers.append((f"mIoU of {', '.join(of['classes'])}", of["episodes"], of))
+    numbers.append(("FB-IoU", c["num_episodes"], c["fb_iou"]))
+    numbers += [(name, of["episodes"], of) for name, of in c["per_class"].items()]
+    rows = [[*titles, *several], *(_row(*number, trainings > 1) for number in numbers)]
     foot = f'Intervals over {c["resamples"]:,} resamples of the episodes; "b better in": of them.'
+    if trainings > 1:
+        foot += (
+            " a and b are means over trainings; b - a of each stands in their order, then Student's interval of these."
+        )
     return "\n\n".join([head, "\n".join(sides), markdown_lines(rows, words=1), foot, c["verdict"]])
 
 
-def _what(side: Mapping[str, Any]) -> str:
-    return f"{side['method']}, {side['tuning']}, {side['backbone']} ({side['backbone_weights']}), {side['path']}"
+def _what(side: Sequence[Mapping[str, Any]]) -> str:
+    first = side[0]
+    weights = ", ".join(dict.fromkeys(training["backbone_weights"] for training in side))
+    what = f"{first['method']}, {first['tuning']}, {first['backbone']} ({weights})"
+    if len(side) == 1:
+        return f"{what}, {first['path']}"
+    return "\n".join([what, *(f"  - seed {t['checkpoint']['seed']}: {t['path']}" for t in side)])
 
 
-def _row(name: str, episodes: int, of: Mapping[str, Any]) -> list[str]:
-    low, high = of["interval"] or (None, None)
-    between = "-" if low is None else f"{_percent(low, '+.2f')} to {_percent(high, '+.2f')}"
+def _row(name: str, episodes: int, of: Mapping[str, Any], several: bool) -> list[str]:
     values = [_percent(of["a"]), _percent(of["b"]), _percent(of["difference"], "+.2f")]
-    return [name, f"{episodes:,}", *values, between, _percent(of["b_better"], ".1f")]
+    cells = [name, f"{episodes:,}", *values, _ends(of["interval"]), _percent(of["b_better"], ".1f")]
+    if several:
+        cells += [
+            ", ".join(_percent(value, "+.2f") for value in of["trainings"]) or "-",
+            _ends(of["trainings_interval"]),
+        ]
+    return cells
+
+
+def _ends(interval: tuple[float, float] | None) -> str:
+    return "-" if interval is None else f"{_percent(interval[0], '+.2f')} to {_percent(interval[1], '+.2f')}"
 
 
 def _percent(value: float | None, form: str = ".2f") -> str:
