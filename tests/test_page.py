@@ -126,6 +126,40 @@ def test_missing_curves_and_pictures_are_said(tmp_path, monkeypatch, checkpoint,
     assert "No result holds numbers by class" in text
 
 
+def test_rows_stand_side_by_side_with_a_colour_each_and_a_line_a_seed(tmp_path):
+    def trained(tuning, seed, shot=1, fold=0, **changes):
+        run = tmp_path / f"{tuning}{seed}{fold}"
+        if not run.exists():
+            with SummaryWriter(str(run / "tensorboard")) as writer:
+                for step in (1, 2, 3):
+                    writer.add_scalar("loss/main", 1 / step, step)
+                    writer.add_scalar("miou", 0.1 * step, step)
+        here = {**result(0.1, fold, shot, tuning, seed), **changes}
+        here["checkpoint"]["path"] = str(run)
+        return here
+
+    every = [trained(t, seed, shot) for t in ("frozen", "svf") for seed in (1, 2) for shot in (1, 5)]
+    alone = trained("frozen", 1, fold=1)
+    untrained = {**result(0.1, tuning="none"), "checkpoint": None}
+    text = of(*every, alone, untrained)
+    titles = re.findall(r"<summary>(.*?)</summary>", text)
+    assert [t for t in titles if t.startswith("Side by side")] == ["Side by side: coco, resnet50, fold 0"]
+    assert titles.index("Side by side: coco, resnet50, fold 0") < titles.index(
+        "baseline, frozen, coco, resnet50, fold 0, 1-shot, seed 1"
+    )
+    loss, score = [a["aria-label"] for tag, a in Tags(text).found if tag == "svg"][:2]
+    assert loss.startswith("Main loss: baseline, frozen, ")
+    assert score.startswith("mIoU in training, on the validation episodes (%): baseline, frozen, ")
+    assert loss.count("(2 seeds)") == score.count("(2 seeds)") == 2
+    first = re.search(r'aria-label="mIoU in training.*?</svg>', text, re.DOTALL).group()
+    assert re.findall(r'polyline class="(c\d)', first) == ["c0", "c0", "c1", "c1"]
+    # The same trainings measured by another protocol are the same curves, and stand there once.
+    again = of(*every, *(trained(t, seed, protocol_hash="bbbb") for t in ("frozen", "svf") for seed in (1, 2)))
+    assert again.count("<summary>Side by side") == 1
+    # One row has nothing to stand beside.
+    assert "Side by side" not in of(*every[:4])
+
+
 def test_a_control_has_no_training():
     text = of({**result(0.1), "checkpoint": None})
     assert "No result comes from a training" in text

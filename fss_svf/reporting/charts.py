@@ -17,10 +17,11 @@ COLOURS = 8
 
 @dataclass(frozen=True)
 class Lines:
-    """Curves of one colour and one entry in the legend."""
+    """Curves of one colour and one entry in the legend, which counts several as so many of `each`."""
 
     name: str
     curves: Sequence[Curve]
+    each: str = "layers"
 
 
 def line_chart(title: str, series: Sequence[Lines], unit: str = "") -> str:
@@ -109,5 +110,5 @@ def _short(value: float) -> str:
 def _end(lines: Lines, unit: str) -> str:
     """The last value of a single curve."""
     if len(lines.curves) != 1 or not lines.curves[0]:
-        return f" ({len(lines.curves)} layers)" if len(lines.curves) > 1 else ""
+        return f" ({len(lines.curves)} {lines.each})" if len(lines.curves) > 1 else ""
     return f" {lines.curves[0][-1][1]:.3g}{unit}"

@@ -27,7 +27,7 @@ def page(tables: Sequence[Table], results: Sequence[Result]) -> str:
         script=_file("script.js").rstrip(),
         tables="\n".join(map(_table, tables)),
         classes="\n".join(filter(None, map(_classes, tables))) or "<p>No result holds numbers by class.</p>",
-        training=training(results),
+        training=training(tables, results),
         gallery=gallery([(r, Path(r["path"]).parent / "gallery") for r in results if "path" in r]),
     )
 

@@ -3,34 +3,67 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
 from fss_svf.reporting.charts import Lines, line_chart
 from fss_svf.reporting.curves import Curve, read_curves, run_folder
-from fss_svf.reporting.rows import Result
+from fss_svf.reporting.rows import Result, Row
+from fss_svf.reporting.table import Table
+
+Curves = Mapping[str, Curve]
 
 
-def training(results: Sequence[Result]) -> str:
-    """A part a run folder, the first of them open, and a list of those without curves."""
+def training(tables: Sequence[Table], results: Sequence[Result]) -> str:
+    """The rows of a table side by side, then a part a run folder, the first part open; last those without curves."""
     runs = {str(run_folder(c["path"])): r for r in results if (c := r["checkpoint"]) and c.get("path")}
-    parts: list[str] = []
+    read = {run: read_curves(Path(run)) for run in runs}
+    parts = [(title, f'<div class="charts">{charts}</div>') for title, charts in _side_by_side(tables, read)]
     missing: list[str] = []
     for run, result in runs.items():
-        curves = read_curves(Path(run))
-        if curves:
-            opened = "" if parts else " open"
-            parts.append(
-                f"<details{opened}><summary>{escape(_title(result))}</summary><div>"
-                f'<p class="soft">{escape(run)}</p><div class="charts">{"".join(_charts(curves))}</div></div></details>'
-            )
+        if read[run]:
+            charts = "".join(_charts(read[run]))
+            parts.append((_title(result), f'<p class="soft">{escape(run)}</p><div class="charts">{charts}</div>'))
         else:
             why = "it holds no TensorBoard file" if Path(run).is_dir() else "there is no such folder here"
             missing.append(f"<li>{escape(_title(result))}: {escape(run)}: {why}</li>")
+    lines = [
+        f"<details{'' if i else ' open'}><summary>{escape(title)}</summary><div>{inside}</div></details>"
+        for i, (title, inside) in enumerate(parts)
+    ]
     if missing:
-        parts.append(f'<p>Trainings without curves:</p><ul class="notes">{"".join(missing)}</ul>')
-    return "\n".join(parts) or "<p>No result comes from a training.</p>"
+        lines.append(f'<p>Trainings without curves:</p><ul class="notes">{"".join(missing)}</ul>')
+    return "\n".join(lines) or "<p>No result comes from a training.</p>"
+
+
+def _side_by_side(tables: Sequence[Table], read: Mapping[str, Curves]) -> Iterator[tuple[str, str]]:
+    """Title and charts of each fold in which several rows have curves; of tables of the same trainings once."""
+    seen: set[frozenset[str]] = set()
+    for table in tables:
+        for fold in sorted({fold for row in table.rows for _, fold in row.cells}):
+            runs = {", ".join(row.words): found for row in table.rows if (found := _with_curves(row, fold, read))}
+            every = frozenset(run for found in runs.values() for run in found)
+            if len(runs) < 2 or every in seen:
+                continue
+            seen.add(every)
+            first = table.rows[0].first
+            of_rows = {name: [read[run] for run in found] for name, found in runs.items()}
+            yield f"Side by side: {first['dataset']}, {first['backbone']}, fold {fold}", _compared(of_rows)
+
+
+def _compared(of_rows: Mapping[str, Sequence[Curves]]) -> str:
+    """Charts with a colour a row and a line a seed."""
+    losses = [Lines(row, [c["loss/main"] for c in of if "loss/main" in c], "seeds") for row, of in of_rows.items()]
+    scores = [Lines(row, [_percent(c["miou"]) for c in of if "miou" in c], "seeds") for row, of in of_rows.items()]
+    return line_chart("Main loss", losses) + line_chart("mIoU in training, on the validation episodes (%)", scores)
+
+
+def _with_curves(row: Row, fold: int, read: Mapping[str, Curves]) -> list[str]:
+    """The run folders that the row's results of this fold come from, whatever the shot they were tested at."""
+    trained = [r["checkpoint"] for (_, f), seeds in row.cells.items() if f == fold for r in seeds.values()]
+    folders = dict.fromkeys(str(run_folder(c["path"])) for c in trained if c and c.get("path"))
+    return [run for run in folders if read.get(run)]
 
 
 def _title(result: Result) -> str:
@@ -39,7 +72,7 @@ def _title(result: Result) -> str:
     return f"{', '.join(names)}, fold {result['fold']}, {trained['shot']}-shot, seed {trained['seed']}"
 
 
-def _charts(curves: Mapping[str, Curve]) -> list[str]:
+def _charts(curves: Curves) -> list[str]:
     losses = [Lines(name.removeprefix("loss/"), [curve]) for name, curve in _under("loss/", curves).items()]
     shown = (("miou", "mIoU"), ("fb_iou", "FB-IoU"))
     scores = [Lines(said, [_percent(curves[name])]) for name, said in shown if name in curves]
@@ -56,7 +89,7 @@ def _charts(curves: Mapping[str, Curve]) -> list[str]:
     return [*filter(None, charts), _by_layer({name.removeprefix("drift/"): c for name, c in drifts.items() if c})]
 
 
-def _by_layer(drifts: Mapping[str, Curve]) -> str:
+def _by_layer(drifts: Curves) -> str:
     """The last drift of each layer as bars, the longest of which is the largest."""
     if not drifts:
         return ""
@@ -70,7 +103,7 @@ def _by_layer(drifts: Mapping[str, Curve]) -> str:
     return f'<div class="chart"><table class="bars">{caption}<tbody>{rows}</tbody></table></div>'
 
 
-def _under(prefix: str, curves: Mapping[str, Curve]) -> dict[str, Curve]:
+def _under(prefix: str, curves: Curves) -> dict[str, Curve]:
     return {name: curve for name, curve in curves.items() if name.startswith(prefix)}
 
 
