@@ -1,27 +1,21 @@
 """Evaluation over processes, and after a kill: the same result, whoever did which part of it and when."""
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-import fss_svf
 from fss_svf import distributed
 from fss_svf.errors import ConfigError
 from fss_svf.evaluation.engine import Runner
 from fss_svf.model import choose_device
 from tests.conftest import TOY
+from tests.processes import TORCHRUN, starting
 
-PACKAGE_AT = Path(fss_svf.__file__).parent.parent
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 # fss-svf whose groups take some time, and of which process FAILS fails in its third group.
 SLOW = """
 import os, signal, time
@@ -51,28 +45,10 @@ def control(toy_root):
 
 @pytest.fixture
 def start(tmp_path):
-    """Start Python with arguments in tmp_path, where slow.py lies; what still runs at the end is killed."""
+    """Start Python with arguments in tmp_path, where slow.py lies."""
     (tmp_path / "slow.py").write_text(SLOW)
-    running = []
-
-    def call(*arguments, **variables):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PACKAGE_AT), **variables}
-        process = subprocess.Popen(
-            [sys.executable, *map(str, arguments)],
-            cwd=tmp_path,
-            env=environment,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        running.append(process)
-        return process
-
-    yield call
-    for process in running:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
+    with starting(tmp_path) as start:
+        yield start
 
 
 def results(folder):

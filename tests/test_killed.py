@@ -5,22 +5,19 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
-import fss_svf
 from fss_svf.checkpoint import keep_checkpoint, load_checkpoint, save_checkpoint
 from fss_svf.errors import TrainingError
 from tests.conftest import TOY
+from tests.processes import ended, starting
 
 pytestmark = pytest.mark.usefixtures("one_thread")  # as the processes that are killed have one
 
-PACKAGE_AT = Path(fss_svf.__file__).parent.parent
 # fss-svf whose steps and, where asked for, validations and writing of checkpoints take some time.
 SLOW = """
 import os, time
@@ -55,29 +52,10 @@ main()
 
 @pytest.fixture
 def start(tmp_path):
-    """Start Python with arguments in tmp_path, where slow.py lies, as a process group of its own."""
+    """Start Python with arguments in tmp_path, where slow.py lies."""
     (tmp_path / "slow.py").write_text(SLOW)
-    running = []
-
-    def call(*arguments, **variables):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PACKAGE_AT), **variables}
-        process = subprocess.Popen(
-            [sys.executable, *map(str, arguments)],
-            cwd=tmp_path,
-            env=environment,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
-        running.append(process)
-        return process
-
-    yield call
-    for process in running:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+    with starting(tmp_path) as start:
+        yield start
 
 
 @pytest.fixture
@@ -87,12 +65,6 @@ def small(toy_root):
             "recipe=toy", "recipe.size=65", "recipe.batch_size=2", "recipe.max_steps=8", "workers=2", "device=cpu",
             "cache_gb=0.01", "validate.every=4", "validate.episodes=6", "save_every=1", "tuning=svf",
             "hydra.run.dir=run")  # fmt: skip
-
-
-def ended(process, status=0, seconds=240):
-    out, err = process.communicate(timeout=seconds)
-    assert process.returncode == status, err
-    return out, err
 
 
 def last(folder):

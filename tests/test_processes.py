@@ -1,24 +1,17 @@
 """Training over processes: the steps of one process, one run folder, and an end for all when one fails."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
-import fss_svf
 from fss_svf.checkpoint import load_checkpoint
 from fss_svf.errors import ConfigError
 from fss_svf.training.step import Shares
 from tests.conftest import TOY
+from tests.processes import TORCHRUN, ended, starting
 
-PACKAGE_AT = Path(fss_svf.__file__).parent.parent
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 # fss-svf that keeps the gradients of its first step in GRADIENTS, without dropout where NO_DROPOUT is set; process FAILS
 # fails in its third step.
 CHANGED = """
@@ -57,29 +50,10 @@ main()
 
 @pytest.fixture
 def start(tmp_path):
-    """Start Python with arguments in tmp_path, where changed.py lies; what still runs at the end is killed."""
+    """Start Python with arguments in tmp_path, where changed.py lies."""
     (tmp_path / "changed.py").write_text(CHANGED)
-    running = []
-
-    def call(*arguments, **variables):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PACKAGE_AT), **variables}
-        process = subprocess.Popen(
-            [sys.executable, *map(str, arguments)],
-            cwd=tmp_path,
-            env=environment,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
-        running.append(process)
-        return process
-
-    yield call
-    for process in running:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+    with starting(tmp_path) as start:
+        yield start
 
 
 @pytest.fixture
@@ -88,12 +62,6 @@ def small(toy_root):
     return ("train", *TOY, f"dataset.root={toy_root}", "backbone=tiny", "backbone.width=8", "method.width=8",
             "recipe=toy", "recipe.size=65", "recipe.batch_size=6", "recipe.max_steps=4", "workers=0", "device=cpu",
             "validate.every=2", "validate.episodes=6", "log_every=1", "tuning=svf")  # fmt: skip
-
-
-def ended(process, seconds=240):
-    out, err = process.communicate(timeout=seconds)
-    assert process.returncode == 0, err
-    return out, err
 
 
 def trained(folder):
