@@ -13,6 +13,7 @@ import torch
 
 from fss_svf.checkpoint import keep_checkpoint, load_checkpoint, save_checkpoint
 from fss_svf.errors import TrainingError
+from fss_svf.reporting.curves import read_curves
 from tests.conftest import TOY
 from tests.processes import ended, starting
 
@@ -80,6 +81,11 @@ def assert_same(found, expected):
         assert all(torch.equal(torch.as_tensor(states[0][number][k]), torch.as_tensor(v)) for k, v in state.items())
 
 
+def drawn(folder):
+    """What the curves of a run show at each step, but for the times."""
+    return {name: dict(curve) for name, curve in read_curves(folder).items() if not name.startswith("time/")}
+
+
 def to_the_end(fss, *arguments):
     """In this process: it starts sooner."""
     status, _, err = fss(*arguments)
@@ -99,7 +105,7 @@ def wait_for(holds, process, seconds=120):
 
 
 def kill_at_random(start, fss, small, tmp_path, trials):
-    draw = random.Random(0)
+    draw, small = random.Random(0), (*small, "log_every=1")
     to_the_end(fss, *small, "hydra.run.dir=whole")
     whole = last(tmp_path / "whole")
     interrupted = set()
@@ -125,6 +131,7 @@ def kill_at_random(start, fss, small, tmp_path, trials):
         interrupted.add(last(folder)["step"] if saved else 0)
         to_the_end(fss, *(("train", f"resume={folder}") if saved else arguments))
         assert_same(last(folder), whole)
+        assert drawn(folder) == drawn(tmp_path / "whole")
         assert not list(folder.rglob("*.partial"))
     return interrupted
 

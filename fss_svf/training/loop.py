@@ -141,7 +141,7 @@ class _Run:
     def to_the_end(self, stop: StopSignal) -> None:
         first = distributed.rank() == 0
         # purge_step: what a killed run has drawn after its last checkpoint is drawn again.
-        writer = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.step) if first else None
+        writer = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.step + 1) if first else None
         wait = DataWait(in_steps(self.stream, self.config.accumulate))
         try:
             with (
@@ -155,7 +155,7 @@ class _Run:
                     self._validate(writer, stop)
                 for parts in wait:
                     if stop.asked():
-                        self._stop(stop)
+                        self._stop(stop, writer)
                     terms = self._one_step(parts)
                     profile_step()
                     bar.update()
@@ -202,7 +202,7 @@ class _Run:
         every = self.config.save_every
         if not self.validated or (every is not None and self.step % every == 0):
             # Before the validation too: a kill in it does not lose a step.
-            self._save("last")
+            self._save("last", writer)
         if not self.validated:
             self._validate(writer, stop)
         return time.perf_counter() - began
@@ -221,12 +221,14 @@ class _Run:
             write_scalars(writer, scores, self.step)
         if scores["score"] > self.best:
             self.best = scores["score"]
-            self._save("best")
-        self._save("last")
+            self._save("best", writer)
+        self._save("last", writer)
 
-    def _save(self, name: str) -> None:
+    def _save(self, name: str, writer: SummaryWriter | None = None) -> None:
         if distributed.rank() > 0:
             return
+        if writer is not None:
+            writer.flush()  # what is drawn up to this step is not drawn again
         content = {
             "verb": self.task.verb,
             "config": to_mapping(self.config),
@@ -246,8 +248,8 @@ class _Run:
         if name == "last":
             keep_checkpoint(path, self.step, self.config.keep)
 
-    def _stop(self, stop: StopSignal) -> None:
-        self._save("last")
+    def _stop(self, stop: StopSignal, writer: SummaryWriter | None) -> None:
+        self._save("last", writer)
         distributed.barrier()  # the first process that ends takes the others with it
         raise Stopped(self._stopped_by(stop))
 
