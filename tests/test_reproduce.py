@@ -24,7 +24,6 @@ from fss_svf.reproduction.jobs import Job, make_jobs
 from fss_svf.reproduction.plan import commands
 from fss_svf.reproduction.running import Runner
 from tests.conftest import TOY
-from tests.one_line import data_error
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(config.__file__).parent.parent), "OMP_NUM_THREADS": "1"}
 TABLES = sorted(path.stem for path in (conf_dir() / "table").glob("*.yaml"))
@@ -180,9 +179,6 @@ def test_costs_are_those_of_the_trainings(toy_root, tmp_path):
     clock.add(frozen, 3)
     clock.add(frozen, 1)  # it went on after a stop
     assert Clock(tmp_path / "seconds.json").speed([frozen], costs) == costs.operations(frozen) / 4
-    (tmp_path / "seconds.json").write_text('{"train/')
-    with data_error(tmp_path / "seconds.json", "not readable", "delete it"):
-        Clock(tmp_path / "seconds.json")
 
 
 class Fake(Job):
@@ -197,30 +193,11 @@ def fake(name, status, verb="train", needs=None):
 
 
 @pytest.mark.parametrize("side_by_side", [1, 3])
-def test_a_job_that_fails_does_not_stop_the_others(tmp_path, side_by_side, caplog):
+def test_a_job_that_fails_does_not_stop_the_others(tmp_path, side_by_side):
     jobs = [fake("train/a", 0), fake("train/b", 2), fake("train/c", 0)]
     clock = Clock(tmp_path / "seconds.json")
     assert Runner(side_by_side, 1, clock).run(jobs, 1, 3) == [jobs[1]]
     assert set(clock.seconds) == {"train/a", "train/b", "train/c"}
-    (told,) = (record.getMessage() for record in caplog.records if record.levelname == "ERROR")
-    assert told.startswith("train/b ended with status 2; train/b/log.txt says why")
-    # Side by side the screen shows nothing of them, so that its last line is told.
-    assert ("no-such-verb" in told) == (side_by_side > 1)
-
-
-@pytest.mark.parametrize(
-    ("visible", "seen", "given"),
-    [(None, 2, ["0", "1", "0"]), ("4,6", 2, ["4", "6", "4"]), ("GPU-a", 1, ["", "", ""]), (None, 0, ["", "", ""])],
-)
-def test_jobs_side_by_side_have_a_gpu_each_of_those_that_may_be_used(tmp_path, monkeypatch, visible, seen, given):
-    monkeypatch.setattr("torch.cuda.device_count", lambda: seen)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if visible:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert list(Runner(3, 1, Clock(tmp_path / "seconds.json"))._gpus.queue) == given
-    # One job at a time, and processes that share a job, see all of them.
-    for shape in ((1, 1), (2, 2)):
-        assert set(Runner(*shape, Clock(tmp_path / "seconds.json"))._gpus.queue) == {""}
 
 
 def test_what_needs_a_failed_job_is_not_started(tmp_path, monkeypatch):
@@ -298,9 +275,6 @@ def test_sigterm_ends_its_jobs_and_says_so(toy_root, tmp_path):
         until = time.monotonic() + 120
         while not (base / "config.yaml").exists() and time.monotonic() < until:
             time.sleep(0.2)
-        second = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
-        assert second.returncode == 1
-        assert second.stderr.strip().endswith("another process works in this run folder; end it, or wait for its end")
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 75, err.decode()[-2000:]

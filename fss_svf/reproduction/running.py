@@ -7,12 +7,10 @@ import os
 import queue
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import Any
 
 import torch
 
@@ -34,9 +32,9 @@ class Runner:
         self._lock = threading.Lock()
         self._ending = False
         self._gpus: queue.Queue[str] = queue.Queue()
-        gpus = _gpus() if jobs > 1 and processes == 1 else []
+        gpus = torch.cuda.device_count()
         for number in range(jobs):
-            self._gpus.put(gpus[number % len(gpus)] if len(gpus) > 1 else "")
+            self._gpus.put(str(number % gpus) if gpus > 1 and jobs > 1 and processes == 1 else "")
 
     def run(self, jobs: Sequence[Job], number: int, total: int) -> list[Job]:
         """Run jobs of one stage, none of which needs another; number of total: of the first. Returns those that failed.
@@ -62,39 +60,28 @@ class Runner:
         try:
             log.info("job %d of %d: %s", number, total, job.name)
             began = time.perf_counter()
-            status, last_words = self._process(job, gpu)
+            status = self._process(job, gpu)
             seconds = time.perf_counter() - began
             with self._lock:
                 self.clock.add(job, seconds)
             if status not in (0, _STOPPED):
-                log.error(
-                    "%s ended with status %d; %s says why%s", job.name, status, job.folder / "log.txt", last_words
-                )
+                log.error("%s ended with status %d; %s says why", job.name, status, job.folder / "log.txt")
             return status
         finally:
             self._gpus.put(gpu)
 
-    def _process(self, job: Job, gpu: str) -> tuple[int, str]:
-        """Its exit status, and where the screen did not show it the last line it wrote."""
+    def _process(self, job: Job, gpu: str) -> int:
         environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})}
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self.processes}"]
         # On the CPU there is no pretraining by several processes.
         several = self.processes > 1 and not (job.verb == "pretrain" and not torch.cuda.is_available())
         command = [sys.executable, *(launcher if several else []), "-m", "fss_svf", *job.command()]
-        if self.jobs == 1:
-            return self._wait(command, env=environment), ""
         # Side by side, their bars would write over each other.
-        with tempfile.TemporaryFile() as screen:
-            status = self._wait(command, env=environment, stdout=subprocess.DEVNULL, stderr=screen)
-            screen.seek(max(0, screen.seek(0, os.SEEK_END) - 10_000))
-            lines = screen.read().decode(errors="replace").replace("\r", "\n").split("\n")
-        return status, next((f": {line.strip()}" for line in reversed(lines) if line.strip()), "")
-
-    def _wait(self, command: Sequence[str], **options: Any) -> int:
+        screen = subprocess.DEVNULL if self.jobs > 1 else None
         with self._lock:
             if self._ending:
                 return _STOPPED
-            process = subprocess.Popen(command, **options)
+            process = subprocess.Popen(command, env=environment, stdout=screen, stderr=screen)
             self._running.add(process)
         status = process.wait()
         with self._lock:
@@ -106,11 +93,3 @@ class Runner:
             self._ending = True
             for process in self._running:
                 process.terminate()
-
-
-def _gpus() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES is to be for each GPU that this process sees."""
-    said = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if said is None:
-        return [str(number) for number in range(torch.cuda.device_count())]
-    return said.split(",")[: torch.cuda.device_count()]
