@@ -86,7 +86,7 @@ def test_jobs_are_what_their_commands_compose_to(tmp_path, table):
 def test_folders_whose_names_mean_something_to_hydra_are_refused(tmp_path):
     for name in ("a,b", "lr=1", "one (2)", "it's", "[x]", "${y}"):
         with pytest.raises(
-            ConfigError, match=r"cannot be given a folder of this name, .*in another folder, or set hydra.run.dir"
+            ConfigError, match="cannot be given a folder of this name, .*in another folder, or set hydra.run.dir"
         ):
             make_jobs(wanted(folds=[0]), tmp_path / name)
     *_, job = make_jobs(wanted(folds=[0]), tmp_path / "two words")
