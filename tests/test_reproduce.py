@@ -83,16 +83,6 @@ def test_jobs_are_what_their_commands_compose_to(tmp_path, table):
         assert f"hydra.run.dir={job.folder}" in arguments
 
 
-def test_folders_whose_names_mean_something_to_hydra_are_refused(tmp_path):
-    for name in ("a,b", "lr=1", "one (2)", "it's", "[x]", "${y}"):
-        with pytest.raises(
-            ConfigError, match="cannot be given a folder of this name, .*in another folder, or set hydra.run.dir"
-        ):
-            make_jobs(wanted(folds=[0]), tmp_path / name)
-    *_, job = make_jobs(wanted(folds=[0]), tmp_path / "two words")
-    assert job.config.checkpoint == job.needs.folder
-
-
 def test_a_model_of_one_shot_is_tested_at_all(tmp_path):
     jobs = make_jobs(wanted(train_shot=1, folds=[0]), tmp_path)
     tested = [job.config.shots for job in jobs if job.verb == "evaluate"]

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -75,25 +74,9 @@ def make_jobs(wanted: ReproduceConfig, out: Path) -> list[Job]:
     if not rows:
         words = sorted({word for name in wanted.table.rows for word in name.split("-")})
         raise ConfigError(f"only={list(wanted.only)}: no row has all of it in its name; there are {', '.join(words)}")
-    _require_plain(out.absolute())
     grid = _Grid(wanted, out.absolute())
     jobs = [job for name, row in rows.items() for job in grid.row(name, row)]
     return [*grid.bases.values(), *jobs]
-
-
-def _require_plain(folder: Path) -> None:
-    """Its name goes into overrides, where a comma or an equals sign would mean something."""
-    try:
-        plain = OverridesParser.create().parse_override(f"folder={folder}").value() == str(folder) and "${" not in str(
-            folder
-        )
-    except HydraException:
-        plain = False
-    if not plain:
-        raise ConfigError(
-            f"{folder}: jobs cannot be given a folder of this name, where Hydra reads a comma, an equals sign, a bracket, a "
-            "quote or the like; run in another folder, or set hydra.run.dir"
-        )
 
 
 class _Grid:
