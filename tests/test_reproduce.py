@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,11 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from fss_svf import config
 from fss_svf.backbones.resnet import ResNetOptions
-from fss_svf.cli import conf_dir
+from fss_svf.cli import _refuse_resume, _with_overrides, conf_dir
 from fss_svf.config import ReproduceConfig, Table
 from fss_svf.errors import ConfigError
 from fss_svf.lock import locked
@@ -81,6 +83,44 @@ def test_jobs_are_what_their_commands_compose_to(tmp_path, table):
         verb, *arguments = job.command()
         assert verb == job.verb
         assert f"hydra.run.dir={job.folder}" in arguments
+
+
+def test_a_folder_may_have_any_letters(tmp_path):
+    """Quotes, brackets and commas mean something in Hydra's grammar, and letters beyond ASCII are none in it."""
+    from tests.test_config import compose
+
+    jobs = make_jobs(wanted(folds=[3], shots=[5], only=("bam", "svf")), tmp_path / "Jörg's (a,b) x=1 [y]")
+    for job in jobs:
+        assert compose(job.verb, *job.overrides) == job.config
+        folder = next(argument for argument in job.command() if argument.startswith("hydra.run.dir="))
+        hydra = OverridesParser.create().parse_overrides([folder])[0]
+        assert hydra.value() == str(job.folder)
+        assert not hydra.is_sweep_override()
+        job.folder.mkdir(parents=True)
+        (job.folder / "config.yaml").touch()
+        (job.folder / "finished-0.jsonl").touch()
+        assert _refuse_resume(job.verb, job.command()[1:]) is None
+    assert [shlex.split(line)[1:] for line in commands(jobs).splitlines() if line] == [job.command() for job in jobs]
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        r"name='Jörg\'s, [a] (b)'",
+        'name="a b"',
+        "name=a,b",
+        "name=a\\",
+        r"name='a\b'",
+        "name=run-${fold}",
+        "a={b:[1,2]}",
+    ],
+)
+def test_what_stands_behind_the_dashes_arrives_letter_by_letter(argument):
+    before, given = _with_overrides(["table=toy", "--", argument, "workers=0"])
+    assert before == "table=toy"
+    (override,) = OverridesParser.create().parse_overrides([given])
+    read = OmegaConf.create({"overrides": override.value()})
+    assert OmegaConf.to_container(read, resolve=True) == {"overrides": [argument, "workers=0"]}
 
 
 def test_a_model_of_one_shot_is_tested_at_all(tmp_path):

@@ -72,6 +72,7 @@ class Runner:
 
     def _process(self, job: Job, gpu: str) -> int:
         environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})}
+        environment.pop("HYDRA_FULL_ERROR", None)  # set by this verb for itself; an error of a job is a line too
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self.processes}"]
         # On the CPU there is no pretraining by several processes.
         several = self.processes > 1 and not (job.verb == "pretrain" and not torch.cuda.is_available())
