@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from fss_svf import config
 from fss_svf.backbones.resnet import ResNetOptions
 from fss_svf.cli import _refuse_resume, _with_overrides, conf_dir
 from fss_svf.config import ReproduceConfig, Table
-from fss_svf.errors import ConfigError
+from fss_svf.errors import ConfigError, DataError
 from fss_svf.lock import locked
 from fss_svf.registry import Choice
 from fss_svf.reproduction.cost import Clock, Costs, forward
@@ -159,6 +160,13 @@ def test_a_wrong_row_is_named(tmp_path, changes, message):
         make_jobs(wanted(**changes), tmp_path)
 
 
+@pytest.mark.parametrize("override", ["fold=2", "shot=1", "seed=7", "seed=1,2"])
+def test_what_tells_cells_apart_is_the_tables(tmp_path, override):
+    key = override.split("=")[0]
+    with pytest.raises(ConfigError, match=rf"^{override}: every cell .* choose them by table.{key}s="):
+        make_jobs(wanted(overrides=(override,)), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [({"folds": []}, "folds"), ({"shots": [0]}, "shots"), ({"seeds": [1, 1]}, "seeds"), ({"rows": {}}, "rows")],
@@ -211,6 +219,12 @@ def test_costs_are_those_of_the_trainings(toy_root, tmp_path):
     assert Clock(tmp_path / "seconds.json").speed([frozen], costs) == costs.operations(frozen) / 4
 
 
+def test_an_unreadable_file_of_seconds_is_named(tmp_path):
+    (tmp_path / "seconds.json").write_text('{"train/a": 1')
+    with pytest.raises(DataError, match=r"seconds.json: not readable .* delete it, only the estimate"):
+        Clock(tmp_path / "seconds.json")
+
+
 class Fake(Job):
     """A job that ends with the status that its only override says."""
 
@@ -218,16 +232,44 @@ class Fake(Job):
         return ["--version"] if self.overrides == ("0",) else ["no-such-verb"]
 
 
-def fake(name, status, verb="train", needs=None):
-    return Fake(verb, "row", Path(name), (str(status),), None, needs)
+def fake(name, status, verb="train", needs=None, root=Path()):
+    return Fake(verb, "row", root / name, (str(status),), None, needs)
 
 
 @pytest.mark.parametrize("side_by_side", [1, 3])
 def test_a_job_that_fails_does_not_stop_the_others(tmp_path, side_by_side):
-    jobs = [fake("train/a", 0), fake("train/b", 2), fake("train/c", 0)]
+    jobs = [fake(f"train/{name}", status, root=tmp_path) for name, status in (("a", 0), ("b", 2), ("c", 0))]
     clock = Clock(tmp_path / "seconds.json")
     assert Runner(side_by_side, 1, clock).run(jobs, 1, 3) == [jobs[1]]
     assert set(clock.seconds) == {"train/a", "train/b", "train/c"}
+
+
+def test_what_jobs_side_by_side_say_is_kept(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # as the verb itself sets it
+    job = fake("train/a", 2, root=tmp_path)
+    monkeypatch.setattr(Fake, "command", lambda job: ["train", "recipe=none"])
+    Runner(2, 1, Clock(tmp_path / "seconds.json")).run([job], 1, 1)
+    assert f"in {job.folder} screen.txt and log.txt say why" in caplog.text
+    assert (job.folder / "screen.txt").read_text().startswith("fss-svf train: ")  # a line, no traceback
+
+
+@pytest.mark.parametrize(("given", "names"), [("2,5", {"2", "5"}), (None, {"0", "1"})])
+def test_jobs_side_by_side_share_the_gpus_they_were_given(tmp_path, monkeypatch, given, names):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if given is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    runner, seen = Runner(2, 1, Clock(tmp_path / "seconds.json")), []
+    both = threading.Barrier(2)  # so that each of the two is taken
+
+    def process(job, gpu):
+        both.wait(30)
+        seen.append(gpu)
+        return 0
+
+    monkeypatch.setattr(runner, "_process", process)
+    runner.run([fake("train/a", 0), fake("train/b", 0)], 1, 2)
+    assert set(seen) == names
 
 
 def test_what_needs_a_failed_job_is_not_started(tmp_path, monkeypatch):

@@ -25,6 +25,7 @@ from fss_svf.run_folder import recorded, register_resolvers
 _BASE = "@base"
 # What Hydra's grammar takes as one value without quotes.
 _PLAIN_VALUE = re.compile(r"[\w\-./:@?|+*$ \\]*", re.ASCII)
+_OF_CELL = ("fold", "shot", "seed")
 _PRETRAIN_KEYS = {f.name for f in fields(PretrainConfig)}
 
 
@@ -77,6 +78,10 @@ def make_jobs(wanted: ReproduceConfig, out: Path) -> list[Job]:
     if not rows:
         words = sorted({word for name in wanted.table.rows for word in name.split("-")})
         raise ConfigError(f"only={list(wanted.only)}: no row has all of it in its name; there are {', '.join(words)}")
+    for override in wanted.overrides:
+        key = override.lstrip("+~").split("=")[0]
+        if key in _OF_CELL:
+            raise ConfigError(f"{override}: every cell of the table has its own; choose them by table.{key}s=[...]")
     grid = _Grid(wanted, out.absolute())
     jobs = [job for name, row in rows.items() for job in grid.row(name, row)]
     return [*grid.bases.values(), *jobs]

@@ -46,7 +46,7 @@ def reproduce(config: ReproduceConfig, out: Path) -> None:
     if failed:
         raise TrainingError(
             f"{len(failed)} of {len(missing)} jobs failed or lacked what failed: {listing(job.name for job in failed)}; "
-            f"log.txt in the folders of {out} says why, the same command runs what is missing"
+            f"what stands above says where to look, the same command runs what is missing"
         )
 
 
