@@ -253,6 +253,14 @@ def test_what_jobs_side_by_side_say_is_kept(tmp_path, monkeypatch, caplog):
     assert (job.folder / "screen.txt").read_text().startswith("fss-svf train: ")  # a line, no traceback
 
 
+def test_a_job_without_a_folder_does_not_stop_the_others(tmp_path, caplog):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "a").touch()
+    jobs = [fake("train/a", 0, root=tmp_path), fake("train/b", 0, root=tmp_path)]
+    assert Runner(2, 1, Clock(tmp_path / "seconds.json")).run(jobs, 1, 2) == jobs[:1]
+    assert "train/a could not be started" in caplog.text
+
+
 @pytest.mark.parametrize(("given", "names"), [("2,5", {"2", "5"}), (None, {"0", "1"})])
 def test_jobs_side_by_side_share_the_gpus_they_were_given(tmp_path, monkeypatch, given, names):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)

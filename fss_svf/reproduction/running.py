@@ -72,6 +72,9 @@ class Runner:
                 where = f"in {job.folder} {_SCREEN} and" if self.jobs > 1 else f"the lines above and, in {job.folder},"
                 log.error("%s ended with status %d; %s log.txt say why", job.name, status, where)
             return status
+        except OSError as error:  # its folder cannot be made, or the machine has no process left
+            log.error("%s could not be started: %s", job.name, error)
+            return 1
         finally:
             self._gpus.put(gpu)
 
