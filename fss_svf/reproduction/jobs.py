@@ -23,6 +23,7 @@ from fss_svf.evaluation.records import has_records
 from fss_svf.run_folder import recorded, register_resolvers
 
 _BASE = "@base"
+_NUMBERS = ("@fold", "@shot", "@seed")
 # What Hydra's grammar takes as one value without quotes.
 _PLAIN_VALUE = re.compile(r"[\w\-./:@?|+*$ \\]*", re.ASCII)
 _OF_CELL = ("fold", "shot", "seed")
@@ -90,7 +91,7 @@ def make_jobs(wanted: ReproduceConfig, out: Path) -> list[Job]:
 class _Grid:
     """Composes a row once: Hydra takes a tenth of a second for it, and a table has hundreds of jobs.
 
-    Words in the place of what differs from cell to cell (@fold, @seed, @run, @base) are filled in afterwards.
+    Words in the place of what differs from cell to cell (@fold, @shot, @seed, @run, @base) are filled in afterwards.
     """
 
     def __init__(self, wanted: ReproduceConfig, out: Path) -> None:
@@ -104,16 +105,16 @@ class _Grid:
             for fold in self.table.folds:
                 for shot in self.table.shots if each else (self.table.train_shot,):
                     cell = f"{name}-fold{fold}-{shot}shot-seed{seed}"
-                    train = self._training(name, row, cell, {"@fold": str(fold), "@seed": str(seed)}, str(shot))
+                    train = self._training(name, row, cell, {"@fold": f"{fold}", "@shot": f"{shot}", "@seed": f"{seed}"})
                     yield train
                     yield self._evaluation(train, (shot,) if each else self.table.shots)
 
-    def _training(self, name: str, row: str, cell: str, filled: dict[str, str], shot: str) -> Job:
+    def _training(self, name: str, row: str, cell: str, filled: dict[str, str]) -> Job:
         overrides = (
             *row.split(),
             *self.table.train,
             "fold=@fold",
-            f"shot={shot}",
+            "shot=@shot",
             "seed=@seed",
             *self.overrides,
         )
@@ -158,7 +159,7 @@ class _Grid:
             if key not in self._composed:
                 self._composed[key] = _compose(verb, overrides)
             text = self._composed[key]
-            for word in ("@fold", "@seed"):  # numbers
+            for word in _NUMBERS:
                 text = text.replace(f'"{word}"', filled.get(word, ""))
             values = json.loads(_fill(text, {word: json.dumps(value)[1:-1] for word, value in filled.items()}))
             return config.from_mapping(getattr(config, VERBS[verb][0]), values)
