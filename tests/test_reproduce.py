@@ -280,7 +280,7 @@ def test_jobs_side_by_side_share_the_gpus_they_were_given(tmp_path, monkeypatch,
     assert set(seen) == names
 
 
-def test_what_needs_a_failed_job_is_not_started(tmp_path, monkeypatch):
+def test_what_needs_a_failed_job_is_not_started(tmp_path, caplog):
     from fss_svf.reproduction.reproduce import _run
 
     train, other = fake("train/a", 2), fake("train/b", 0)
@@ -288,6 +288,7 @@ def test_what_needs_a_failed_job_is_not_started(tmp_path, monkeypatch):
     clock = Clock(tmp_path / "seconds.json")
     assert [job.name for job in _run(jobs, Runner(1, 1, clock))] == ["train/a", "evaluate/a"]
     assert "evaluate/a" not in clock.seconds
+    assert "evaluate/a is left out: it needs train/a" in caplog.text
 
 
 def test_commands_stand_in_stages(tmp_path):
@@ -324,6 +325,11 @@ def test_a_table_from_one_command_and_again_nothing(fss, toy_root, tmp_path):
     assert status == 0
     assert "all 5 jobs are finished, nothing to run" in err
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.pt")} == before
+
+    # The report is over all that is there, not only what this call asks for.
+    status, _, err = fss(*arguments[:2], "only=[svf,baseline]", *arguments[3:])
+    assert status == 0, err
+    assert (folder / "report.md").read_text() == report
 
     # Another training in the same folder would be another table.
     status, _, err = fss(*arguments, "recipe.optimizer.lr=0.5")

@@ -105,7 +105,9 @@ class _Grid:
             for fold in self.table.folds:
                 for shot in self.table.shots if each else (self.table.train_shot,):
                     cell = f"{name}-fold{fold}-{shot}shot-seed{seed}"
-                    train = self._training(name, row, cell, {"@fold": f"{fold}", "@shot": f"{shot}", "@seed": f"{seed}"})
+                    train = self._training(
+                        name, row, cell, {"@fold": f"{fold}", "@shot": f"{shot}", "@seed": f"{seed}"}
+                    )
                     yield train
                     yield self._evaluation(train, (shot,) if each else self.table.shots)
 
