@@ -364,6 +364,7 @@ def test_sigterm_ends_its_jobs_and_says_so(toy_root, tmp_path):
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 75, err.decode()[-2000:]
+    assert b"ended with status" not in err
     with locked(base):  # no job holds it any more
         assert not (base / "finished.json").exists()
 

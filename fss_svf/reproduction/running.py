@@ -68,7 +68,7 @@ class Runner:
             seconds = time.perf_counter() - began
             with self._lock:
                 self.clock.add(job, seconds)
-            if status not in (0, _STOPPED):
+            if status not in (0, _STOPPED) and not self._ending:  # else it was told to end; torchrun's status is 1 then
                 where = f"in {job.folder} {_SCREEN} and" if self.jobs > 1 else f"the lines above and, in {job.folder},"
                 log.error("%s ended with status %d; %s log.txt say why", job.name, status, where)
             return status
