@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import logging
 import multiprocessing
 import os
@@ -123,7 +122,14 @@ def _with_overrides(arguments: list[str]) -> list[str]:
     if "--" not in arguments:
         return arguments
     at = arguments.index("--")
-    return [*arguments[:at], f"overrides={json.dumps(arguments[at + 1 :], ensure_ascii=False)}"]
+    return [*arguments[:at], f"overrides=[{','.join(map(_as_text, arguments[at + 1 :]))}]"]
+
+
+def _as_text(argument: str) -> str:
+    """In quotes of Hydra's grammar, letter by letter: its interpolations are for the training to resolve."""
+    # There a backslash is one of its own, but for those before a quote.
+    escaped = re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + found[2].replace('"', '\\"'), argument)
+    return '"' + escaped.replace("${", "\\${") + '"'
 
 
 def _quoted(argument: str) -> str:
@@ -141,6 +147,8 @@ def _refuse_resume(verb: str, arguments: list[str]) -> str | None:
         words = WORDS if verb in TRAINING else ()
         if key != "resume" or value in ("null", *words):
             continue
+        if value[:1] == value[-1:] == "'":  # Hydra's quotes, around a folder with other letters
+            value = value[1:-1].replace("\\'", "'")
         if not Path(value).exists():
             return f"resume={value}: there is no such run folder or checkpoint{did_you_mean(value, words)}"
         if verb == "evaluate" and not (folder_of(value) / "config.yaml").is_file():

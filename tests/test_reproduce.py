@@ -2,21 +2,24 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from fss_svf import config
 from fss_svf.backbones.resnet import ResNetOptions
-from fss_svf.cli import conf_dir
+from fss_svf.cli import _refuse_resume, _with_overrides, conf_dir
 from fss_svf.config import ReproduceConfig, Table
-from fss_svf.errors import ConfigError
+from fss_svf.errors import ConfigError, DataError
 from fss_svf.lock import locked
 from fss_svf.registry import Choice
 from fss_svf.reproduction.cost import Clock, Costs, forward
@@ -83,6 +86,44 @@ def test_jobs_are_what_their_commands_compose_to(tmp_path, table):
         assert f"hydra.run.dir={job.folder}" in arguments
 
 
+def test_a_folder_may_have_any_letters(tmp_path):
+    """Quotes, brackets and commas mean something in Hydra's grammar, and letters beyond ASCII are none in it."""
+    from tests.test_config import compose
+
+    jobs = make_jobs(wanted(folds=[3], shots=[5], only=("bam", "svf")), tmp_path / "Jörg's (a,b) x=1 [y]")
+    for job in jobs:
+        assert compose(job.verb, *job.overrides) == job.config
+        folder = next(argument for argument in job.command() if argument.startswith("hydra.run.dir="))
+        hydra = OverridesParser.create().parse_overrides([folder])[0]
+        assert hydra.value() == str(job.folder)
+        assert not hydra.is_sweep_override()
+        job.folder.mkdir(parents=True)
+        (job.folder / "config.yaml").touch()
+        (job.folder / "finished-0.jsonl").touch()
+        assert _refuse_resume(job.verb, job.command()[1:]) is None
+    assert [shlex.split(line)[1:] for line in commands(jobs).splitlines() if line] == [job.command() for job in jobs]
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        r"name='Jörg\'s, [a] (b)'",
+        'name="a b"',
+        "name=a,b",
+        "name=a\\",
+        r"name='a\b'",
+        "name=run-${fold}",
+        "a={b:[1,2]}",
+    ],
+)
+def test_what_stands_behind_the_dashes_arrives_letter_by_letter(argument):
+    before, given = _with_overrides(["table=toy", "--", argument, "workers=0"])
+    assert before == "table=toy"
+    (override,) = OverridesParser.create().parse_overrides([given])
+    read = OmegaConf.create({"overrides": override.value()})
+    assert OmegaConf.to_container(read, resolve=True) == {"overrides": [argument, "workers=0"]}
+
+
 def test_a_model_of_one_shot_is_tested_at_all(tmp_path):
     jobs = make_jobs(wanted(train_shot=1, folds=[0]), tmp_path)
     tested = [job.config.shots for job in jobs if job.verb == "evaluate"]
@@ -117,6 +158,13 @@ def test_rows_are_chosen_by_words(tmp_path):
 def test_a_wrong_row_is_named(tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):
         make_jobs(wanted(**changes), tmp_path)
+
+
+@pytest.mark.parametrize("override", ["fold=2", "shot=1", "seed=7", "seed=1,2"])
+def test_what_tells_cells_apart_is_the_tables(tmp_path, override):
+    key = override.split("=")[0]
+    with pytest.raises(ConfigError, match=rf"^{override}: every cell .* choose them by table.{key}s="):
+        make_jobs(wanted(overrides=(override,)), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -171,6 +219,12 @@ def test_costs_are_those_of_the_trainings(toy_root, tmp_path):
     assert Clock(tmp_path / "seconds.json").speed([frozen], costs) == costs.operations(frozen) / 4
 
 
+def test_an_unreadable_file_of_seconds_is_named(tmp_path):
+    (tmp_path / "seconds.json").write_text('{"train/a": 1')
+    with pytest.raises(DataError, match=r"seconds.json: not readable .* delete it, only the estimate"):
+        Clock(tmp_path / "seconds.json")
+
+
 class Fake(Job):
     """A job that ends with the status that its only override says."""
 
@@ -178,19 +232,55 @@ class Fake(Job):
         return ["--version"] if self.overrides == ("0",) else ["no-such-verb"]
 
 
-def fake(name, status, verb="train", needs=None):
-    return Fake(verb, "row", Path(name), (str(status),), None, needs)
+def fake(name, status, verb="train", needs=None, root=Path()):
+    return Fake(verb, "row", root / name, (str(status),), None, needs)
 
 
 @pytest.mark.parametrize("side_by_side", [1, 3])
 def test_a_job_that_fails_does_not_stop_the_others(tmp_path, side_by_side):
-    jobs = [fake("train/a", 0), fake("train/b", 2), fake("train/c", 0)]
+    jobs = [fake(f"train/{name}", status, root=tmp_path) for name, status in (("a", 0), ("b", 2), ("c", 0))]
     clock = Clock(tmp_path / "seconds.json")
     assert Runner(side_by_side, 1, clock).run(jobs, 1, 3) == [jobs[1]]
     assert set(clock.seconds) == {"train/a", "train/b", "train/c"}
 
 
-def test_what_needs_a_failed_job_is_not_started(tmp_path, monkeypatch):
+def test_what_jobs_side_by_side_say_is_kept(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # as the verb itself sets it
+    job = fake("train/a", 2, root=tmp_path)
+    monkeypatch.setattr(Fake, "command", lambda job: ["train", "recipe=none"])
+    Runner(2, 1, Clock(tmp_path / "seconds.json")).run([job], 1, 1)
+    assert f"in {job.folder} screen.txt and log.txt say why" in caplog.text
+    assert (job.folder / "screen.txt").read_text().startswith("fss-svf train: ")  # a line, no traceback
+
+
+def test_a_job_without_a_folder_does_not_stop_the_others(tmp_path, caplog):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "a").touch()
+    jobs = [fake("train/a", 0, root=tmp_path), fake("train/b", 0, root=tmp_path)]
+    assert Runner(2, 1, Clock(tmp_path / "seconds.json")).run(jobs, 1, 2) == jobs[:1]
+    assert "train/a could not be started" in caplog.text
+
+
+@pytest.mark.parametrize(("given", "names"), [("2,5", {"2", "5"}), (None, {"0", "1"})])
+def test_jobs_side_by_side_share_the_gpus_they_were_given(tmp_path, monkeypatch, given, names):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if given is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    runner, seen = Runner(2, 1, Clock(tmp_path / "seconds.json")), []
+    both = threading.Barrier(2)  # so that each of the two is taken
+
+    def process(job, gpu):
+        both.wait(30)
+        seen.append(gpu)
+        return 0
+
+    monkeypatch.setattr(runner, "_process", process)
+    runner.run([fake("train/a", 0), fake("train/b", 0)], 1, 2)
+    assert set(seen) == names
+
+
+def test_what_needs_a_failed_job_is_not_started(tmp_path, caplog):
     from fss_svf.reproduction.reproduce import _run
 
     train, other = fake("train/a", 2), fake("train/b", 0)
@@ -198,6 +288,7 @@ def test_what_needs_a_failed_job_is_not_started(tmp_path, monkeypatch):
     clock = Clock(tmp_path / "seconds.json")
     assert [job.name for job in _run(jobs, Runner(1, 1, clock))] == ["train/a", "evaluate/a"]
     assert "evaluate/a" not in clock.seconds
+    assert "evaluate/a is left out: it needs train/a" in caplog.text
 
 
 def test_commands_stand_in_stages(tmp_path):
@@ -235,6 +326,11 @@ def test_a_table_from_one_command_and_again_nothing(fss, toy_root, tmp_path):
     assert "all 5 jobs are finished, nothing to run" in err
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.pt")} == before
 
+    # The report is over all that is there, not only what this call asks for.
+    status, _, err = fss(*arguments[:2], "only=[svf,baseline]", *arguments[3:])
+    assert status == 0, err
+    assert (folder / "report.md").read_text() == report
+
     # Another training in the same folder would be another table.
     status, _, err = fss(*arguments, "recipe.optimizer.lr=0.5")
     assert status == 1
@@ -268,6 +364,7 @@ def test_sigterm_ends_its_jobs_and_says_so(toy_root, tmp_path):
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 75, err.decode()[-2000:]
+    assert b"ended with status" not in err
     with locked(base):  # no job holds it any more
         assert not (base / "finished.json").exists()
 

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fss_svf.config import EvaluateConfig, PretrainConfig, TrainConfig
 from fss_svf.data.dataset import Dataset
 from fss_svf.data.episodes import make_sampler
+from fss_svf.errors import DataError
 from fss_svf.files import appearing_whole
 from fss_svf.model import build_backbone, trainable_values, without_weights
 from fss_svf.registry import DATASETS, TUNINGS, Choice
@@ -98,7 +99,10 @@ class Clock:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.seconds: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+        try:
+            self.seconds: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+        except ValueError as error:
+            raise DataError(f"{path}: not readable ({error}); delete it, only the estimate of hours needs it") from None
 
     def add(self, job: Job, seconds: float) -> None:
         """Of a job that was ended and goes on, the sum."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
@@ -22,6 +23,10 @@ from fss_svf.evaluation.records import has_records
 from fss_svf.run_folder import recorded, register_resolvers
 
 _BASE = "@base"
+_NUMBERS = ("@fold", "@shot", "@seed")
+# What Hydra's grammar takes as one value without quotes.
+_PLAIN_VALUE = re.compile(r"[\w\-./:@?|+*$ \\]*", re.ASCII)
+_OF_CELL = ("fold", "shot", "seed")
 _PRETRAIN_KEYS = {f.name for f in fields(PretrainConfig)}
 
 
@@ -63,9 +68,9 @@ class Job:
         """Arguments of fss-svf that begin the job, or go on with it."""
         if isinstance(self.config, EvaluateConfig) and has_records(self.folder):
             machine = [o for o in self.overrides if o.split("=")[0] in config.MACHINE]
-            return [self.verb, f"resume={self.folder}", *machine]
+            return [self.verb, _given("resume", self.folder), *machine]
         resume = [] if isinstance(self.config, EvaluateConfig) else ["resume=auto"]
-        return [self.verb, *self.overrides, f"hydra.run.dir={self.folder}", *resume]
+        return [self.verb, *self.overrides, _given("hydra.run.dir", self.folder), *resume]
 
 
 def make_jobs(wanted: ReproduceConfig, out: Path) -> list[Job]:
@@ -74,6 +79,10 @@ def make_jobs(wanted: ReproduceConfig, out: Path) -> list[Job]:
     if not rows:
         words = sorted({word for name in wanted.table.rows for word in name.split("-")})
         raise ConfigError(f"only={list(wanted.only)}: no row has all of it in its name; there are {', '.join(words)}")
+    for override in wanted.overrides:
+        key = override.lstrip("+~").split("=")[0]
+        if key in _OF_CELL:
+            raise ConfigError(f"{override}: every cell of the table has its own; choose them by table.{key}s=[...]")
     grid = _Grid(wanted, out.absolute())
     jobs = [job for name, row in rows.items() for job in grid.row(name, row)]
     return [*grid.bases.values(), *jobs]
@@ -82,7 +91,7 @@ def make_jobs(wanted: ReproduceConfig, out: Path) -> list[Job]:
 class _Grid:
     """Composes a row once: Hydra takes a tenth of a second for it, and a table has hundreds of jobs.
 
-    Words in the place of what differs from cell to cell (@fold, @seed, @run, @base) are filled in afterwards.
+    Words in the place of what differs from cell to cell (@fold, @shot, @seed, @run, @base) are filled in afterwards.
     """
 
     def __init__(self, wanted: ReproduceConfig, out: Path) -> None:
@@ -96,16 +105,18 @@ class _Grid:
             for fold in self.table.folds:
                 for shot in self.table.shots if each else (self.table.train_shot,):
                     cell = f"{name}-fold{fold}-{shot}shot-seed{seed}"
-                    train = self._training(name, row, cell, {"@fold": str(fold), "@seed": str(seed)}, str(shot))
+                    train = self._training(
+                        name, row, cell, {"@fold": f"{fold}", "@shot": f"{shot}", "@seed": f"{seed}"}
+                    )
                     yield train
                     yield self._evaluation(train, (shot,) if each else self.table.shots)
 
-    def _training(self, name: str, row: str, cell: str, filled: dict[str, str], shot: str) -> Job:
+    def _training(self, name: str, row: str, cell: str, filled: dict[str, str]) -> Job:
         overrides = (
             *row.split(),
             *self.table.train,
             "fold=@fold",
-            f"shot={shot}",
+            "shot=@shot",
             "seed=@seed",
             *self.overrides,
         )
@@ -116,7 +127,7 @@ class _Grid:
             base = self._base_learner(training.backbone.name, filled, name)
             filled = {**filled, _BASE: str(base.folder)}
         checked = self._config("train", overrides, name, filled)
-        return Job("train", name, self.out / "train" / cell, _fill(overrides, filled), checked, base)
+        return Job("train", name, self.out / "train" / cell, _filled(overrides, filled), checked, base)
 
     def _base_learner(self, backbone: str, filled: dict[str, str], row: str) -> Job:
         if backbone not in self.table.base_learners:
@@ -127,7 +138,7 @@ class _Grid:
             overrides = (*self.table.base_learners[backbone].split(), "fold=@fold", *also)
             checked = self._config("pretrain", overrides, f"base_learners.{backbone}", filled)
             group, folder = f"base learners {backbone}", self.out / "pretrain" / name
-            self.bases[name] = Job("pretrain", group, folder, _fill(overrides, filled), checked)
+            self.bases[name] = Job("pretrain", group, folder, _filled(overrides, filled), checked)
         return self.bases[name]
 
     def _evaluation(self, train: Job, shots: tuple[object, ...]) -> Job:
@@ -139,7 +150,7 @@ class _Grid:
         filled = {run: str(train.folder), "@run": train.folder.name}
         checked = self._config("evaluate", overrides, train.group, filled)
         folder = self.out / "evaluate" / train.folder.name
-        return Job("evaluate", train.group, folder, _fill(overrides, filled), checked, train)
+        return Job("evaluate", train.group, folder, _filled(overrides, filled), checked, train)
 
     def _config(
         self, verb: str, overrides: tuple[str, ...], row: str, filled: Mapping[str, str]
@@ -150,9 +161,9 @@ class _Grid:
             if key not in self._composed:
                 self._composed[key] = _compose(verb, overrides)
             text = self._composed[key]
-            for word in ("@fold", "@seed"):  # numbers
+            for word in _NUMBERS:
                 text = text.replace(f'"{word}"', filled.get(word, ""))
-            values = json.loads(_fill([text], {word: json.dumps(value)[1:-1] for word, value in filled.items()})[0])
+            values = json.loads(_fill(text, {word: json.dumps(value)[1:-1] for word, value in filled.items()}))
             return config.from_mapping(getattr(config, VERBS[verb][0]), values)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(f"row {row}: {one_line(error, verb)}") from None
@@ -160,12 +171,29 @@ class _Grid:
             raise ConfigError(f"row {row}: {error}") from None
 
 
-def _fill(texts: Iterable[str], filled: Mapping[str, str]) -> tuple[str, ...]:
-    """`texts` with values in the place of words, longer words first."""
-    texts = tuple(texts)
+def _fill(text: str, filled: Mapping[str, str]) -> str:
+    """`text` with values in the place of words, longer words first."""
     for word in sorted(filled, key=len, reverse=True):
-        texts = tuple(text.replace(word, filled[word]) for text in texts)
-    return texts
+        text = text.replace(word, filled[word])
+    return text
+
+
+def _filled(overrides: Iterable[str], filled: Mapping[str, str]) -> tuple[str, ...]:
+    """Overrides of one cell; a value that was plain before is one value still, whatever letters a folder has."""
+    texts = []
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        plain = equals and _PLAIN_VALUE.fullmatch(value)
+        texts.append(_given(key, _fill(value, filled)) if plain else _fill(override, filled))
+    return tuple(texts)
+
+
+def _given(key: str, value: object) -> str:
+    """The override of a key, in quotes where Hydra would not understand the value without."""
+    text = str(value)
+    if not _PLAIN_VALUE.fullmatch(text):
+        text = "'" + text.replace("'", "\\'") + "'"
+    return f"{key}={text}"
 
 
 def _compose(verb: str, overrides: Sequence[str]) -> str:

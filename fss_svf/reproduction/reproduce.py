@@ -40,13 +40,12 @@ def reproduce(config: ReproduceConfig, out: Path) -> None:
     failed = _run(missing, Runner(config.jobs, config.processes, clock)) if missing else []
     if not missing:
         log.info("all %d jobs are finished, nothing to run", len(jobs))
-    finished = [job.folder for job in jobs if job.verb == "evaluate" and job.done]
-    if finished:
-        report(ReportConfig("report", tuple(finished), out / "report", get_args(ReportFormat)), out)
+    if any(out.glob("evaluate/**/result.json")):  # of other calls too: only=, folds
+        report(ReportConfig("report", out / "evaluate", out / "report", get_args(ReportFormat)), out)
     if failed:
         raise TrainingError(
             f"{len(failed)} of {len(missing)} jobs failed or lacked what failed: {listing(job.name for job in failed)}; "
-            f"log.txt in the folders of {out} says why, the same command runs what is missing"
+            f"what stands above says where to look, the same command runs what is missing"
         )
 
 
@@ -57,6 +56,9 @@ def _run(missing: Sequence[Job], runner: Runner) -> list[Job]:
     for verb in ("pretrain", "train", "evaluate"):
         stage = [job for job in missing if job.verb == verb]
         lacking = [job for job in stage if job.needs in failed]
+        for job in lacking:
+            assert job.needs is not None
+            log.warning("%s is left out: it needs %s", job.name, job.needs.name)
         ready = [job for job in stage if job not in lacking]
         failed += [*lacking, *runner.run(ready, number, len(missing))]
         number += len(stage)

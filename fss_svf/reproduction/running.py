@@ -11,6 +11,8 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import AbstractContextManager, nullcontext
+from typing import IO
 
 import torch
 
@@ -21,6 +23,8 @@ from fss_svf.reproduction.jobs import Job
 log = logging.getLogger(__name__)
 # A training that a signal stopped and that can go on.
 _STOPPED = 75
+# What a job of several says: also what a library or the system says beside the log.
+_SCREEN = "screen.txt"
 
 
 class Runner:
@@ -32,9 +36,9 @@ class Runner:
         self._lock = threading.Lock()
         self._ending = False
         self._gpus: queue.Queue[str] = queue.Queue()
-        gpus = torch.cuda.device_count()
+        gpus = _gpus()
         for number in range(jobs):
-            self._gpus.put(str(number % gpus) if gpus > 1 and jobs > 1 and processes == 1 else "")
+            self._gpus.put(gpus[number % len(gpus)] if len(gpus) > 1 and jobs > 1 and processes == 1 else "")
 
     def run(self, jobs: Sequence[Job], number: int, total: int) -> list[Job]:
         """Run jobs of one stage, none of which needs another; number of total: of the first. Returns those that failed.
@@ -64,21 +68,24 @@ class Runner:
             seconds = time.perf_counter() - began
             with self._lock:
                 self.clock.add(job, seconds)
-            if status not in (0, _STOPPED):
-                log.error("%s ended with status %d; %s says why", job.name, status, job.folder / "log.txt")
+            if status not in (0, _STOPPED) and not self._ending:  # else it was told to end; torchrun's status is 1 then
+                where = f"in {job.folder} {_SCREEN} and" if self.jobs > 1 else f"the lines above and, in {job.folder},"
+                log.error("%s ended with status %d; %s log.txt say why", job.name, status, where)
             return status
+        except OSError as error:  # its folder cannot be made, or the machine has no process left
+            log.error("%s could not be started: %s", job.name, error)
+            return 1
         finally:
             self._gpus.put(gpu)
 
     def _process(self, job: Job, gpu: str) -> int:
         environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})}
+        environment.pop("HYDRA_FULL_ERROR", None)  # set by this verb for itself; an error of a job is a line too
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self.processes}"]
         # On the CPU there is no pretraining by several processes.
         several = self.processes > 1 and not (job.verb == "pretrain" and not torch.cuda.is_available())
         command = [sys.executable, *(launcher if several else []), "-m", "fss_svf", *job.command()]
-        # Side by side, their bars would write over each other.
-        screen = subprocess.DEVNULL if self.jobs > 1 else None
-        with self._lock:
+        with self._lock, self._screen(job) as screen:
             if self._ending:
                 return _STOPPED
             process = subprocess.Popen(command, env=environment, stdout=screen, stderr=screen)
@@ -88,8 +95,22 @@ class Runner:
             self._running.discard(process)
         return status
 
+    def _screen(self, job: Job) -> AbstractContextManager[IO[bytes] | None]:
+        """Where a job writes to. Side by side, their bars would write over each other."""
+        if self.jobs == 1:
+            return nullcontext()
+        job.folder.mkdir(parents=True, exist_ok=True)
+        return (job.folder / _SCREEN).open("ab")
+
     def _end_all(self) -> None:
         with self._lock:
             self._ending = True
             for process in self._running:
                 process.terminate()
+
+
+def _gpus() -> list[str]:
+    """Names of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES takes them: a scheduler may have given some."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = torch.cuda.device_count()
+    return given.split(",")[:count] if given else [str(number) for number in range(count)]
