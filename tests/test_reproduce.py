@@ -361,6 +361,9 @@ def test_sigterm_ends_its_jobs_and_says_so(toy_root, tmp_path):
         until = time.monotonic() + 120
         while not (base / "config.yaml").exists() and time.monotonic() < until:
             time.sleep(0.2)
+        second = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+        assert second.returncode == 1
+        assert second.stderr.strip().endswith("another process works in this run folder; end it, or wait for its end")
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 75, err.decode()[-2000:]
