@@ -129,6 +129,7 @@ def kill_at_random(start, fss, small, tmp_path, trials):
             process.communicate()
         saved = (folder / "checkpoints" / "last.pt").exists()
         interrupted.add(last(folder)["step"] if saved else 0)
+        time.sleep(1)  # TensorBoard orders files by their second; a process of its own would take longer to start
         to_the_end(fss, *(("train", f"resume={folder}") if saved else arguments))
         assert_same(last(folder), whole)
         assert drawn(folder) == drawn(tmp_path / "whole")
