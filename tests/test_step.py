@@ -63,6 +63,10 @@ def gradients(method):
 def test_parts_make_the_step_of_the_whole(name):
     method, e = without_dropout(model(name)).double(), uneven()
     e = replace(e, query_image=e.query_image.double(), support_images=e.support_images.double())
+    with torch.no_grad():  # losses of fresh heads are all near ln 2, whatever the part
+        for key, value in method.named_parameters():
+            if value.dim() > 1 and not key.startswith("backbone."):
+                value.mul_(2)
     told = step_of(method)(0, [e])
     whole = gradients(method)
     for cuts in ((0, 2, 4), (0, 1, 2, 3, 4), (0, 1, 4)):
@@ -70,9 +74,9 @@ def test_parts_make_the_step_of_the_whole(name):
         assert step_of(method, len(parts))(0, parts) == pytest.approx(told, rel=1e-9)
         for key, value in gradients(method).items():
             assert (value - whole[key]).norm() <= 1e-8 * whole[key].norm() + 1e-14, key
-    # The plain mean over parts would be another number (not far away: at the start the losses of all parts are near ln 2).
+    # The plain mean over parts would be another number.
     means = [method.losses(method(part), part)["main"] for part in parts]
-    assert float(torch.stack(means).mean().detach()) != pytest.approx(told["main"], rel=1e-7)
+    assert float(torch.stack(means).mean().detach()) != pytest.approx(told["main"], rel=1e-5)
 
 
 def test_what_is_drawn_depends_on_seed_step_and_part_alone():

@@ -7,17 +7,15 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 
-import fss_svf
 from fss_svf.cli import one_line
 from fss_svf.errors import ConfigError
 from fss_svf.lock import locked
 from tests.conftest import TOY
+from tests.processes import PACKAGE_AT
 
-PACKAGE_AT = Path(fss_svf.__file__).parent.parent
 SMALL = ("experiment=toy", *TOY, "recipe.size=65", "recipe.batch_size=2", "recipe.max_steps=2",
          "validate.every=1", "validate.episodes=4", "backbone.width=8", "method.width=8", "workers=0")  # fmt: skip
 LAUNCHERS = {
