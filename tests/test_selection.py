@@ -27,8 +27,8 @@ from tests.test_bam import bam, scalars
 from tests.test_cli import SMALL, one_line
 from tests.test_training import pretrain_config, train_config
 
-# Fold 0 of the toy dataset with held_out=3: dotted_triangle, plain_triangle and striped_cross, by the rule.
-HELD_OUT = (8, 10, 13)
+# Fold 0 of the toy dataset with held_out=3: balloon, boat and bus, by the rule.
+HELD_OUT = (9, 12, 15)
 
 
 def held_out_config(root, held_out=3, **changes):
@@ -95,7 +95,7 @@ def test_keys_that_do_not_fit_each_other(values, message):
 
 def test_a_mistake_is_one_line(fss, toy_root):
     arguments = (*SMALL, f"dataset.root={toy_root}", "validate.selection=base_heldout")
-    for held_out, message in (("[plain_star,strip]", "'strip' is no class"), ("15", "all 15 base"), ("0", "got 0")):
+    for held_out, message in (("[fish,strip]", "'strip' is no class"), ("15", "all 15 base"), ("0", "got 0")):
         status, _, err = fss("train", *arguments, f"validate.held_out={held_out}")
         assert status == 1
         assert message in one_line(err)
@@ -155,21 +155,21 @@ def test_the_novel_classes_choose_as_before(toy_root):
 
 
 def test_too_few_images_of_a_held_out_class(toy_root, caplog):
-    """dotted_triangle has 4 val images without a novel class, striped_cross 9."""
-    names = ("dotted_triangle", "striped_cross")
+    """guitar has 1 val image without a novel class, mug 10."""
+    names = ("guitar", "mug")
     with pytest.raises(
-        DataError, match=r"fold 0, val, in images without plain_disk.* need 5 .*; or hold out others by"
+        DataError, match=r"fold 0, val, in images without cat.* need 5 .*; or hold out others by"
     ):
         selected(toy_root, held_out=names, shot=4)
     options = toy_options(toy_root, too_few_images="skip")
     selection, _ = selected(toy_root, held_out=names, shot=4, dataset=Choice("toy", options))
-    assert selection.held_out == (8, 10)
-    assert selection.validating.classes == (10,)
-    assert selection.shown == "held-out base classes: striped_cross"
-    assert not {8, 10} & set(selection.training.classes)
+    assert selection.held_out == (8, 18)
+    assert selection.validating.classes == (8,)
+    assert selection.shown == "held-out base classes: mug"
+    assert not {8, 18} & set(selection.training.classes)
     with caplog.at_level("WARNING"):
         selection.announce()
-    assert "validation leaves out 1 classes with too few images: dotted_triangle" in caplog.text
+    assert "validation leaves out 1 classes with too few images: guitar" in caplog.text
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -270,7 +270,7 @@ def test_bam_trains_and_its_base_numbers_stay_those_of_all_base_classes(toy_root
     monkeypatch.setattr(BAM, "hold_out", lambda _, numbers: held_out.append(numbers))
     train(config, tmp_path / "run")
     base = list(range(6, 21))
-    assert held_out == [[base.index(c) + 1 for c in HELD_OUT]] == [[3, 5, 8]]
+    assert held_out == [[base.index(c) + 1 for c in HELD_OUT]] == [[4, 7, 10]]
     assert len(made) == 8
     for episode in made:
         assert int(episode.base_class) == base.index(int(episode.class_id)) + 1
@@ -280,7 +280,7 @@ def test_bam_trains_and_its_base_numbers_stay_those_of_all_base_classes(toy_root
     assert len(content["model"]["base.cls.4.bias"]) == 16
     # The base learner has seen them, so they may never be novel for this checkpoint.
     assert len(content["trained_on"]["classes"]) == 15
-    assert "were trained on held-out classes (dotted_triangle, striped_cross, plain_triangle)" in caplog.text
+    assert "were trained on held-out classes (balloon, boat, bus)" in caplog.text
 
 
 def test_bam_evaluates_held_out_classes_as_if_its_base_learner_did_not_know_them():

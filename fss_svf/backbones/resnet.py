@@ -131,7 +131,7 @@ class TinyOptions:
 
 @BACKBONES.register("tiny", TinyOptions)
 def tiny(options: TinyOptions) -> tuple[Backbone, LoadReport]:
-    """A ResNet of one BasicBlock a stage for tests and the quickstart, dilated as torchvision does."""
+    """A ResNet of one BasicBlock a stage for tests, dilated as torchvision does."""
     w = options.width
     stem = OrderedDict(
         conv1=nn.Conv2d(3, w, 3, stride=2, padding=1, bias=False),

@@ -74,9 +74,7 @@ class _Factored(torch.autograd.Function):
         z = F.conv2d(x, vh, None, g.stride, g.padding, g.dilation, g.groups)
         if scale is not None:
             u = u * scale.view(*u.shape[:2], 1)
-        y = F.conv2d(
-            z, _pointwise(u * s.unsqueeze(1), x.dtype), None if shift is None else shift.to(x.dtype), groups=g.groups
-        )
+        y = _pointwise(z, u * s.unsqueeze(1), None if shift is None else shift.to(x.dtype))
         if residual is not None:
             y += residual
         kept = None
@@ -94,7 +92,7 @@ class _Factored(torch.autograd.Function):
         g: Geometry = ctx.geometry
         if kept is not None:
             grad = grad * kept
-        h = F.conv2d(grad, _pointwise(u.transpose(1, 2), grad.dtype), groups=g.groups)
+        h = _pointwise(grad, u.transpose(1, 2))
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = _input_gradient(h, vh * s.to(vh.dtype).view(-1, 1, 1, 1), g, ctx.size)
@@ -123,9 +121,14 @@ def _input_gradient(grad: Tensor, weight: Tensor, g: Geometry, size: Sequence[in
     return F.conv_transpose2d(grad, weight, None, g.stride, g.padding, rest, g.groups, g.dilation)
 
 
-def _pointwise(matrices: Tensor, dtype: torch.dtype) -> Tensor:
-    """(g, m, r) matrices as the weight (g * m, r, 1, 1) of a 1x1 convolution of g groups."""
-    return matrices.flatten(0, 1)[:, :, None, None].to(dtype)
+def _pointwise(x: Tensor, matrices: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A 1x1 convolution of g groups: x (B, g * r, H, W), matrices (g, m, r), bias (g * m,) to (B, g * m, H, W)."""
+    weight = matrices.to(x.dtype).flatten(0, 1)[:, :, None, None]
+    if matrices.shape[1:] == (1, 1):
+        # A depthwise convolution: one factor a channel, for which a convolution of as many groups is slow on CPUs.
+        y = x * weight.transpose(0, 1)
+        return y if bias is None else y.add_(bias[:, None, None])
+    return F.conv2d(x, weight, bias, groups=len(matrices))
 
 
 def factored_is_cheaper(weight: Sequence[int], rank: int, groups: int, positions: int) -> bool:
