@@ -18,7 +18,7 @@ from fss_svf.errors import DataError, FssError
 MOST_PIXELS = 500_000_000
 
 _ORIENTATION = 0x0112
-_PHOTOMETRIC, _BITS = 262, 258  # of a TIFF
+_WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC = 256, 257, 258, 262  # of a TIFF
 # 16 bits without a value above 12 bits' may be a full picture of fewer bits. As 16 bits it would be nearly black.
 _DIM = 4095
 
@@ -69,6 +69,20 @@ def orientation_of(image: Image.Image) -> int:
     except Exception:  # Pillow raises anything at damaged EXIF; a viewer shows the image as it is stored
         return 1
     return found if isinstance(found, int) and 1 <= found <= 8 else 1
+
+
+def stored_size(image: Image.Image) -> tuple[int, int]:
+    """(height, width) of an opened image that is not loaded, as it is stored: Pillow gives a TIFF's turned."""
+    tags = getattr(image, "tag_v2", None)
+    return (image.height, image.width) if tags is None else (tags[_HEIGHT], tags[_WIDTH])
+
+
+def load(image: Image.Image) -> None:
+    """Decode the pixels of an opened image. A TIFF is turned from then on, and has no orientation."""
+    if image.format == "TIFF" and image.width * image.height > (Image.MAX_IMAGE_PIXELS or MOST_PIXELS):
+        with _limit_lifted():  # a TIFF's size is checked again
+            image.load()
+    image.load()
 
 
 def turned_size(height: int, width: int, orientation: int) -> tuple[int, int]:
@@ -132,24 +146,27 @@ def _deep_grey(image: Image.Image, path: Path) -> np.ndarray:
     return grey
 
 
-# Pillow refuses large images by a limit of the whole process. It is lifted while a file is opened, and the image's size
-# is checked after that. A fork waits for the lock, or the child would never get it.
-_limit_lifted = threading.Lock()
+# Pillow refuses large images by a limit of the whole process. It is lifted while a file is opened here, whose size is then
+# held against MOST_PIXELS. A fork waits for the lock, or the child would never get it.
+_lock = threading.Lock()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_limit_lifted.acquire,
-        after_in_parent=_limit_lifted.release,
-        after_in_child=_limit_lifted.release,
-    )
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
+
+
+@contextmanager
+def _limit_lifted() -> Iterator[None]:
+    with _lock:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
 
 
 def _open(source: Path | BytesIO) -> Image.Image:
-    with _limit_lifted:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            return Image.open(source)
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
+    with _limit_lifted(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, of damaged EXIF
+        return Image.open(source)
 
 
 def _no_image(path: Path) -> str:
@@ -164,4 +181,4 @@ def _no_image(path: Path) -> str:
         return "HEIC, AVIF or a video, which this Pillow cannot decode); save it as JPEG or PNG"
     if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return "a kind of TIFF that Pillow cannot decode, or damaged); save it as PNG or JPEG in 8 bits, or replace it"
-    return "no image); the file is damaged, replace it"
+    return "not an image); the file is damaged, replace it"

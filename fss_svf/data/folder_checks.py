@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from fss_svf.data.dataset import Split
-from fss_svf.data.decoding import opened, orientation_of
+from fss_svf.data.decoding import opened, orientation_of, stored_size
 from fss_svf.data.images import frame_of, read_label
 from fss_svf.data.index import Index
 from fss_svf.episode import IGNORE
@@ -82,5 +82,5 @@ def _turned(images: Sequence[Path], sizes: np.ndarray) -> dict[str, list[Path]]:
         with opened(path) as image:
             orientation = orientation_of(image)
             if orientation != 1:
-                found[frame_of((image.height, image.width), orientation, size)].append(path)
+                found[frame_of(stored_size(image), orientation, size)].append(path)
     return found

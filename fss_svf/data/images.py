@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from fss_svf.data.decoding import as_rgb, missing, opened, orientation_of, turn, turned_size
+from fss_svf.data.decoding import as_rgb, load, missing, opened, orientation_of, turn, turned_size
 from fss_svf.errors import DataError
 from fss_svf.files import appearing_whole
 
@@ -20,7 +20,7 @@ _JPEG_END = b"\xff\xd9"
 def read_image(path: Path, turned: bool = False) -> np.ndarray:
     """(H, W, 3) uint8 RGB, on white where it is transparent. Raises DataError for a missing, damaged or unclear file.
 
-    turned: as a viewer shows it, by its EXIF orientation; otherwise as it is stored, with the size in its header.
+    turned: as a viewer shows it, by its EXIF orientation; otherwise as it is stored, but for a TIFF, which is always turned.
     """
     image, orientation = _decoded(path, turned)
     return turn(image, orientation)
@@ -49,15 +49,14 @@ def _decoded(path: Path, turned: bool) -> tuple[np.ndarray, int]:
     """(H, W, 3) uint8 RGB as stored, and the orientation to turn it by, 1 unless `turned`."""
     raw = _read(path)
     with opened(path, raw) as image:
-        orientation = orientation_of(image) if turned else 1
         # OpenCV is a quarter faster and gives the same values: libjpeg-turbo is behind both. Some ways into it turn what
         # is missing of a file into grey without an error, so only a file that has its end goes there.
         if image.format == "JPEG" and image.mode in ("RGB", "L") and raw.endswith(_JPEG_END):
             decoded = _decode_jpeg(raw)
             if decoded is not None and decoded.shape == (image.height, image.width, 3):
-                return decoded, orientation
-        image.load()
-        return as_rgb(image, path), orientation
+                return decoded, orientation_of(image) if turned else 1
+        load(image)
+        return as_rgb(image, path), orientation_of(image) if turned else 1
 
 
 def _decode_jpeg(raw: bytes) -> np.ndarray | None:
@@ -85,7 +84,7 @@ def read_label(path: Path) -> np.ndarray:
                 f"{path}: a label must be a palette or grey PNG of class numbers (grey in 8 bits), got mode "
                 f"{image.mode} in {bits} bits; write it anew"
             )
-        image.load()
+        load(image)
         if orientation_of(image) != 1:
             raise DataError(f"{path}: a label that its EXIF turns; save it upright, without EXIF")
         return np.asarray(image)

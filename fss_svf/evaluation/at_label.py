@@ -44,7 +44,7 @@ def rows_at_label(logits: Tensor, size: tuple[int, int], protocol: Protocol, sta
     return F.interpolate(rows, size=(stop - start, size[1]), mode="bilinear", align_corners=False)
 
 
-def lower_edge_off(size: tuple[int, int], side: int, protocol: Protocol) -> float:
+def label_off(size: tuple[int, int], side: int, protocol: Protocol) -> float:
     """By how many pixels of a label of `size` (H, W) label=original moves what lies at its lower or right edge.
 
     side: of the input. 0 for other labels.

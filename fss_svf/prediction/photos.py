@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fss_svf.data.decoding import missing, opened, orientation_of, turn
+from fss_svf.data.decoding import load, missing, opened, orientation_of, turn
 from fss_svf.data.file_names import IMAGE_ENDINGS, image_files, in_subfolders, plain, require_utf8
 from fss_svf.data.images import read_image
 from fss_svf.episode import IGNORE
@@ -63,6 +63,7 @@ def read_mask(path: Path) -> np.ndarray:
     label (in a palette, any class and 255), where 255 is not counted.
     """
     with opened(path) as file:
+        load(file)
         values, numbers = _values(file, path)
         values = turn(values, orientation_of(file))
     found = [int(v) for v in np.unique(values) if v]
