@@ -329,13 +329,31 @@ def test_accents_capitals_and_hidden_files(root):
         folder(root).prepare(0)
 
 
-def test_images_in_subfolders(root):
+def test_images_in_subfolders(root, caplog):
     below = root / "images" / "holiday"
     below.mkdir()
+    (root / "images" / "photo 03.x.jpeg").rename(below / "photo 03.x.jpeg")
+    folder(root).prepare(0)
+    assert "29 images; the 1 images in holiday/ are not read" in caplog.text
     for path in (root / "images").glob("*.*"):
         path.rename(below / path.name)
-    with data_error(root / "images", "no image", "the 30 in holiday/"):
+    with data_error(root / "images", "no image", "the 30 images in holiday/"):
         folder(root).prepare(0)
+
+
+def test_annotations_in_cocos_format_are_of_the_image_as_stored(root, caplog):
+    turned(root, 3, [1])
+    image = Image.open(root / "images" / "photo 01.x.png")
+    image.save(root / "images" / "1.jpg", quality=100, exif=image.getexif())
+    entry = {"image_id": 1, "category_id": 1, "segmentation": [[4, 3, 24, 3, 24, 20, 4, 20]], "iscrowd": 0}
+    images = [{"id": 1, "file_name": "1.jpg", "height": 30, "width": 44}]
+    content = {"images": images, "annotations": [entry], "categories": [{"id": 1, "name": "cat"}]}
+    (root / "mine.json").write_text(json.dumps(content))
+    data = folder(root, instances="mine.json")
+    data.prepare(0)
+    assert "1 images, first" in caplog.text
+    assert "save them upright" in caplog.text
+    assert np.abs(data.split("val").pair(0)[0][..., 0].astype(int) - np.asarray(image)).max() < 4
 
 
 def test_a_damaged_or_unclear_image_is_found_by_prepare(root):

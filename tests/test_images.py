@@ -230,8 +230,11 @@ def test_masks_of_an_example_in_any_spelling(tmp_path):
     assert find_photos(tmp_path, "support") == [photo]
 
 
-def test_photos_in_subfolders_are_not_overlooked(tmp_path):
+def test_photos_in_subfolders_are_not_overlooked(tmp_path, caplog):
     (tmp_path / "holiday").mkdir()
     save(tmp_path / "holiday" / "a.jpg", COLOURS)
-    with data_error("no image in this folder", "the 1 in holiday/"):
+    with data_error("no image in this folder", "the 1 images in holiday/"):
         find_photos(tmp_path, "query")
+    photo = save(tmp_path / "b.jpg", COLOURS)
+    assert find_photos(tmp_path, "query") == [photo]
+    assert "1 images; the 1 images in holiday/" in caplog.text

@@ -41,10 +41,14 @@ def require_utf8(path: Path) -> Path:
 
 
 def in_subfolders(folder: Path) -> str:
-    """'; those in sub/ are not read, ...' for the first folder in `folder` that holds images, or an empty string."""
+    """'; the images in sub/ ...' for the first folder in `folder` that holds images, or an empty string.
+
+    A folder of the name masks is not meant.
+    """
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if entry.is_dir() and not entry.name.startswith(".") and (images := image_files(Path(entry.path))):
-            return f"; the {len(images):,} in {entry.name}/ are not read, move them up"
+        meant = entry.is_dir() and not entry.name.startswith(".") and entry.name != "masks"
+        if meant and (images := image_files(Path(entry.path))):
+            return f"; the {len(images):,} images in {entry.name}/ are not read: move them up, and their masks"
     return ""
 
 

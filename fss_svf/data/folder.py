@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -19,6 +20,8 @@ from fss_svf.data.index import ImageRow, Index
 from fss_svf.data.voc import class_areas, read_lines, read_names
 from fss_svf.errors import ConfigError, DataError, did_you_mean, listing
 from fss_svf.registry import DATASETS
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -176,11 +179,13 @@ class Folder(Dataset):
                 f"dataset=folder: {len(missing)} of {len(names)} names lack image or mask, first "
                 f"{next(iter(missing.values()))}; add them, or set dataset.allow_missing=true to go on with the others"
             )
+        below = in_subfolders(self.images)
         if not kept:
             raise DataError(
-                f"dataset=folder: no image under {self.images} ({', '.join(IMAGE_ENDINGS)}){in_subfolders(self.images)}; "
-                "set dataset.images"
+                f"dataset=folder: no image under {self.images} ({', '.join(IMAGE_ENDINGS)}){below}; or set dataset.images"
             )
+        if below:
+            log.warning("%s: %d images%s", self.images, len(files), below)
         items = [(name, self.images / files[name], self.masks / masks[name]) for name in kept]
         stats = [(s.st_size, s.st_mtime_ns) for s in (mask.stat() for _, _, mask in items)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from fss_svf.data.file_names import IMAGE_ENDINGS, image_files, in_subfolders, p
 from fss_svf.data.images import read_image
 from fss_svf.episode import IGNORE
 from fss_svf.errors import DataError, listing
+
+log = logging.getLogger(__name__)
 
 MASK_ENDING = ".mask.png"
 
@@ -35,8 +38,11 @@ def find_photos(path: Path, key: str) -> list[Path]:
         other = found.setdefault(plain(file.stem).casefold(), file)
         if other is not file:
             raise DataError(f"{file}: its mask would have the same name as that of {other.name}; rename one of the two")
+    below = in_subfolders(path)
     if not found:
-        raise DataError(f"{key}={path}: no image in this folder ({', '.join(IMAGE_ENDINGS)}){in_subfolders(path)}")
+        raise DataError(f"{key}={path}: no image in this folder ({', '.join(IMAGE_ENDINGS)}){below}")
+    if below:
+        log.warning("%s=%s: %d images%s", key, path, len(found), below)
     return list(found.values())
 
 

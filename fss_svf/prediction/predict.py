@@ -47,8 +47,7 @@ def predict(config: PredictConfig, _: Path) -> None:
     assert config.query is not None
     assert config.out is not None
     photos = find_photos(config.query, "query")
-    for photo in photos:
-        image_size(photo)  # what is no image at all is told before anything is computed
+    _require_an_image(photos)
     saved = None if config.support.is_file() else config.save_support or config.out / "support.pt"
     if saved is None and config.save_support is not None:
         raise ConfigError(
@@ -71,6 +70,18 @@ def predict(config: PredictConfig, _: Path) -> None:
     log.info("%d images segmented, the class found in %d of them: %s", len(photos) - len(failed), found, config.out)
     if failed:
         raise DataError(f"{len(failed)} of {len(photos)} images were left out; the first: {failed[0]}")
+
+
+def _require_an_image(photos: list[Path]) -> None:
+    """Raise DataError of the first photograph where none can be opened, before anything is computed."""
+    failed = []
+    for photo in photos:
+        try:
+            image_size(photo)
+            return
+        except DataError as error:
+            failed.append(error)
+    raise failed[0]
 
 
 def _refuse_existing(config: PredictConfig, saved: Path | None) -> None:
