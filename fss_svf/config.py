@@ -285,7 +285,7 @@ class Protocol:
     seed: int
     queries: Literal["in_order", "random", "by_class", "balanced"]
     resize: Literal["pad", "squash"]
-    label: Literal["original", "resized"]
+    label: Literal["original", "exact", "resized"]
     never_drawn: Literal["error", "leave_out", "zero"]
     # Fields with a default came later; a result from before them keeps its hash.
     pad: Literal["before_normalisation", "after_normalisation"] = "before_normalisation"

@@ -18,6 +18,7 @@ from fss_svf.cli import conf_dir
 from fss_svf.config import InfoConfig, from_mapping
 from fss_svf.data.build import cores
 from fss_svf.data.dataset import Dataset, DatasetOptions, Split
+from fss_svf.data.file_names import present
 from fss_svf.errors import ConfigError, FssError, listing
 from fss_svf.registry import BACKBONES, DATASETS, METHODS, TUNINGS, Choice
 
@@ -146,12 +147,11 @@ def _missing(split: Split) -> list[str]:
     """The files of images and labels that are not in their folders any more; lists folders, which is fast."""
     try:
         images = [split.image_path(number) for number in range(len(split.index))]
+        labels = [split.label_path(number) for number in range(len(split.index))]
     except FssError as error:
         return [str(error)]
-    labels = [split.labels / f"{name}.png" for name in split.index.names]
-    folders = {path.parent for path in (*images, *labels)}
-    there = {entry.path for folder in folders if folder.is_dir() for entry in os.scandir(folder)}
-    return [str(path) for path in (*images, *labels) if str(path) not in there]
+    there: set[Path] = set().union(*map(present, {path.parent for path in (*images, *labels)}))
+    return [str(path) for path in (*images, *labels) if path not in there]
 
 
 # What conf/ and the registries hold

@@ -44,7 +44,7 @@ def plain_counts(task, episodes, name=""):
         one = make(n)
         prediction = model(as_float(one.episode, next(model.backbone.parameters()).dtype))
         mask = mask_at_label(prediction.aux[name] if name else prediction.logits, one, task.protocol)
-        truth = one.original_mask if task.protocol.label == "original" else one.episode.query_mask[0]
+        truth = one.episode.query_mask[0] if task.protocol.label == "resized" else one.original_mask
         found.append(count_episode(episodes.measured(episodes[n]), mask, truth))
     svf.unmerge(model)
     return found

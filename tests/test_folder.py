@@ -1,14 +1,16 @@
 """A person's own folder: endings, lists, folds by name, and what can be wrong with it."""
 
 import json
+import logging
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from fss_svf.config import from_mapping
 from fss_svf.data.episodes import make_sampler
 from fss_svf.data.folder import Folder, FolderOptions
+from fss_svf.data.prepare import images_of_classes
 from fss_svf.errors import ConfigError
 from tests.one_line import data_error
 
@@ -245,3 +247,140 @@ def test_text_of_other_editors(root):
     (root / "classes.txt").write_text("\n".join(CLASSES), encoding="utf-16")
     with data_error(root / "classes.txt", "UTF-8"):
         folder(root).prepare(0)
+
+
+# Images and masks as people have them
+
+
+def turned(root, orientation, numbers, shape=(30, 44)):
+    """Images `numbers` stored such that EXIF turns them into pictures of random values of this shape; the pictures."""
+    shown = {}
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for i in numbers:
+        for path in (root / "images").glob(f"photo {i:02d}.x.*"):
+            path.unlink()
+        values = np.random.default_rng(i).integers(0, 255, shape[::-1] if orientation >= 5 else shape, np.uint8)
+        path = root / "images" / f"photo {i:02d}.x.png"
+        Image.fromarray(values).save(path, exif=exif)
+        with Image.open(path) as image:
+            shown[i] = np.asarray(ImageOps.exif_transpose(image))
+        assert shown[i].shape == shape
+    return shown
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_images_are_turned_as_their_masks_were_drawn(root, caplog, orientation):
+    shown = turned(root, orientation, [3, 4])
+    caplog.set_level(logging.INFO)
+    data = folder(root)
+    data.prepare(0)
+    assert "2 images are turned by EXIF" in caplog.text
+    assert "photo 03.x.png" in caplog.text
+    assert ("would fit unturned too" in caplog.text) == (orientation == 3)
+    for i, image in shown.items():
+        assert np.array_equal(data.split("train").pair(i)[0][..., 0], image)
+
+
+def test_masks_drawn_on_images_as_stored(root, caplog):
+    turned(root, 6, [3])
+    # Two whose masks were drawn on the image as it is stored.
+    turned(root, 8, [7, 8], (44, 30))
+    caplog.set_level(logging.INFO)
+    data = folder(root)
+    data.prepare(0)
+    assert "2 images, first" in caplog.text
+    assert "their masks fit unturned" in caplog.text
+    with Image.open(root / "images" / "photo 07.x.png") as image:
+        assert np.array_equal(data.split("train").pair(7)[0][..., 0], np.asarray(image))
+    # One that could be either makes it unclear: others of this folder are drawn unturned.
+    turned(root, 3, [5])
+    with data_error("photo 05.x.png", "turned and unturned", "photo 07.x.png", "remove the EXIF orientation"):
+        data.prepare(0)
+
+
+def test_links_to_files_that_are_not_there(root):
+    for folder_name, name in (("masks", "photo 07.x.png"), ("images", "photo 08.x.jpg")):
+        path = root / folder_name / name
+        path.unlink()
+        path.symlink_to("../.git/annex/objects/x")
+    with data_error("2 of 30 names", "photo 07.x.png (a link to ../.git/annex/objects/x", "git annex get"):
+        folder(root).prepare(0)
+    assert len(folder(root, allow_missing=True).prepare(0)["train"]) == 28
+
+
+def test_accents_capitals_and_hidden_files(root):
+    composed, decomposed = "caf\N{LATIN SMALL LETTER E WITH ACUTE}", "cafe\N{COMBINING ACUTE ACCENT}"
+    Image.new("RGB", (44, 30)).save(root / "images" / f"{composed}.JPEG")
+    Image.fromarray(mask_of(1)).save(root / "masks" / f"{decomposed}.PNG")
+    (root / "classes.txt").write_text("\n".join([*CLASSES[:4], composed]), encoding="utf-8")
+    for hidden in ("._a.jpg", ".DS_Store", ".b.png"):
+        (root / "images" / hidden).write_bytes(b"")
+        (root / "masks" / hidden).write_bytes(b"")
+    (root / "list.txt").write_text(f"{decomposed}.JPEG\n", encoding="utf-8")
+    data = folder(root, val_list="list.txt", folds=[[decomposed]])
+    assert len(data.prepare(0)["train"]) == 31
+    val = data.split("val")
+    assert val.index.names.tolist() == [composed]
+    assert np.array_equal(val.pair(0)[1], mask_of(1))
+    assert data.options.novel(val.index.class_names, 0) == (5,)
+    Image.new("RGB", (44, 30)).save(root / "images" / f"{decomposed}.png")
+    with data_error(f"both {decomposed}.png and {composed}.JPEG", "rename one"):
+        folder(root).prepare(0)
+
+
+def test_images_in_subfolders(root, caplog):
+    below = root / "images" / "holiday"
+    below.mkdir()
+    (root / "images" / "photo 03.x.jpeg").rename(below / "photo 03.x.jpeg")
+    folder(root).prepare(0)
+    assert "29 images; the 1 images in holiday/ are not read" in caplog.text
+    for path in (root / "images").glob("*.*"):
+        path.rename(below / path.name)
+    with data_error(root / "images", "no image", "the 30 images in holiday/"):
+        folder(root).prepare(0)
+
+
+def test_annotations_in_cocos_format_are_of_the_image_as_stored(root, caplog):
+    turned(root, 3, [1])
+    image = Image.open(root / "images" / "photo 01.x.png")
+    image.save(root / "images" / "1.jpg", quality=100, exif=image.getexif())
+    entry = {"image_id": 1, "category_id": 1, "segmentation": [[4, 3, 24, 3, 24, 20, 4, 20]], "iscrowd": 0}
+    images = [{"id": 1, "file_name": "1.jpg", "height": 30, "width": 44}]
+    content = {"images": images, "annotations": [entry], "categories": [{"id": 1, "name": "cat"}]}
+    (root / "mine.json").write_text(json.dumps(content))
+    data = folder(root, instances="mine.json")
+    data.prepare(0)
+    assert "1 images, first" in caplog.text
+    assert "save them upright" in caplog.text
+    assert np.abs(data.split("val").pair(0)[0][..., 0].astype(int) - np.asarray(image)).max() < 4
+
+
+def test_a_damaged_or_unclear_image_is_found_by_prepare(root):
+    path = root / "images" / "photo 01.x.JPG"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with data_error(path, "cannot be read"):
+        folder(root).prepare(0)
+    path.unlink()
+    Image.fromarray(np.full((30, 44), 99, np.float32)).save(path.with_suffix(".tif"))
+    with data_error(path.with_suffix(".tif"), "float values"):
+        folder(root).prepare(0)
+
+
+def test_masks_of_0_and_255(root, caplog):
+    index = folder(root).prepare(0)["train"]
+    # Of each class six images show 340 pixels of it, and one 60.
+    assert images_of_classes(index, 20) == "cat 7, dog 7, cow 7, sheep 7, hen 7"
+    assert images_of_classes(index, 100) == ", ".join(f"{name} 6 (and 1 below 100 px)" for name in CLASSES)
+    for i in (2, 9):
+        Image.fromarray((mask_of(i) > 0).astype(np.uint8) * 255).save(root / "masks" / f"photo {i:02d}.x.png")
+    assert "255" not in caplog.text
+    folder(root).prepare(0)
+    assert "photo 02.x.png and 1 other masks hold 0 and 255 alone" in caplog.text
+    for i in range(30):
+        Image.fromarray((mask_of(i) > 0).astype(np.uint8) * 255).save(root / "masks" / f"photo {i:02d}.x.png")
+    with data_error(root / "masks", "no mask holds a class", "255 is ignored", "1 for 'cat'"):
+        folder(root).prepare(0)
+    with data_error("not prepared"):
+        folder(root).split("train")

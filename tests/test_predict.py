@@ -65,6 +65,7 @@ def segmenter_of(task):
 @pytest.mark.parametrize("name", ["baseline", "pfenet", "bam", "panet", "prototype"])
 def test_masks_equal_an_evaluations(toy_root, tmp_path, name, resize):
     task = task_of(toy_root, name, shot=3, resize=resize)
+    task = replace(task, protocol=replace(task.protocol, label="exact"))
     lists = lists_of(toy_root, runs=1, episodes=6)
     for shot, (episodes,) in lists.items():
         evaluated = predicted(task, engine_of(tmp_path), episodes)
@@ -294,12 +295,14 @@ def test_predict_writes_masks_overlays_and_a_table(fss, runs, examples, tmp_path
     for number in range(3):
         save(queries / f"bild ü{number}.jpg", picture(number)[: 40 - number])
     (queries / "broken.jpg").write_bytes((queries / "bild ü0.jpg").read_bytes()[:-200])
+    (queries / "a link.jpg").symlink_to("nowhere.jpg")
     arguments = ("predict", f"checkpoint={runs[0]}", f"query={queries}", "batch_size=2")
     status, _, err = fss(*arguments, f"support={examples}", "out=first")
     assert status == 1
-    assert "1 of 4 images were left out" in err
-    assert "broken.jpg" in err
+    assert "2 of 5 images were left out; the first: " in err
+    assert "a link to nowhere.jpg" in err
     (queries / "broken.jpg").unlink()
+    (queries / "a link.jpg").unlink()
     first, second = tmp_path / "first", tmp_path / "second"
     assert {p.name for p in first.iterdir()} == {
         "config.yaml", "provenance.json", "support.pt", "support", "predictions.csv",

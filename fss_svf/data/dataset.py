@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 from fss_svf.config import require
+from fss_svf.data.file_names import present
 from fss_svf.data.folds import FOLDS, Partition, novel_classes
 from fss_svf.data.images import read_image, read_label
 from fss_svf.data.index import Index
@@ -57,21 +59,24 @@ class Split:
         """The file of image `number`."""
         return self.images / f"{self.index.names[number]}{self.image_ending}"
 
+    def label_path(self, number: int) -> Path:
+        """The file of the label of image `number`."""
+        return self.labels / f"{self.index.names[number]}.png"
+
     def image(self, number: int) -> np.ndarray:
-        """(H, W, 3) uint8 RGB of image `number`. Raises DataError."""
+        """(H, W, 3) uint8 RGB of image `number`, as it is stored: VOC's and COCO's labels are. Raises DataError."""
         return read_image(self.image_path(number))
 
     def label(self, number: int) -> np.ndarray:
         """(H, W) uint8 class numbers and 255 of image `number`. Raises DataError."""
-        return read_label(self.labels / f"{self.index.names[number]}.png")
+        return read_label(self.label_path(number))
 
     def pair(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """Image and label; raises DataError when their sizes differ."""
         image, label = self.image(number), self.label(number)
         if image.shape[:2] != label.shape:
-            name = self.index.names[number]
             raise DataError(
-                f"{self.labels / name}.png: label of {label.shape[1]} x {label.shape[0]} for an image of "
+                f"{self.label_path(number)}: label of {label.shape[1]} x {label.shape[0]} for an image of "
                 f"{image.shape[1]} x {image.shape[0]}; make it anew, or delete it and prepare the dataset again"
             )
         return image, label
@@ -112,10 +117,17 @@ def require_folder(path: Path, key: str, name: str) -> None:
 
 
 def absent(folder: Path, names: Sequence[str], ending: str) -> list[str]:
-    """The names without a file in `folder`; a name may hold sub folders. Lists folders, which is faster than asking."""
-    parents = {folder / Path(name).parent for name in names}
-    present = {entry for parent in parents if parent.is_dir() for entry in parent.iterdir()}
-    return [name for name in names if folder / (name + ending) not in present]
+    """The names without a file in `folder`, or with a link to nothing; a name may hold sub folders.
+
+    Lists folders, which is faster than asking.
+    """
+    there: set[Path] = set().union(*(present(parent) for parent in {(folder / name).parent for name in names}))
+    return [name for name in names if folder / (name + ending) not in there]
+
+
+def link_to_nothing(path: Path) -> str:
+    """What a message adds where the missing file `path` is a link to nothing, or an empty string."""
+    return f" (a link to {os.readlink(path)}, which is missing: git annex get, dvc pull)" if path.is_symlink() else ""
 
 
 def require_images(folder: Path, names: list[str], ending: str, allow_missing: bool | None) -> list[str]:
@@ -127,13 +139,14 @@ def require_images(folder: Path, names: list[str], ending: str, allow_missing: b
     if missing and not allow_missing:
         go_on = ", or set dataset.allow_missing=true to go on with those that are there"
         raise DataError(
-            f"{folder}: {len(missing)} of {len(names)} images are missing, first {missing[0]}{ending}; finish the "
-            f"download{'' if allow_missing is None else go_on}"
+            f"{folder}: {len(missing)} of {len(names)} images are missing, first {missing[0]}{ending}"
+            f"{link_to_nothing(folder / (missing[0] + ending))}; finish the download{'' if allow_missing is None else go_on}"
         )
     gone = set(missing)
     kept = [name for name in names if name not in gone]
     if not kept:
         raise DataError(
-            f"{folder}: none of the {len(names)} images is there, first {missing[0]}{ending}; set their own folder"
+            f"{folder}: none of the {len(names)} images is there, first {missing[0]}{ending}"
+            f"{link_to_nothing(folder / (missing[0] + ending))}; set their own folder"
         )
     return kept

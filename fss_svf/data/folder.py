@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from fss_svf.config import require
 from fss_svf.data.build import build_index, fingerprint
 from fss_svf.data.coco import Coco, CocoOptions, CocoSplit
-from fss_svf.data.dataset import Dataset, DatasetOptions, Split, SplitName, absent, require_folder
+from fss_svf.data.dataset import Dataset, DatasetOptions, Split, SplitName, link_to_nothing, require_folder
+from fss_svf.data.file_names import IMAGE_ENDINGS, image_files, in_subfolders, plain, present
+from fss_svf.data.folder_checks import check_classes, check_turned, warn_of_turned
+from fss_svf.data.images import read_image_of_label, read_label
 from fss_svf.data.index import ImageRow, Index
-from fss_svf.data.voc import IMAGE_ENDINGS, index_label, read_lines, read_names
+from fss_svf.data.voc import class_areas, read_lines, read_names
 from fss_svf.errors import ConfigError, DataError, did_you_mean, listing
 from fss_svf.registry import DATASETS
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,25 +57,39 @@ class FolderOptions(DatasetOptions):
         """As in DatasetOptions; classes that no fold names are always base classes."""
         if self.folds is None:
             return super().novel(class_names, fold)
-        for name in self.folds[fold]:
+        wanted = [plain(name) for name in self.folds[fold]]
+        for name in wanted:
             if name not in class_names:
                 raise ConfigError(
                     f"dataset.folds: no class {name!r}{did_you_mean(name, class_names)}; known: {listing(class_names, 20)}"
                 )
-        return tuple(number for number, name in enumerate(class_names, 1) if name in self.folds[fold])
+        return tuple(number for number, name in enumerate(class_names, 1) if name in wanted)
 
 
 @dataclass(frozen=True)
 class FolderSplit(Split):
-    """A split whose images have endings of their own."""
+    """A split whose files have endings and spellings of their own; images are turned as their masks are.
+
+    files, masks: file names by the index's names
+    """
 
     files: Mapping[str, str]
+    masks: Mapping[str, str]
 
     def image_path(self, number: int) -> Path:
+        return self._path(number, self.images, self.files, "image")
+
+    def label_path(self, number: int) -> Path:
+        return self._path(number, self.labels, self.masks, "mask")
+
+    def image(self, number: int) -> np.ndarray:
+        return read_image_of_label(self.image_path(number), self.index.sizes[number].tolist())
+
+    def _path(self, number: int, folder: Path, files: Mapping[str, str], what: str) -> Path:
         name = str(self.index.names[number])
-        if name not in self.files:
-            raise DataError(f"{self.images}: no image {name} any more; put it back, or run 'fss-svf prepare' again")
-        return self.images / self.files[name]
+        if name not in files:
+            raise DataError(f"{folder}: no {what} {name} any more; put it back, or run 'fss-svf prepare' again")
+        return folder / files[name]
 
 
 @DATASETS.register("folder", FolderOptions)
@@ -88,21 +109,25 @@ class Folder(Dataset):
 
     def prepare(self, workers: int | None) -> dict[SplitName, Index]:
         if self.options.instances is not None:
-            return self._as_coco(self.options.instances).prepare(workers)
+            coco = self._as_coco(self.options.instances)
+            indexes = coco.prepare(workers)
+            warn_of_turned(coco.split("train"))
+            return indexes
         for folder, key in ((self.options.root, "root"), (self.images, "images"), (self.masks, "masks")):
             require_folder(folder, f"dataset.{key}", self.name)
         class_names = self._class_names()
-        files = self._files()
         self.options.prepared.mkdir(parents=True, exist_ok=True)
         same = self.options.train_list == self.options.val_list
-        train = self._index("train", class_names, files, workers)
-        return {"train": train, "val": train if same else self._index("val", class_names, files, workers)}
+        train = self._index("train", class_names, workers)
+        return {"train": train, "val": train if same else self._index("val", class_names, workers)}
 
     def split(self, name: SplitName) -> Split:
         if self.options.instances is not None:
             return self._as_coco(self.options.instances).split(name)
         index = self._open_index(self._index_path(name))
-        return FolderSplit(index, self.images, "", self.masks, self._files())
+        return FolderSplit(
+            index, self.images, "", self.masks, named(self.images, IMAGE_ENDINGS), named(self.masks, (".png",))
+        )
 
     def _as_coco(self, instances: str) -> Coco:
         where = CocoSplit(annotations=instances, images=self.options.images)
@@ -122,7 +147,7 @@ class Folder(Dataset):
         return o.prepared / f"{'all' if listed is None else Path(listed).stem}-{decided_by}.npz"
 
     def _listed_names(self, split: SplitName, listed: str) -> list[str]:
-        return read_names(self.options.root / listed, f"dataset.{split}_list")
+        return [plain(name) for name in read_names(self.options.root / listed, f"dataset.{split}_list")]
 
     def _list(self, split: SplitName) -> str | None:
         return self.options.train_list if split == "train" else self.options.val_list
@@ -131,57 +156,73 @@ class Folder(Dataset):
         path = self.options.root / self.options.classes
         if not path.is_file():
             raise DataError(f"dataset=folder: no {path}; write the class names into it, one a line, class 1 first")
-        names = [line.strip() for line in read_lines(path) if line.strip()]
+        names = [plain(line.strip()) for line in read_lines(path) if line.strip()]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice or not 1 <= len(names) <= 254:
             found = f"{listing(twice)} twice" if twice else f"{len(names)} of them"
             raise DataError(f"{path}: expected 1 to 254 class names, each once, found {found}")
         return tuple(names)
 
-    def _files(self) -> dict[str, str]:
-        """File name by name without ending."""
-        found: dict[str, str] = {}
-        for path in sorted(self.images.iterdir()) if self.images.is_dir() else ():
-            if path.suffix.lower() in IMAGE_ENDINGS:
-                if path.stem in found:
-                    raise DataError(
-                        f"{self.images}: both {found[path.stem]} and {path.name} go with {path.stem}.png; rename one"
-                    )
-                found[path.stem] = path.name
-        return found
-
-    def _index(
-        self, split: SplitName, class_names: tuple[str, ...], files: Mapping[str, str], workers: int | None
-    ) -> Index:
+    def _index(self, split: SplitName, class_names: tuple[str, ...], workers: int | None) -> Index:
+        files, masks = named(self.images, IMAGE_ENDINGS), named(self.masks, (".png",))
         listed = self._list(split)
         names = list(files) if listed is None else self._listed_names(split, listed)
-        no_mask = absent(self.masks, names, ".png")
-        missing = [*(n for n in names if n not in files), *no_mask]
-        gone = set(missing)
-        kept = [name for name in names if name not in gone]
+        there = present(self.images) | present(self.masks)
+        missing = {}  # by name, what is
+        for name in names:
+            image, mask = self.images / files.get(name, name), self.masks / masks.get(name, f"{name}.png")
+            for path in {image, mask} - there:
+                missing[name] = f"{'' if name in files else 'an image '}{path}{link_to_nothing(path)}"
+        kept = [name for name in names if name not in missing]
         if missing and not (self.options.allow_missing and kept):
-            what = f"{self.masks / missing[0]}.png" if missing[0] in files else f"an image {self.images / missing[0]}"
             raise DataError(
-                f"dataset=folder: {len(gone)} of {len(names)} names lack image or mask, first {what}; add them, or set "
-                "dataset.allow_missing=true to go on with the others"
+                f"dataset=folder: {len(missing)} of {len(names)} names lack image or mask, first "
+                f"{next(iter(missing.values()))}; add them, or set dataset.allow_missing=true to go on with the others"
             )
+        below = in_subfolders(self.images)
         if not kept:
             raise DataError(
-                f"dataset=folder: no image under {self.images} ({', '.join(IMAGE_ENDINGS)}); set dataset.images"
+                f"dataset=folder: no image under {self.images} ({', '.join(IMAGE_ENDINGS)}){below}; or set dataset.images"
             )
-        items = [self.images / files[name] for name in kept]
-        stats = [(s.st_size, s.st_mtime_ns) for s in ((self.masks / f"{name}.png").stat() for name in kept)]
+        if below:
+            log.warning("%s: %d images%s", self.images, len(files), below)
+        items = [(name, self.images / files[name], self.masks / masks[name]) for name in kept]
+        stats = [(s.st_size, s.st_mtime_ns) for s in (mask.stat() for _, _, mask in items)]
+
+        def check(index: Index) -> None:
+            check_classes(index, [mask for _, _, mask in items])
+            check_turned(index, [image for _, image, _ in items])
+
         return build_index(
             self._index_path(split),
             items,
-            partial(index_mask, self.masks),
+            index_mask,
             class_names,
-            fingerprint("folder", class_names, [item.name for item in items], stats),
+            fingerprint("folder", class_names, [image.name for _, image, _ in items], stats),
             workers,
             f"folder {split}",
+            check=check,
         )
 
 
-def index_mask(masks: Path, image: Path) -> ImageRow:
-    """The row of one image file."""
-    return index_label(image, masks / f"{image.stem}.png", image.stem)
+def named(folder: Path, endings: Sequence[str]) -> dict[str, str]:
+    """File name by name without ending, in one spelling, for the files of `folder`. Raises DataError for two of one name."""
+    found: dict[str, str] = {}
+    for path in image_files(folder, endings) if folder.is_dir() else ():
+        other = found.setdefault(plain(path.stem), path.name)
+        if other != path.name:
+            raise DataError(f"{folder}: both {other} and {path.name} are called {plain(path.stem)}; rename one")
+    return found
+
+
+def index_mask(item: tuple[str, Path, Path]) -> ImageRow:
+    """The row of one name, its image and its mask. Both are read whole, so that a run meets no damaged or unclear file."""
+    name, image, mask = item
+    label = read_label(mask)
+    size = read_image_of_label(image, label.shape).shape
+    if size[:2] != label.shape:
+        raise DataError(
+            f"{mask}: label of {label.shape[1]} x {label.shape[0]} for an image of {size[1]} x {size[0]}; replace the "
+            "wrong one"
+        )
+    return ImageRow(name, size[0], size[1], class_areas(label))

@@ -2,33 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from io import BytesIO
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from fss_svf.data.decoding import as_rgb, load, missing, opened, orientation_of, turn, turned_size
 from fss_svf.errors import DataError
 from fss_svf.files import appearing_whole
 
 _JPEG_END = b"\xff\xd9"
 
 
-def read_image(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB, not turned by EXIF. Raises DataError when the file is missing or cannot be decoded whole."""
+def read_image(path: Path, turned: bool = False) -> np.ndarray:
+    """(H, W, 3) uint8 RGB, on white where it is transparent. Raises DataError for a missing, damaged or unclear file.
+
+    turned: as a viewer shows it, by its EXIF orientation; otherwise as it is stored, but for a TIFF, which is always turned.
+    """
+    image, orientation = _decoded(path, turned)
+    return turn(image, orientation)
+
+
+def read_image_of_label(path: Path, size: Sequence[int]) -> np.ndarray:
+    """read_image in the frame of its label of `size` (height, width): turned, unless only the stored frame has that size.
+
+    Where neither has it, the image is turned, so that its size is that of the viewer.
+    """
+    image, orientation = _decoded(path, turned=True)
+    return turn(image, 1 if frame_of(image.shape[:2], orientation, size) == "stored" else orientation)
+
+
+def frame_of(
+    stored: Sequence[int], orientation: int, size: Sequence[int]
+) -> Literal["shown", "stored", "both", "neither"]:
+    """Which frame of an image has its label's (height, width): as a viewer shows it, or as it is stored."""
+    shown = turned_size(stored[0], stored[1], orientation) == tuple(size)
+    if tuple(stored) == tuple(size):
+        return "both" if shown else "stored"
+    return "shown" if shown else "neither"
+
+
+def _decoded(path: Path, turned: bool) -> tuple[np.ndarray, int]:
+    """(H, W, 3) uint8 RGB as stored, and the orientation to turn it by, 1 unless `turned`."""
     raw = _read(path)
-    with damage_named(path), Image.open(BytesIO(raw)) as image:
+    with opened(path, raw) as image:
         # OpenCV is a quarter faster and gives the same values: libjpeg-turbo is behind both. Some ways into it turn what
         # is missing of a file into grey without an error, so only a file that has its end goes there.
         if image.format == "JPEG" and image.mode in ("RGB", "L") and raw.endswith(_JPEG_END):
             decoded = _decode_jpeg(raw)
             if decoded is not None and decoded.shape == (image.height, image.width, 3):
-                return decoded
-        image.load()
-        return np.asarray(image.convert("RGB"))
+                return decoded, orientation_of(image) if turned else 1
+        load(image)
+        return as_rgb(image, path), orientation_of(image) if turned else 1
 
 
 def _decode_jpeg(raw: bytes) -> np.ndarray | None:
@@ -44,18 +72,21 @@ def _decode_jpeg(raw: bytes) -> np.ndarray | None:
 def read_label(path: Path) -> np.ndarray:
     """(H, W) uint8 class numbers from a palette or grey PNG. Raises DataError as read_image does, and for colours.
 
-    Grey of 2 or 4 bits is refused: whether its numbers are classes or a shrunk form of 8-bit ones cannot be told.
+    Grey of 2 or 4 bits is refused: whether its numbers are classes or a shrunk form of 8-bit ones cannot be told. So is
+    a label that EXIF turns: whether its painter saw it turned cannot be told either.
     """
     # OpenCV would turn the palette into colours; Pillow keeps the indices.
     raw = _read(path)
-    with damage_named(path), Image.open(BytesIO(raw)) as image:
+    with opened(path, raw) as image:
         bits = raw[_PNG_DEPTH] if image.format == "PNG" else 8
         if image.mode not in ("P", "L") or (image.mode == "L" and bits < 8):
             raise DataError(
                 f"{path}: a label must be a palette or grey PNG of class numbers (grey in 8 bits), got mode "
                 f"{image.mode} in {bits} bits; write it anew"
             )
-        image.load()
+        load(image)
+        if orientation_of(image) != 1:
+            raise DataError(f"{path}: a label that its EXIF turns; save it upright, without EXIF")
         return np.asarray(image)
 
 
@@ -67,29 +98,15 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file; run 'fss-svf prepare' to check the dataset") from None
+        raise DataError(missing(path)) from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the path and the disk") from None
 
 
-@contextmanager
-def damage_named(path: Path) -> Iterator[None]:
-    """What Pillow raises for a file it cannot decode becomes a DataError that names the file."""
-    try:
-        yield
-    except UnidentifiedImageError:
-        raise DataError(f"{path}: cannot be read (no image); the file is damaged, replace it") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); the file is damaged, replace it") from None
-
-
 def image_size(path: Path) -> tuple[int, int]:
     """(height, width) from the file's header, without decoding the pixels."""
-    try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except (OSError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); the file is damaged or not an image, replace it") from None
+    with opened(path) as image:
+        return image.height, image.width
 
 
 def write_label(path: Path, label: np.ndarray) -> None:

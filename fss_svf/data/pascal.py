@@ -13,6 +13,7 @@ from fss_svf.data.archives import unpack_until
 from fss_svf.data.build import build_index, fingerprint
 from fss_svf.data.counts import require_papers_counts
 from fss_svf.data.dataset import Dataset, DatasetOptions, Split, SplitName, absent
+from fss_svf.data.file_names import present
 from fss_svf.data.images import read_label, write_label
 from fss_svf.data.index import ImageRow, Index
 from fss_svf.data.sbd import read_sbd_label
@@ -142,7 +143,7 @@ class Pascal(Dataset):
         assert places.voc is not None
         images = places.voc / "JPEGImages"
         folders = {images, *(source.parent for of_split in sources.values() for source in of_split.values())}
-        there = {file for folder in folders if folder.is_dir() for file in folder.iterdir()}
+        there: set[Path] = set().union(*map(present, folders))
         missing: dict[Path, None] = {}  # in order, each once
         for of_split in sources.values():
             for name, source in list(of_split.items()):

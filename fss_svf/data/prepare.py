@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from fss_svf.config import PrepareConfig
 from fss_svf.data.dataset import Dataset
 from fss_svf.data.episodes import listed_images
+from fss_svf.data.index import Index
+from fss_svf.errors import listing
 from fss_svf.provenance import write_run_folder
 from fss_svf.registry import DATASETS
 
+log = logging.getLogger(__name__)
+
 
 def prepare(config: PrepareConfig, out: Path) -> None:
-    """Prepare config.dataset and print its counts: images listed in each fold, by the area rule and the filter."""
+    """Prepare config.dataset and print its counts: images listed in each fold, by the area rule and the filter, and the
+    images of each class.
+    """
     dataset: Dataset = DATASETS.build(config.dataset)
     indexes = dataset.prepare(config.workers)
     write_run_folder(out, config)
@@ -25,4 +32,23 @@ def prepare(config: PrepareConfig, out: Path) -> None:
             f"{config.dataset.name} {name}: {len(index):,} images, {len(index.class_names)} classes, index {index.hash}; "
             f"images listed{filtered} in folds 0..{folds[-1]}: {' / '.join(f'{n:,}' for n in listed)}"
         )
+        print(f"{config.dataset.name} {name}, images of each class: {images_of_classes(index, options.min_area)}")
+        lacking = [
+            index.class_name(number)
+            for number in range(1, len(index.class_names) + 1)
+            if not index.areas[:, number].any()
+        ]
+        if lacking:
+            log.warning("%s: no image of %s: no episode can show them", name, listing(lacking, 20))
     print(f"ready under {options.prepared}")
+
+
+def images_of_classes(index: Index, min_area: int) -> str:
+    """Of each class its images with at least `min_area` pixels of it, and how many more there are with fewer."""
+    words = []
+    for number, name in enumerate(index.class_names, 1):
+        counted, all_ = (int((index.areas[:, number] >= area).sum()) for area in (min_area, 1))
+        words.append(
+            f"{name} {counted:,}" + (f" (and {all_ - counted:,} below {min_area:,} px)" if all_ > counted else "")
+        )
+    return ", ".join(words)

@@ -9,7 +9,17 @@ from pathlib import Path
 import numpy as np
 
 from fss_svf.data.build import build_index, fingerprint
-from fss_svf.data.dataset import Dataset, DatasetOptions, Split, SplitName, absent, require_folder, require_images
+from fss_svf.data.dataset import (
+    Dataset,
+    DatasetOptions,
+    Split,
+    SplitName,
+    absent,
+    link_to_nothing,
+    require_folder,
+    require_images,
+)
+from fss_svf.data.file_names import IMAGE_ENDINGS
 from fss_svf.data.images import image_size, read_label
 from fss_svf.data.index import ImageRow, Index
 from fss_svf.errors import DataError
@@ -19,7 +29,6 @@ VOC_CLASSES = (
     "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _ENDING = re.compile(f"({'|'.join(map(re.escape, IMAGE_ENDINGS))})$", re.IGNORECASE)
 
 
@@ -66,8 +75,8 @@ class VocFolder(Dataset):
         missing = absent(self.labels, names, ".png")
         if missing:
             raise DataError(
-                f"{self.labels}: {len(missing)} of {len(names)} labels are missing, first {missing[0]}.png; finish the "
-                "download"
+                f"{self.labels}: {len(missing)} of {len(names)} labels are missing, first {missing[0]}.png"
+                f"{link_to_nothing(self.labels / f'{missing[0]}.png')}; finish the download"
             )
         return names
 

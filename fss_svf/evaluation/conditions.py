@@ -6,11 +6,16 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from fss_svf.config import Protocol
 from fss_svf.errors import ConfigError
+from fss_svf.evaluation.at_label import label_off
 from fss_svf.methods.method import FewShotMethod
 
 log = logging.getLogger(__name__)
+
+_OFF = 10  # pixels by which label=original may move a mask without a word
 
 # What result.json says of a checkpoint that was chosen on the classes it is tested on.
 SELECTED_ON_NOVEL = "best mIoU on the novel classes"
@@ -46,6 +51,24 @@ def require_conditions(protocol: Protocol, shots: Sequence[int], checkpoint: Map
             checkpoint["shot"],
             ", ".join(f"{shot}-shot" for shot in others),
             protocol.name,
+        )
+
+
+def warn_of_stretch(protocol: Protocol, sizes: np.ndarray, side: int) -> None:
+    """Warn where label=original moves masks by more than the papers' images see; sizes: (N, 2) heights and widths.
+
+    Images of VOC and COCO have at most 640 pixels a side, where a mask is off by less than 10.
+    """
+    off, size = max(
+        (label_off((height, width), side, protocol), (width, height))
+        for height, width in np.unique(sizes, axis=0).tolist()
+    )
+    if off > _OFF:
+        log.warning(
+            "protocol.label=original moves masks, as the official code does, by up to %d pixels in images of %d x %d: "
+            "protocol.label=exact does not",
+            round(off),
+            *size,
         )
 
 

@@ -197,7 +197,7 @@ class Runner:
         query = self._code(group.query)
         supports = {key: self._compared(query, key) for key in group.all_supports()}
         label, resized = (self._store["label", group.query][name] for name in ("label", "resized"))
-        place = label if protocol.label == "original" else resized
+        place = resized if protocol.label == "resized" else label
         truth = torch.from_numpy(query_mask(place.numpy(), group.class_ids))
         size = (label.shape[0], label.shape[1])
 

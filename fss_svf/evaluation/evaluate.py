@@ -16,7 +16,7 @@ from fss_svf.data.dataset import Dataset
 from fss_svf.data.episodes import split_classes
 from fss_svf.errors import ConfigError, listing
 from fss_svf.evaluation.base_classes import require_base_classes
-from fss_svf.evaluation.conditions import require_conditions, require_shots, warn_of_width
+from fss_svf.evaluation.conditions import require_conditions, require_shots, warn_of_stretch, warn_of_width
 from fss_svf.evaluation.engine import Engine, Task
 from fss_svf.evaluation.episode_table import episode_table, save_episode_table
 from fss_svf.evaluation.pictures import pick, pictures_of
@@ -63,6 +63,7 @@ def evaluate(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:
         write_run_folder(out, config, {"processes": distributed.world()})
     plan = make_plan(split.index, dataset.options, subject.fold, config.shots, protocol, config.episodes, subject.way)
     protocol = plan.protocol
+    warn_of_stretch(protocol, split.index.sizes, subject.size)
     names = {c: split.index.class_name(c) for c in classes}
     data = {"index": split.index.hash, **data_choices(dataset, max(config.shots)), **plan.source}
     task = Task(

@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from fss_svf.config import DemoConfig
-from fss_svf.data.voc import IMAGE_ENDINGS
+from fss_svf.data.file_names import IMAGE_ENDINGS
 from fss_svf.errors import ConfigError, DataError, FssError
 from fss_svf.prediction.photos import read_photo
 from fss_svf.prediction.predict import overlay

@@ -10,9 +10,10 @@ import yaml
 
 from fss_svf.config import from_mapping
 from fss_svf.data.annotation import annotate
+from fss_svf.data.file_names import plain
 from fss_svf.errors import ConfigError, DataError, did_you_mean
 from fss_svf.prediction.cutout import cut_out
-from fss_svf.prediction.photos import MASK_ENDING, find_photos, plain, read_mask, read_photo
+from fss_svf.prediction.photos import MASK_ENDING, find_masks, find_photos, read_mask, read_photo
 
 MARKS = "annotations.yaml"
 _WAYS = f"NAME{MASK_ENDING} beside it, masks/NAME.png, or a box or points in {MARKS}"
@@ -88,8 +89,7 @@ def read_examples(folder: Path) -> list[Example]:
 
 
 def _example(photo: Path, marks: Marks | None) -> Example:
-    masks = [photo.with_name(photo.stem + MASK_ENDING), photo.parent / "masks" / f"{photo.stem}.png"]
-    found = [mask for mask in masks if mask.is_file()]
+    found = find_masks(photo)
     if not found and marks is None:
         raise DataError(f"{photo}: no annotation; add {_WAYS.replace('NAME', photo.stem)}")
     if len(found) + (marks is not None) > 1:

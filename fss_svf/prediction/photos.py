@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import unicodedata
+import logging
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from fss_svf.data.images import damage_named
-from fss_svf.data.voc import IMAGE_ENDINGS
+from fss_svf.data.decoding import load, missing, opened, orientation_of, turn
+from fss_svf.data.file_names import IMAGE_ENDINGS, image_files, in_subfolders, plain, require_utf8
+from fss_svf.data.images import read_image
 from fss_svf.episode import IGNORE
 from fss_svf.errors import DataError, listing
+
+log = logging.getLogger(__name__)
 
 MASK_ENDING = ".mask.png"
 
@@ -19,43 +22,44 @@ MASK_ENDING = ".mask.png"
 def find_photos(path: Path, key: str) -> list[Path]:
     """The image files in the folder `path` itself, by name, without NAME.mask.png; or the one file `path`.
 
-    Two names that differ in their ending alone are refused, since masks are named after them. `key` is the config key
-    that gave the path. Raises DataError, also where there is none.
+    Two names that differ in their ending alone are refused, since masks are named after them, and so is a name that is not
+    UTF-8. A link to nothing is listed: reading it says so. `key` is the config key that gave the path. Raises DataError,
+    also where there is none.
     """
     if path.is_file():
-        return [path]
+        return [require_utf8(path)]
     if not path.is_dir():
-        raise DataError(f"{key}={path}: no such file or folder")
+        raise DataError(missing(path) if path.is_symlink() else f"{key}={path}: no such file or folder")
     found: dict[str, Path] = {}
-    for file in sorted(path.iterdir()):
-        hidden = file.name.startswith(".") or file.name.lower().endswith(MASK_ENDING)
-        if hidden or file.suffix.lower() not in IMAGE_ENDINGS or not file.is_file():
+    for file in image_files(path):
+        if file.name.lower().endswith(MASK_ENDING):
             continue
         # As file systems that know no capitals see it.
         other = found.setdefault(plain(file.stem).casefold(), file)
         if other is not file:
             raise DataError(f"{file}: its mask would have the same name as that of {other.name}; rename one of the two")
+    below = in_subfolders(path)
     if not found:
-        raise DataError(f"{key}={path}: no image in this folder ({', '.join(IMAGE_ENDINGS)})")
+        raise DataError(f"{key}={path}: no image in this folder ({', '.join(IMAGE_ENDINGS)}){below}")
+    if below:
+        log.warning("%s=%s: %d images%s", key, path, len(found), below)
     return list(found.values())
 
 
-def plain(name: str) -> str:
-    """A file name in one spelling: some systems write an accent as a letter of its own."""
-    return unicodedata.normalize("NFC", name)
+def find_masks(photo: Path) -> list[Path]:
+    """The masks of a photograph: NAME.mask.png beside it and masks/NAME.png, in whatever spelling of NAME and ending."""
+    beside, below = photo.parent, photo.parent / "masks"
+    return [
+        mask
+        for folder, ending in ((beside, MASK_ENDING), (below, ".png"))
+        for mask in (image_files(folder, (".png",)) if folder.is_dir() else ())
+        if mask.name.lower().endswith(ending) and plain(mask.name[: -len(ending)]) == plain(photo.stem)
+    ]
 
 
 def read_photo(path: Path) -> np.ndarray:
     """(H, W, 3) uint8 RGB as a viewer shows it: turned by EXIF, and on white where it is transparent. Raises DataError."""
-    with damage_named(path), Image.open(path) as file:
-        image = ImageOps.exif_transpose(file)
-        if image.mode.startswith("I"):  # grey in 16 bits, which Pillow would cut off at 255
-            grey = (np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8)
-            return np.repeat(grey[..., None], 3, axis=2)
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return np.asarray(image.convert("RGB"))
+    return read_image(path, turned=True)
 
 
 def read_mask(path: Path) -> np.ndarray:
@@ -64,8 +68,10 @@ def read_mask(path: Path) -> np.ndarray:
     One value beside 0 is the object, whichever: 1, or the white of a black and white picture. Two are 1 and 255 of a
     label (in a palette, any class and 255), where 255 is not counted.
     """
-    with damage_named(path), Image.open(path) as file:
-        values, numbers = _values(ImageOps.exif_transpose(file), path)
+    with opened(path) as file:
+        load(file)
+        values, numbers = _values(file, path)
+        values = turn(values, orientation_of(file))
     found = [int(v) for v in np.unique(values) if v]
     if not found:
         raise DataError(f"{path}: the mask is empty, all of it is 0; paint the object white (or 1), or leave it out")

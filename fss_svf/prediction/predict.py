@@ -24,6 +24,7 @@ from fss_svf.provenance import write_run_folder
 log = logging.getLogger(__name__)
 
 _COLOUR = (234, 67, 53)
+_LONGEST = 16_384  # pixels of an overlay's longer side
 _SHOWN = "support"  # the folder in `out` that shows the examples
 _NEEDED = {
     "checkpoint": "a run folder of train, or a checkpoint file",
@@ -46,8 +47,7 @@ def predict(config: PredictConfig, _: Path) -> None:
     assert config.query is not None
     assert config.out is not None
     photos = find_photos(config.query, "query")
-    for photo in photos:
-        image_size(photo)  # what is no image at all is told before anything is computed
+    _require_an_image(photos)
     saved = None if config.support.is_file() else config.save_support or config.out / "support.pt"
     if saved is None and config.save_support is not None:
         raise ConfigError(
@@ -70,6 +70,18 @@ def predict(config: PredictConfig, _: Path) -> None:
     log.info("%d images segmented, the class found in %d of them: %s", len(photos) - len(failed), found, config.out)
     if failed:
         raise DataError(f"{len(failed)} of {len(photos)} images were left out; the first: {failed[0]}")
+
+
+def _require_an_image(photos: list[Path]) -> None:
+    """Raise DataError of the first photograph where none can be opened, before anything is computed."""
+    failed = []
+    for photo in photos:
+        try:
+            image_size(photo)
+            return
+        except DataError as error:
+            failed.append(error)
+    raise failed[0]
 
 
 def _refuse_existing(config: PredictConfig, saved: Path | None) -> None:
@@ -150,13 +162,18 @@ def _save(path: Path, picture: np.ndarray, **options: int) -> None:
 def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """(H, W, 3) uint8 RGB and (H, W) uint8: tinted and outlined where the mask is 1, and grey and dim elsewhere.
 
-    The outline is as wide as a viewer that shows the whole photograph needs it.
+    The outline is as wide as a viewer that shows the whole photograph needs it. Of an image with a longer side above
+    16,384 the overlay is that long: a JPEG ends at 65,535.
     """
     inside = (mask == 1).astype(np.uint8)
+    if max(mask.shape) > _LONGEST:
+        size = [max(1, length * _LONGEST // max(mask.shape)) for length in mask.shape[::-1]]
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        inside = cv2.resize(inside, size, interpolation=cv2.INTER_NEAREST_EXACT)
     dim = cv2.convertScaleAbs(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), alpha=0.5, beta=45)
     shown = cv2.cvtColor(dim, cv2.COLOR_GRAY2RGB)
     tinted = cv2.addWeighted(image, 0.65, np.full_like(image, _COLOUR), 0.35, 0)
     cv2.copyTo(tinted, inside, shown)
     outlines, _ = cv2.findContours(inside, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-    cv2.drawContours(shown, outlines, -1, _COLOUR, max(2, round(max(mask.shape) / 200)))
+    cv2.drawContours(shown, outlines, -1, _COLOUR, max(2, round(max(inside.shape) / 200)))
     return shown

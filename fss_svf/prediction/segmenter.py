@@ -27,13 +27,14 @@ from fss_svf.config import Precision, Protocol, TrainConfig, check_test_size, fr
 from fss_svf.data.augment import EvalTransform
 from fss_svf.episode import Code, normalize
 from fss_svf.errors import ConfigError, DataError, WeightsError
-from fss_svf.evaluation.at_label import at_label
+from fss_svf.evaluation.at_label import rows_at_label
 from fss_svf.files import appearing_whole
 from fss_svf.methods.method import FewShotMethod, regroup
 from fss_svf.model import choose_device, place, restore_model
 from fss_svf.precision import computing
 
 _FORMAT = 1
+_STRIP = 10_000_000  # pixels of a mask at a time
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class SupportCode:
 
 
 class Segmenter:
-    """A model on a device, and how its input is made. What it predicts is what an evaluation with label=original does.
+    """A model on a device, and how its input is made. What it predicts is what an evaluation with label=exact does.
 
     identity  a hash over weights and input: what one model has learnt, another cannot use
     """
@@ -81,7 +82,7 @@ class Segmenter:
     ) -> None:
         """The model is merged and placed for good."""
         self.model, self.transform, self.device, self.precision = model.eval(), transform, device, precision
-        self.protocol = replace(protocol, label="original")
+        self.protocol = replace(protocol, label="exact")
         self.identity = _identity(model.state_dict(), transform)
         self._dtype = next(model.backbone.parameters()).dtype
         place(model, device)
@@ -147,9 +148,18 @@ class Segmenter:
                 query = {name: value[number : number + 1] for name, value in queries.items()}
                 support = regroup(_joined([self._compared(query, one) for one in supports]), len(supports))
                 logits = self.model.segment(query, support, (side, side)).logits
-                stretched = at_label(logits, (image.shape[0], image.shape[1]), self.protocol)
-                masks.append(stretched[0].argmax(0).to(torch.uint8).cpu().numpy())
+                masks.append(self._mask(logits, image.shape[0], image.shape[1]))
         return masks
+
+    def _mask(self, logits: Tensor, height: int, width: int) -> np.ndarray:
+        """(height, width) uint8 of (1, 2, h, w) logits, in strips: those of a large photograph would fill the memory."""
+        strip = max(1, _STRIP // width)
+        mask = np.empty((height, width), np.uint8)
+        for start in range(0, height, strip):
+            stop = min(height, start + strip)
+            rows = rows_at_label(logits, (height, width), self.protocol, start, stop)
+            mask[start:stop] = rows[0].argmax(0).to(torch.uint8).cpu().numpy()
+        return mask
 
     def check_shot(self, shot: int) -> None:
         """Raise ConfigError where the model cannot segment by so many examples."""
