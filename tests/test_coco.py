@@ -361,7 +361,7 @@ def test_interrupted_preparation_goes_on(root, drawn, monkeypatch):
     assert drawn == LISTED[4:]  # two chunks of two were finished
     assert resumed.hash == whole.hash
     assert label_files(root) == files
-    assert {path.name for path in (root / "prepared" / "instances-full").iterdir()} == {"index.npz", "labels"}
+    assert {path.name for path in (root / "prepared" / "instances-full").iterdir()} == {"index.npz", "labels", ".lock"}
 
 
 def test_edited_annotations_are_drawn_anew(root, drawn):

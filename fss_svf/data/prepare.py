@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from fss_svf.config import PrepareConfig
 from fss_svf.data.dataset import Dataset
 from fss_svf.data.episodes import listed_images
+from fss_svf.errors import DataError
 from fss_svf.provenance import write_run_folder
 from fss_svf.registry import DATASETS
 
@@ -14,7 +17,8 @@ from fss_svf.registry import DATASETS
 def prepare(config: PrepareConfig, out: Path) -> None:
     """Prepare config.dataset and print its counts: images listed in each fold, by the area rule and the filter."""
     dataset: Dataset = DATASETS.build(config.dataset)
-    indexes = dataset.prepare(config.workers)
+    with _writing(dataset.options.prepared):
+        indexes = dataset.prepare(config.workers)
     write_run_folder(out, config)
     options = dataset.options
     for name, index in indexes.items():
@@ -26,3 +30,19 @@ def prepare(config: PrepareConfig, out: Path) -> None:
             f"images listed{filtered} in folds 0..{folds[-1]}: {' / '.join(f'{n:,}' for n in listed)}"
         )
     print(f"ready under {options.prepared}")
+
+
+@contextmanager
+def _writing(prepared: Path) -> Iterator[None]:
+    """What the system says against writing into `prepared` becomes a DataError that names its key."""
+    try:
+        yield
+    except OSError as error:
+        # A file that is open already has no name in the error, as on a full disk.
+        path = Path(error.filename or prepared)
+        if not (path.is_relative_to(prepared) or prepared.is_relative_to(path)):
+            raise
+        raise DataError(
+            f"{prepared}: cannot be written ({error.strerror or error}); make room and the right to write there, or set "
+            "dataset.prepared= to another folder; the same command goes on where it was"
+        ) from None
