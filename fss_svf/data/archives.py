@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import logging
 import re
 import shutil
 import stat
@@ -19,6 +20,8 @@ from typing import Any, BinaryIO
 from fss_svf.console import progress
 from fss_svf.errors import DataError
 from fss_svf.lock import locked
+
+log = logging.getLogger(__name__)
 
 ENDING = re.compile(r"\.(tar|tar\.gz|tgz|zip)$", re.IGNORECASE)
 FIRST_MEMBERS = 5
@@ -61,19 +64,23 @@ def unpack_until(done: Callable[[], bool], root: Path, wanted: Sequence[str]) ->
 def find_archive(root: Path, wanted: Sequence[str], tried: Collection[Path] = ()) -> Path | None:
     """The archive in `root`, or else beside it, that begins with a folder in `wanted`; of several the first by name.
 
-    Only its first members are looked at. An archive that cannot be opened is passed over, but for one that is called
-    like a wanted folder, as train2014.zip: that raises DataError.
+    Only its first members are looked at. An archive that cannot be opened is passed over, with a log line where it lies in
+    `root`; but for one that is called like a wanted folder, as train2014.zip: that raises DataError.
 
     tried: archives that are passed over too.
     """
+    damaged: list[DataError] = []
     for folder in (root, root.absolute().parent):
         for archive in _archives(folder):
             try:
                 if archive not in tried and _holds(archive, wanted):
                     return archive
-            except DataError:
+            except DataError as error:
                 if ENDING.sub("", archive.name) in wanted:
                     raise
+                damaged += [error] * (folder == root)
+    for error in damaged:
+        log.warning("passed over: %s", error)
     return None
 
 

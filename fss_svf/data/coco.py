@@ -62,7 +62,7 @@ class Coco(Dataset):
 
     def prepare(self, workers: int | None) -> dict[SplitName, Index]:
         if self.name == Coco.name:
-            for where in (self.options.train, self.options.val):
+            for where in dict.fromkeys((self.options.train, self.options.val)):
                 self._unpack(where)
         require_folder(self.options.root, "dataset.root", self.name)
         train = self._prepare_split("train", workers)

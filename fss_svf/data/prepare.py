@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fss_svf.config import PrepareConfig
-from fss_svf.data.dataset import Dataset
+from fss_svf.data.dataset import Dataset, DatasetOptions
 from fss_svf.data.episodes import listed_images
 from fss_svf.errors import DataError
 from fss_svf.provenance import write_run_folder
@@ -17,7 +17,7 @@ from fss_svf.registry import DATASETS
 def prepare(config: PrepareConfig, out: Path) -> None:
     """Prepare config.dataset and print its counts: images listed in each fold, by the area rule and the filter."""
     dataset: Dataset = DATASETS.build(config.dataset)
-    with _writing(dataset.options.prepared):
+    with _writing(dataset.options):
         indexes = dataset.prepare(config.workers)
     write_run_folder(out, config)
     options = dataset.options
@@ -33,16 +33,18 @@ def prepare(config: PrepareConfig, out: Path) -> None:
 
 
 @contextmanager
-def _writing(prepared: Path) -> Iterator[None]:
-    """What the system says against writing into `prepared` becomes a DataError that names its key."""
+def _writing(options: DatasetOptions) -> Iterator[None]:
+    """What the system says against writing into dataset.prepared, or against making the root (the toy's is made), becomes a
+    DataError that names the key."""
     try:
         yield
     except OSError as error:
+        key, folder = ("prepared", options.prepared) if options.root.exists() else ("root", options.root)
         # A file that is open already has no name in the error, as on a full disk.
-        path = Path(error.filename or prepared)
-        if not (path.is_relative_to(prepared) or prepared.is_relative_to(path)):
+        path = Path(error.filename or folder)
+        if not (path.is_relative_to(folder) or folder.is_relative_to(path)):
             raise
         raise DataError(
-            f"{prepared}: cannot be written ({error.strerror or error}); make room and the right to write there, or set "
-            "dataset.prepared= to another folder; the same command goes on where it was"
+            f"{folder}: cannot be written ({error.strerror or error}); make room and the right to write there, or set "
+            f"dataset.{key}= to another folder; the same command goes on where it was"
         ) from None
