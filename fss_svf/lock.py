@@ -1,4 +1,4 @@
-"""One process at a time works in a run folder."""
+"""One process at a time works in a folder."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ _held: set[IO[str]] = set()
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, work: str = "works in this run folder") -> Iterator[None]:
     """Hold folder/.lock while the block runs; the kernel lets go of it when the process ends, however it ends.
 
-    Raises ConfigError while another process holds it. No lock where the platform or the file system has none.
+    Raises ConfigError while another process holds it, which says that this one does `work`. No lock where the platform or
+    the file system has none.
     """
     if fcntl is None:
         yield
@@ -32,9 +33,7 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConfigError(
-                f"{folder}: another process works in this run folder; end it, or wait for its end"
-            ) from None
+            raise ConfigError(f"{folder}: another process {work}; end it, or wait for its end") from None
         except OSError:
             pass  # a file system without locks, as some of clusters are mounted
         _held.add(file)

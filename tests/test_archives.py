@@ -14,7 +14,8 @@ import pytest
 from fss_svf import console
 from fss_svf.data import archives
 from fss_svf.data.archives import find_archive, unpack, unpack_until
-from fss_svf.errors import DataError
+from fss_svf.errors import ConfigError, DataError
+from fss_svf.lock import locked
 from tests.one_line import data_error
 
 NOISE = np.random.default_rng(0).bytes(5000)  # does not get shorter when it is compressed
@@ -198,6 +199,19 @@ def test_leftovers_of_a_kill_are_replaced(archive, root):
     left.mkdir(parents=True)
     (left / "empty.txt").write_bytes(b"half")
     (left / "other.txt").write_bytes(b"of another archive of that name")
+    unpack(archive, root)
+    assert tree(root) == FILES
+
+
+def test_two_at_once(archive, root):
+    """The second leaves the first's files alone."""
+    unpacking = root / f".unpacking-{archive.name}"
+    with locked(unpacking):
+        (unpacking / "files").mkdir()
+        (unpacking / "files" / "a.jpg").write_bytes(b"half")
+        with pytest.raises(ConfigError, match="another process unpacks this archive"):
+            unpack(archive, root)
+        assert (unpacking / "files" / "a.jpg").read_bytes() == b"half"
     unpack(archive, root)
     assert tree(root) == FILES
 
@@ -604,6 +618,17 @@ def test_unreadable_archive_matters_by_its_name_only(root, ending, raw):
         find_archive(root, ("val2014", "train2014"))
     write(root / "whole.zip")
     assert found(root, "VOC") == "data/whole.zip"
+
+
+def test_unreadable_archive_in_the_root_is_told_where_nothing_else_is_found(root, caplog):
+    (root / "annotations_2014.zip").write_bytes(b"<html>404</html>")
+    (root.parent / "elsewhere.zip").write_bytes(b"")
+    write(root / "whole.zip")
+    assert found(root, "VOC") == "data/whole.zip"
+    assert not caplog.records
+    assert find_archive(root, ("annotations",)) is None
+    (record,) = caplog.records
+    assert f"passed over: {root}/annotations_2014.zip: cannot be read" in record.getMessage()
 
 
 def test_unpacks_one_after_another_until_done(root):

@@ -1,5 +1,6 @@
 """The preparation in processes: killed, interrupted, checked, remade; and what its processes cost."""
 
+import errno
 import json
 import os
 import signal
@@ -13,10 +14,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fss_svf.data import build
+from fss_svf.config import PrepareConfig
+from fss_svf.data import build, toy
 from fss_svf.data.images import write_label
 from fss_svf.data.index import FORMAT, ImageRow, Index
-from fss_svf.errors import DataError
+from fss_svf.data.prepare import prepare
+from fss_svf.errors import ConfigError, DataError
+from fss_svf.lock import locked
+from fss_svf.registry import Choice
+from tests.conftest import toy_options
 from tests.one_line import data_error
 from tests.test_coco import CAT, DOG, box, content, dataset, label_files, write_images
 
@@ -175,6 +181,56 @@ def test_index_that_was_there_is_checked_too(builder):
     with data_error("5 images; expected more"):
         builder(check=refuse)
     assert builder.path.exists()
+
+
+def test_one_preparation_at_a_time(builder):
+    """The second says so and touches nothing; one that has nothing to do needs no lock."""
+    builder()
+    before = builder.path.read_bytes()
+    builder.log()
+    with locked(builder.path.parent):
+        assert len(builder()) == 5
+        with pytest.raises(ConfigError, match="another process prepares this dataset; end it, or wait"):
+            builder(written=lambda item: False)
+    assert builder.log() == []
+    assert builder.path.read_bytes() == before
+    builder(written=lambda item: False)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The verb
+
+
+def config(root, **changes):
+    """Of a toy of three images."""
+    return PrepareConfig("toy", 0, Choice("toy", toy_options(root, train_images=2, val_images=1, **changes)))
+
+
+@pytest.mark.parametrize("full", ["write_label", "index"])
+def test_full_disk(tmp_path, monkeypatch, full):
+    """One line with the way out; the next run goes on to the end that it would have had."""
+    prepare(config(tmp_path / "whole"), tmp_path)
+
+    def no_room(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*((toy, "write_label") if full == "write_label" else (np, "savez")), no_room)
+        with data_error(tmp_path / "toy" / "prepared", "No space left", "dataset.prepared=", "goes on"):
+            prepare(config(tmp_path / "toy"), tmp_path)
+    assert not list((tmp_path / "toy").rglob("*partial*"))
+    prepare(config(tmp_path / "toy"), tmp_path)
+    for index in ("train", "val"):
+        made, whole = (Index.load(tmp_path / root / "prepared" / f"{index}.npz") for root in ("toy", "whole"))
+        assert made.hash == whole.hash
+
+
+def test_folders_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with data_error(tmp_path / "file" / "x", "cannot be written", "dataset.prepared="):
+        prepare(config(tmp_path / "toy", prepared=tmp_path / "file" / "x"), tmp_path)
+    with data_error(tmp_path / "file" / "toy", "cannot be written", "dataset.root="):
+        prepare(config(tmp_path / "file" / "toy"), tmp_path)
 
 
 def older(path):

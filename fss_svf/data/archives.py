@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import logging
 import re
 import shutil
 import stat
@@ -18,6 +19,9 @@ from typing import Any, BinaryIO
 
 from fss_svf.console import progress
 from fss_svf.errors import DataError
+from fss_svf.lock import locked
+
+log = logging.getLogger(__name__)
 
 ENDING = re.compile(r"\.(tar|tar\.gz|tgz|zip)$", re.IGNORECASE)
 FIRST_MEMBERS = 5
@@ -60,19 +64,23 @@ def unpack_until(done: Callable[[], bool], root: Path, wanted: Sequence[str]) ->
 def find_archive(root: Path, wanted: Sequence[str], tried: Collection[Path] = ()) -> Path | None:
     """The archive in `root`, or else beside it, that begins with a folder in `wanted`; of several the first by name.
 
-    Only its first members are looked at. An archive that cannot be opened is passed over, but for one that is called
-    like a wanted folder, as train2014.zip: that raises DataError.
+    Only its first members are looked at. An archive that cannot be opened is passed over, with a log line where it lies in
+    `root`; but for one that is called like a wanted folder, as train2014.zip: that raises DataError.
 
     tried: archives that are passed over too.
     """
+    damaged: list[DataError] = []
     for folder in (root, root.absolute().parent):
         for archive in _archives(folder):
             try:
                 if archive not in tried and _holds(archive, wanted):
                     return archive
-            except DataError:
+            except DataError as error:
                 if ENDING.sub("", archive.name) in wanted:
                     raise
+                damaged += [error] * (folder == root)
+    for error in damaged:
+        log.warning("passed over: %s", error)
     return None
 
 
@@ -80,23 +88,26 @@ def unpack(archive: Path, root: Path) -> None:
     """Write the folders and files of a .tar, .tgz or .zip into `root`, which is made; what is there already is kept.
 
     Raises DataError when the archive is damaged or encrypted, or holds a link or a path that leads out of `root`, and
-    when `root` cannot be written. Nothing of the archive is left there then.
+    when `root` cannot be written; ConfigError while another process unpacks it. Nothing of the archive is left there then.
     """
     # In root itself, so that moving from here to there is a renaming; a kill leaves it to the next call.
     temporary = root / f".unpacking-{archive.name}"
     try:
-        if temporary.exists():
-            shutil.rmtree(temporary)
-        temporary.mkdir(parents=True)
-        _extract(archive, temporary)
-        _merge(temporary, root)
+        with locked(temporary, "unpacks this archive"):
+            try:
+                files = temporary / "files"  # beside the lock
+                if files.exists():
+                    shutil.rmtree(files)
+                files.mkdir()
+                _extract(archive, files)
+                _merge(files, root)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
         raise DataError(
             f"{root}: {archive} cannot be unpacked into it ({error.strerror or error}); make room and the right to write "
             f"there, or unpack it yourself elsewhere and set dataset.root to that folder"
         ) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _extract(archive: Path, folder: Path) -> None:

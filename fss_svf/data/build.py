@@ -21,6 +21,7 @@ from fss_svf.console import progress
 from fss_svf.data.index import FORMAT, ImageRow, Index
 from fss_svf.errors import DataError
 from fss_svf.files import appearing_whole
+from fss_svf.lock import locked
 
 # Images a part file: a tenth of a second of COCO's, 2,566 files of its training set. Small, so that many processes
 # finish together, and that an interrupt is answered at once.
@@ -54,11 +55,27 @@ def build_index(
     kept beside the index until it is whole, under the fingerprint `made_from`: a preparation of the same input goes on
     from them. `written` tells whether the files that `work` makes of an item are there; work whose files were deleted
     is redone. `check` may raise: a new index is then not saved, the finished chunks stay, and the next run comes back to
-    it at once; an index that was there is checked too, and stays.
+    it at once; an index that was there is checked too, and stays. Raises ConfigError while another process makes an index
+    in the same folder.
     """
     if all(map(written, items)) and (there := _finished(path, made_from)) is not None:
         check(there)
         return there
+    with locked(path.parent, "prepares this dataset"):
+        return _build_anew(path, items, work, class_names, made_from, workers, title, written, check)
+
+
+def _build_anew(
+    path: Path,
+    items: Sequence[Any],
+    work: Callable[[Any], ImageRow],
+    class_names: Sequence[str],
+    made_from: str,
+    workers: int | None,
+    title: str,
+    written: Callable[[Any], bool],
+    check: Callable[[Index], None],
+) -> Index:
     # From here until everything is written anew there is no index, or it would describe files that are being replaced.
     path.unlink(missing_ok=True)
     parts = path.with_suffix(".parts")

@@ -10,8 +10,9 @@ from pathlib import Path
 from fss_svf.config import require
 from fss_svf.data.archives import unpack_until
 from fss_svf.data.build import build_index, fingerprint
-from fss_svf.data.coco_annotations import Annotations
+from fss_svf.data.coco_annotations import AnnotatedImage, Annotations
 from fss_svf.data.coco_draw import MaskMode, draw_image
+from fss_svf.data.coco_files import CocoFiles, files_there, read_file_names, write_file_names
 from fss_svf.data.counts import counts_of_folds
 from fss_svf.data.dataset import Dataset, DatasetOptions, Split, SplitName, absent, require_folder, require_images
 from fss_svf.data.index import Index
@@ -61,7 +62,7 @@ class Coco(Dataset):
 
     def prepare(self, workers: int | None) -> dict[SplitName, Index]:
         if self.name == Coco.name:
-            for where in (self.options.train, self.options.val):
+            for where in dict.fromkeys((self.options.train, self.options.val)):
                 self._unpack(where)
         require_folder(self.options.root, "dataset.root", self.name)
         train = self._prepare_split("train", workers)
@@ -72,7 +73,8 @@ class Coco(Dataset):
     def split(self, name: SplitName) -> Split:
         folder = self._prepared(name)
         images = self.options.root / getattr(self.options, name).images
-        return Split(self._open_index(folder / "index.npz"), images, ".jpg", folder / "labels")
+        index = self._open_index(folder / "index.npz")
+        return CocoFiles(index, images, ".jpg", folder / "labels", read_file_names(folder, index.fingerprint))
 
     def _unpack(self, where: CocoSplit) -> None:
         """Fetch what is not there out of archives such as train2014.zip and annotations_trainval2014.zip."""
@@ -100,29 +102,50 @@ class Coco(Dataset):
                 f"{self.keys['annotations'].format(split=name)} to the instances_*.json under dataset.root"
             )
         annotations = Annotations(path)
-        stems = [image.stem for image in annotations.images]
-        kept = set(require_images(images, stems, ".jpg", self.options.allow_missing))
-        items = [image for image in annotations.images if image.stem in kept]
+        items = self._present(name, images, annotations.images)
         stems = [image.stem for image in items]
         self._require_papers_images(path, annotations)
         folder = self._prepared(name)
         labels = folder / "labels"
         labels.mkdir(parents=True, exist_ok=True)
         missing = set(absent(labels, stems, ".png"))
+        made_from = fingerprint("coco", annotations.digest, self.options.mask_mode, stems)
+        write_file_names(folder, made_from, items)
+
+        def check(index: Index) -> None:
+            if not index.areas.any():
+                other = " (first_polygon draws no crowds and no run lengths)" * (self.options.mask_mode != "full")
+                raise DataError(
+                    f"{path}: no annotation covers a pixel of its image{other}; are they in pixels? mend them"
+                )
+
         index = build_index(
             folder / "index.npz",
             items,
             partial(draw_image, images, labels, self.options.mask_mode),
             annotations.class_names,
-            fingerprint("coco", annotations.digest, self.options.mask_mode, stems),
+            made_from,
             workers,
             f"{self.name} {name}",
             written=lambda item: item.stem not in missing,
+            check=check,
         )
         for left_by_a_kill in labels.glob("*.partial"):
             left_by_a_kill.unlink(missing_ok=True)
         self._compare_with_papers(path, index)
         return index
+
+    def _present(self, name: SplitName, images: Path, listed: list[AnnotatedImage]) -> list[AnnotatedImage]:
+        """The images that are in the folder, their files called as they are there. Raises DataError."""
+        names = files_there(images, [image.file for image in listed])
+        if not any(names) and listed[0].file.startswith(f"{images.name}/"):
+            raise DataError(
+                f"{images}: none of the {len(listed)} images is there, first {listed[0].file}; their names begin with that "
+                f"folder: set {self.keys['images'].format(split=name)} to the one above it"
+            )
+        found = [there or image.file for there, image in zip(names, listed)]
+        kept = set(require_images(images, found, "", self.options.allow_missing))
+        return [image._replace(file=file) for file, image in zip(found, listed) if file in kept]
 
     def _require_papers_images(self, path: Path, annotations: Annotations) -> None:
         _, expected, _ = PAPERS.get(path.stem, ("", None, ()))

@@ -11,6 +11,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from fss_svf.data.coco_annotations import AnnotatedImage, Instance
+from fss_svf.data.coco_fields import shown
 from fss_svf.data.images import image_size, write_label
 from fss_svf.data.index import ImageRow
 from fss_svf.data.voc import class_areas
@@ -22,17 +23,17 @@ FARTHEST = 1e5  # px; pycocotools asks for memory by the length of an outline, a
 
 
 def draw_image(images: Path, labels: Path, mask_mode: MaskMode, item: AnnotatedImage) -> ImageRow:
-    """Draw one image's label PNG and return its row of the index. Raises DataError naming the image."""
-    stem, height, width, instances = item
-    found = image_size(images / f"{stem}.jpg")
+    """Draw one image's label PNG and return its row of the index. Raises DataError naming image and annotation."""
+    stem, file, height, width, instances = item
+    found = image_size(images / file)
     if found != (height, width):
         raise DataError(
-            f"{images / stem}.jpg: image of {found[1]} x {found[0]}, annotated as {width} x {height}; replace the image"
+            f"{images / file}: image of {found[1]} x {found[0]}, annotated as {width} x {height}; replace the image"
         )
     try:
         label, boxes = draw_label(instances, height, width, mask_mode)
-    except Exception as error:  # pycocotools raises whatever its C code meets
-        raise DataError(f"{stem}: its segmentation cannot be drawn ({error}); mend or remove the annotation") from None
+    except ValueError as error:
+        raise DataError(f"{images / file}: {error}; mend or remove the annotation") from None
     (labels / stem).parent.mkdir(parents=True, exist_ok=True)  # a name may hold sub folders
     write_label(labels / f"{stem}.png", label)
     return ImageRow(stem, height, width, class_areas(label), boxes)
@@ -42,19 +43,23 @@ def draw_label(
     instances: Sequence[Instance], height: int, width: int, mask_mode: MaskMode
 ) -> tuple[np.ndarray, tuple[tuple[int, int, int, int, int], ...]]:
     """(H, W) uint8 class numbers, later instances overwriting earlier ones; and a box (class, y0, x0, y1, x1), its end
-    exclusive, around each instance drawn, as if it were alone.
+    exclusive, around each instance drawn, as if it were alone. Raises ValueError naming the annotation.
 
     full: all polygons of an instance, and crowds (PANet). first_polygon: the first polygon of each instance and no
     crowds (the widely copied script of RePRI and DIaM).
     """
     columns = np.zeros(width * height, np.uint8)  # column after column, as COCO's masks run
     boxes = []
-    for number, crowd, segmentation in instances:
+    for number, crowd, segmentation, annotation in instances:
         if mask_mode == "first_polygon":
             if crowd or isinstance(segmentation, dict):
                 continue
             segmentation = segmentation[:1]
-        starts, stops = mask_runs(segmentation, height, width)
+        try:
+            starts, stops = mask_runs(segmentation, height, width)
+        except Exception as error:  # pycocotools raises whatever its C code meets
+            named = annotation if isinstance(annotation, str) else f"annotation {annotation}"
+            raise ValueError(f"{named}: its segmentation cannot be drawn ({error})") from None
         for start, stop in zip(starts.tolist(), stops.tolist()):
             columns[start:stop] = number
         if len(starts):
@@ -74,21 +79,30 @@ def mask_runs(segmentation: Any, height: int, width: int) -> tuple[np.ndarray, n
             raise ValueError(f"a corner is not a number, or farther than {FARTHEST:,.0f} pixels")
         encoded = coco_mask.frPyObjects(polygons, height, width)
         lengths = run_lengths((encoded[0] if len(encoded) == 1 else coco_mask.merge(encoded))["counts"])
-    elif not isinstance(segmentation, dict):
-        raise ValueError("neither polygons, lists of numbers, nor run lengths")
-    elif list(segmentation["size"]) != [height, width]:
-        raise ValueError(f"run lengths for height and width {segmentation['size']}")
-    elif isinstance(segmentation["counts"], str):
-        lengths = run_lengths(segmentation["counts"].encode())
     else:
-        lengths = np.array(segmentation["counts"], np.int64)
-    if lengths.min() < 0 or lengths.sum() != height * width:
+        lengths = _listed_lengths(segmentation, height, width)
+    if lengths.min() < 0 or lengths.max() > height * width or lengths.sum() != height * width:
         raise ValueError("its run lengths do not add up to the image")
     ends = np.cumsum(lengths)
     stops = ends[1::2]  # runs of background and object take turns, background first
     starts = ends[0::2][: len(stops)]
     held = stops > starts
     return starts[held], stops[held]
+
+
+def _listed_lengths(rle: dict[str, Any], height: int, width: int) -> np.ndarray:
+    """(N,) int64 run lengths of COCO's {"size": [height, width], "counts": numbers, or a compressed string}."""
+    if rle.get("size") != [height, width]:
+        raise ValueError(
+            f"run lengths of size {shown(rle.get('size'))}, the image's [height, width] is {[height, width]}"
+        )
+    if isinstance(rle.get("counts"), str):
+        return run_lengths(rle["counts"].encode())
+    lengths = np.asarray(rle.get("counts"))
+    whole = lengths.dtype.kind in "iu" or (lengths.dtype.kind == "f" and np.array_equal(lengths, np.rint(lengths)))
+    if lengths.ndim != 1 or len(lengths) == 0 or not whole or not np.isfinite(lengths).all():
+        raise ValueError("counts is neither a list of whole numbers nor a compressed string")
+    return lengths.astype(np.int64)
 
 
 def run_lengths(counts: bytes) -> np.ndarray:

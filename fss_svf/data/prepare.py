@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from fss_svf.config import PrepareConfig
-from fss_svf.data.dataset import Dataset
+from fss_svf.data.dataset import Dataset, DatasetOptions
 from fss_svf.data.episodes import listed_images
 from fss_svf.data.index import Index
-from fss_svf.errors import listing
+from fss_svf.errors import DataError, listing
 from fss_svf.provenance import write_run_folder
 from fss_svf.registry import DATASETS
 
@@ -21,7 +23,8 @@ def prepare(config: PrepareConfig, out: Path) -> None:
     images of each class.
     """
     dataset: Dataset = DATASETS.build(config.dataset)
-    indexes = dataset.prepare(config.workers)
+    with _writing(dataset.options):
+        indexes = dataset.prepare(config.workers)
     write_run_folder(out, config)
     options = dataset.options
     for name, index in indexes.items():
@@ -52,3 +55,21 @@ def images_of_classes(index: Index, min_area: int) -> str:
             f"{name} {counted:,}" + (f" (and {all_ - counted:,} below {min_area:,} px)" if all_ > counted else "")
         )
     return ", ".join(words)
+
+
+@contextmanager
+def _writing(options: DatasetOptions) -> Iterator[None]:
+    """What the system says against writing into dataset.prepared, or against making the root (the toy's is made), becomes a
+    DataError that names the key."""
+    try:
+        yield
+    except OSError as error:
+        key, folder = ("prepared", options.prepared) if options.root.exists() else ("root", options.root)
+        # A file that is open already has no name in the error, as on a full disk.
+        path = Path(error.filename or folder)
+        if not (path.is_relative_to(folder) or folder.is_relative_to(path)):
+            raise
+        raise DataError(
+            f"{folder}: cannot be written ({error.strerror or error}); make room and the right to write there, or set "
+            f"dataset.{key}= to another folder; the same command goes on where it was"
+        ) from None

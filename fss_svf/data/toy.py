@@ -59,8 +59,9 @@ class Toy(VocFolder):
             "toy rendering",
             written=lambda number: toy_name(number) not in missing,
         )
-        (lists / "train.txt").write_text("\n".join(names[: o.train_images]) + "\n")
-        (lists / "val.txt").write_text("\n".join(names[o.train_images :]) + "\n")
+        for split, of_split in (("train", names[: o.train_images]), ("val", names[o.train_images :])):
+            with appearing_whole(lists / f"{split}.txt") as unfinished:  # another preparation may read it
+                unfinished.write_text("\n".join(of_split) + "\n")
         return super().prepare(workers)
 
 
