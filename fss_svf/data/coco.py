@@ -13,7 +13,7 @@ from fss_svf.data.build import build_index, fingerprint
 from fss_svf.data.coco_annotations import Annotations
 from fss_svf.data.coco_draw import MaskMode, draw_image
 from fss_svf.data.counts import counts_of_folds
-from fss_svf.data.dataset import Dataset, DatasetOptions, Split, SplitName, absent, require_folder, require_images
+from fss_svf.data.dataset import Dataset, DatasetOptions, Split, SplitName, require_folder, require_images
 from fss_svf.data.index import Index
 from fss_svf.errors import DataError
 from fss_svf.registry import DATASETS
@@ -70,9 +70,10 @@ class Coco(Dataset):
         return {"train": train, "val": train if same else self._prepare_split("val", workers)}
 
     def split(self, name: SplitName) -> Split:
-        folder = self._prepared(name)
-        images = self.options.root / getattr(self.options, name).images
-        return Split(self._open_index(folder / "index.npz"), images, ".jpg", folder / "labels")
+        folder, where = self._prepared(name), getattr(self.options, name)
+        path = folder / "index.npz"
+        split = Split(self._open_index(path), self.options.root / where.images, ".jpg", folder / "labels")
+        return self._checked(path, split, [self.options.root / where.annotations])
 
     def _unpack(self, where: CocoSplit) -> None:
         """Fetch what is not there out of archives such as train2014.zip and annotations_trainval2014.zip."""
@@ -108,7 +109,6 @@ class Coco(Dataset):
         folder = self._prepared(name)
         labels = folder / "labels"
         labels.mkdir(parents=True, exist_ok=True)
-        missing = set(absent(labels, stems, ".png"))
         index = build_index(
             folder / "index.npz",
             items,
@@ -117,7 +117,8 @@ class Coco(Dataset):
             fingerprint("coco", annotations.digest, self.options.mask_mode, stems),
             workers,
             f"{self.name} {name}",
-            written=lambda item: item.stem not in missing,
+            files=lambda item: (images / f"{item.stem}.jpg", labels / f"{item.stem}.png"),
+            sources=[path],
         )
         for left_by_a_kill in labels.glob("*.partial"):
             left_by_a_kill.unlink(missing_ok=True)

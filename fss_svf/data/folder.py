@@ -101,8 +101,26 @@ class Folder(Dataset):
     def split(self, name: SplitName) -> Split:
         if self.options.instances is not None:
             return self._as_coco(self.options.instances).split(name)
-        index = self._open_index(self._index_path(name))
-        return FolderSplit(index, self.images, "", self.masks, self._files())
+        path, listed, files = self._index_path(name), self._list(name), self._files()
+        index = self._open_index(path, None if listed is None else self.options.root / listed)
+        self._require_same_images(name, index, files)
+        return self._checked(path, FolderSplit(index, self.images, "", self.masks, files), self._sources(name))
+
+    def _require_same_images(self, split: SplitName, index: Index, files: Mapping[str, str]) -> None:
+        """Raise DataError where images with masks were added since the preparation: without a list all are used."""
+        listed, known = self._list(split), set(index.names.tolist())
+        new = [name for name in (files if listed is None else self._listed_names(split, listed)) if name not in known]
+        unmasked = set(absent(self.masks, new, ".png"))
+        added = [name for name in new if name in files and name not in unmasked]
+        if added:
+            raise DataError(
+                f"{self.images / files[added[0]]}: added with its mask since the dataset was prepared, and {len(added) - 1} "
+                f"more; run {self._prepare} again, or take them away"
+            )
+
+    def _sources(self, split: SplitName) -> list[Path]:
+        listed = self._list(split)
+        return [self.options.root / name for name in (self.options.classes, listed) if name is not None]
 
     def _as_coco(self, instances: str) -> Coco:
         where = CocoSplit(annotations=instances, images=self.options.images)
@@ -170,15 +188,16 @@ class Folder(Dataset):
                 f"dataset=folder: no image under {self.images} ({', '.join(IMAGE_ENDINGS)}); set dataset.images"
             )
         items = [self.images / files[name] for name in kept]
-        stats = [(s.st_size, s.st_mtime_ns) for s in ((self.masks / f"{name}.png").stat() for name in kept)]
         return build_index(
             self._index_path(split),
             items,
             partial(index_mask, self.masks),
             class_names,
-            fingerprint("folder", class_names, [item.name for item in items], stats),
+            fingerprint("folder", class_names, [item.name for item in items]),
             workers,
             f"folder {split}",
+            files=lambda image: (image, self.masks / f"{image.stem}.png"),
+            sources=self._sources(split),
         )
 
 

@@ -10,11 +10,11 @@ from PIL import Image
 
 from fss_svf.config import require
 from fss_svf.data.build import build_index, fingerprint
-from fss_svf.data.dataset import DatasetOptions, SplitName, absent
+from fss_svf.data.dataset import DatasetOptions, SplitName
 from fss_svf.data.images import write_label
 from fss_svf.data.index import ImageRow, Index
 from fss_svf.data.toy_render import CLASS_NAMES, render
-from fss_svf.data.voc import VocFolder, class_areas
+from fss_svf.data.voc import VocFolder, index_named
 from fss_svf.files import appearing_whole
 from fss_svf.registry import DATASETS
 
@@ -47,7 +47,6 @@ class Toy(VocFolder):
             folder.mkdir(parents=True, exist_ok=True)
         total = o.train_images + o.val_images
         names = [toy_name(number) for number in range(total)]
-        missing = {*absent(self.images, names, ".jpg"), *absent(self.labels, names, ".png")}
         # The index of this step is only a record that the rendering is whole.
         build_index(
             o.prepared / "rendered.npz",
@@ -57,7 +56,7 @@ class Toy(VocFolder):
             fingerprint("toy", o.seed, total, CLASS_NAMES),
             workers,
             "toy rendering",
-            written=lambda number: toy_name(number) not in missing,
+            files=lambda number: (self.images / f"{names[number]}.jpg", self.labels / f"{names[number]}.png"),
         )
         (lists / "train.txt").write_text("\n".join(names[: o.train_images]) + "\n")
         (lists / "val.txt").write_text("\n".join(names[o.train_images :]) + "\n")
@@ -76,4 +75,4 @@ def render_files(images: Path, labels: Path, seed: int, number: int) -> ImageRow
     with appearing_whole(images / f"{name}.jpg") as unfinished:
         Image.fromarray(image).save(unfinished, format="JPEG", quality=95)
     write_label(labels / f"{name}.png", label)
-    return ImageRow(name, label.shape[0], label.shape[1], class_areas(label))
+    return index_named(images, labels, name)
