@@ -75,7 +75,7 @@ def state_digest(state: Mapping[str, Tensor]) -> str:
         if not name.endswith("num_batches_tracked"):
             value = state[name].detach().cpu().contiguous()
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}\0".encode())
-            digest.update(value.flatten().view(torch.uint8).numpy())
+            digest.update(value.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -58,8 +58,9 @@ def build_index(
     `work` must be picklable and is called in `workers` processes (0: in this one; None: one a core). Finished chunks are
     kept beside the index until it is whole, under the fingerprint `made_from`: a preparation of the same input goes on
     from them. `files` gives the paths of an item's files, in the order of the records in its row, and `sources` what the
-    whole comes from, such as a list: an index or a part whose files have changed since, or are gone, is made anew. `check` may raise: a new index is then not saved, the finished chunks stay, and the next run comes back to
-    it at once; an index that was there is checked too, and stays.
+    whole comes from, such as a list: an index or a part whose files have changed since, or are gone, is made anew.
+    `check` may raise: a new index is then not saved, the finished chunks stay, and the next run comes back to it at once;
+    an index that was there is checked too, and stays.
     """
     there = _finished(path, made_from, [list(map(str, files(item))) for item in items], sources)
     if there is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +15,7 @@ from fss_svf.config import require
 from fss_svf.data.folds import FOLDS, Partition, novel_classes
 from fss_svf.data.images import read_image, read_label
 from fss_svf.data.index import Index
+from fss_svf.data.synonyms import spelling
 from fss_svf.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -34,9 +35,12 @@ class DatasetOptions:
     filter_novel: bool
     too_few_images: Literal["error", "skip"]
     support_annotation: SupportAnnotation
+    synonyms: tuple[tuple[str, ...], ...] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
         require(self.min_area >= 1, "min_area", "a number of pixels >= 1", self.min_area)
+        words = all(len(group) > 1 and all(spelling(word) for word in group) for group in self.synonyms)
+        require(words, "synonyms", "lists of two or more names, such as [[hen,chicken]]", self.synonyms)
 
     @property
     def num_folds(self) -> int:
@@ -133,9 +137,8 @@ class Dataset(ABC):
 
     @property
     def _prepare(self) -> str:
-        return (
-            f"'fss-svf prepare dataset={self.name} dataset.root={self.options.root}' (and the dataset options of this run)"
-        )
+        command = f"fss-svf prepare dataset={self.name} dataset.root={self.options.root}"
+        return f"'{command}' (and the dataset options of this run)"
 
 
 def require_folder(path: Path, key: str, name: str) -> None:

@@ -55,7 +55,7 @@ def file_digest(path: str | Path) -> int:
 
 
 def label_digest(label: np.ndarray) -> int:
-    """Of an (H, W) uint8 label: its size and pixels, in 64 bits. PNGs of one label differ with the program that wrote them."""
+    """Of an (H, W) uint8 label: its size and pixels, in 64 bits. PNGs of one label differ from program to program."""
     digest = hashlib.blake2b(f"{label.shape}".encode(), digest_size=8)
     digest.update(np.ascontiguousarray(label).tobytes())
     return _number(digest.digest())

@@ -155,20 +155,17 @@ class Index:
         paths: of each image, those of `files`. gone_too: a file that is not there counts as changed.
         """
         found: str | None = None
-        times: dict[str, np.ndarray] = {}
-        if self.sources is not None:
-            times["sources"] = self.sources.copy()
-            found = changed_file(times["sources"], list(map(str, sources)), gone_too)
-        if self.files is not None and found is None:
-            times["files"] = self.files.copy()
+        files, records = (None if of is None else of.copy() for of in (self.files, self.sources))
+        now = replace(self, files=files, sources=records)
+        if now.sources is not None:
+            found = changed_file(now.sources, list(map(str, sources)), gone_too)
+        if now.files is not None and found is None:
             # Labels first, which are small and what is edited most often; images last.
-            for role in (*range(1, self.files.shape[1]), 0):
+            for role in (*range(1, now.files.shape[1]), 0):
                 of_role = [of_image[role] if role < len(of_image) else "" for of_image in paths]
-                of_files = np.ascontiguousarray(times["files"][:, role])
-                found = found or changed_file(of_files, of_role, gone_too)
-                times["files"][:, role] = of_files
-        same = all(np.array_equal(getattr(self, key), now) for key, now in times.items())
-        return found, self if same else replace(self, **times)
+                found = found or changed_file(now.files[:, role], of_role, gone_too)
+        same = all(np.array_equal(getattr(self, key), getattr(now, key)) for key in ("files", "sources"))
+        return found, self if same else now
 
     def save(self, path: Path) -> None:
         """Write to `path` (.npz), whole or not at all. Areas are stored as (image, class, area) rows."""
@@ -194,7 +191,9 @@ class Index:
             with np.load(path, allow_pickle=False) as z:
                 meta = json.loads(str(z["meta"]))
                 if meta["format"] != FORMAT:
-                    raise DataError(f"{path}: index of format {meta['format']}, expected {FORMAT}; run 'fss-svf prepare' again")
+                    raise DataError(
+                        f"{path}: index of format {meta['format']}, expected {FORMAT}; run 'fss-svf prepare' again"
+                    )
                 areas = np.zeros((len(z["names"]), len(meta["classes"]) + 1), np.int32)
                 areas[z["image"], z["number"]] = z["area"]
                 optional = {key: z[key] for key in _OPTIONAL if key in z.files}

@@ -7,6 +7,7 @@ from pathlib import Path
 from fss_svf.config import PrepareConfig
 from fss_svf.data.dataset import Dataset
 from fss_svf.data.episodes import listed_images
+from fss_svf.data.synonyms import warn_of_twice
 from fss_svf.provenance import write_run_folder
 from fss_svf.registry import DATASETS
 
@@ -17,6 +18,7 @@ def prepare(config: PrepareConfig, out: Path) -> None:
     indexes = dataset.prepare(config.workers)
     write_run_folder(out, config)
     options = dataset.options
+    warn_of_twice(indexes["train"].class_names, options.synonyms)
     for name, index in indexes.items():
         folds = range(options.num_folds)
         listed = [int(listed_images(index, options, fold, name).sum()) for fold in folds]

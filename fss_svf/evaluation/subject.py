@@ -86,7 +86,10 @@ def _from_checkpoint(config: EvaluateConfig) -> Subject:
             "shot": trained.shot,
             "recipe": trained.recipe.name,
             "seed": trained.seed,
-            "options": {**_options(trained, content["trained_on"]), **{f"method.{key}": value for key, value in config.method.items()}},
+            "options": {
+                **_options(trained, content["trained_on"]),
+                **{f"method.{key}": value for key, value in config.method.items()},
+            },
             "method_options_changed": dict(config.method),
             "selection": content.get("selection") or _selection_of_before(config.checkpoint, content["step"]),
         },
@@ -189,8 +192,11 @@ def base_classes(subject: Subject, dataset: Dataset, index: Index, protocol: Pro
         return None
     assert subject.trained_on is not None
     base = split_classes(index, dataset.options, subject.fold, "train")
+    names = [index.class_name(c) for c in base]
+    # Its channels are the base learner's classes in order; a checkpoint of before that was kept has them as a set alone.
+    channels = (subject.trained_on.get("base_learner") or {}).get("classes", names)[: len(names)]
     same_run = [subject.trained_on[key] for key in ("dataset", "fold")] == [subject.dataset.name, subject.fold]
-    if not same_run or not {index.class_name(c) for c in base} <= set(subject.trained_on["classes"]):
+    if not same_run or channels != names or not set(names) <= set(subject.trained_on["classes"]):
         what = f"dataset={subject.dataset.name}, fold={subject.fold}: its base classes are not those that the base learner "
         what += "of the checkpoint segments"
         if protocol.novel_threshold is not None:

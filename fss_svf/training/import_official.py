@@ -97,7 +97,9 @@ def _write(
     out: Path,
 ) -> None:
     """The run folder that `verb` would have left behind at step 0 of these weights."""
-    trained_on = seen_in_training(run, index, base, LoadReport(f"official {source.name}", digest=state_digest(backbone.state_dict())))
+    trained_on = seen_in_training(
+        run, index, base, LoadReport(f"official {source.name}", digest=state_digest(backbone.state_dict()))
+    )
     write_run_folder(out, run, trained_on)
     content = {
         "verb": verb,
