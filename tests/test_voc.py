@@ -39,8 +39,7 @@ def label_of(name):
     return label
 
 
-@pytest.fixture
-def root(tmp_path):
+def tree(tmp_path):
     root = tmp_path / "pets"
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (root / folder).mkdir(parents=True)
@@ -54,6 +53,11 @@ def root(tmp_path):
             Image.fromarray(image).save(root / "JPEGImages" / f"{name}.jpg", quality=95)
             write_label(root / "SegmentationClass" / f"{name}.png", label)
     return root
+
+
+@pytest.fixture
+def root(tmp_path):
+    return tree(tmp_path)
 
 
 def pets(root):
