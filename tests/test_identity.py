@@ -1,4 +1,4 @@
-"""A number hangs on its data: what was edited since `prepare` is noticed, what was copied is the same, and the hash says which."""
+"""A number hangs on its data: what was edited since `prepare` is noticed, what was copied is the same data."""
 
 import json
 import os
@@ -58,7 +58,7 @@ def test_a_label_that_was_edited_is_named(prepared):
 
 def test_a_copy_is_the_same_data(prepared):
     """As made by cp or rsync without times, and by a checkout on another machine."""
-    make, root, labels = prepared
+    make, root, _ = prepared
     before = make(root).split("train").index.hash
     copy = root.parent / "copy"
     shutil.copytree(root, copy, copy_function=shutil.copyfile)
