@@ -109,6 +109,18 @@ def test_base_learners_are_another_in_every_fold_and_one_in_each():
     assert [row[2] for row in rows] == ["base learner (aa)", "base learner (cc)"]
 
 
+def test_a_training_that_was_ended_early_is_no_seed_of_the_whole_one():
+    def ended(miou, seed, step, fold=0):
+        one = result(miou, fold, seed=seed)
+        return {**one, "checkpoint": {**one["checkpoint"], "step": step}}
+
+    # Folds of other numbers of images have epochs of other lengths.
+    (row,) = cells(markdown_table([ended(0.1, 1, 100), ended(0.2, 2, 100), ended(0.3, 1, 90, 1), ended(0.4, 2, 90, 1)]))
+    assert row[3] == "1-shot, svf, 2 seeds (1, 2), last step"
+    rows = cells(markdown_table([ended(0.1, 1, 100), ended(0.2, 2, 50)]))
+    assert [row[3].split(", ")[-1] for row in rows] == ["step=100", "step=50"]
+
+
 def test_trainings_on_other_images_are_rows_of_their_own():
     indexes = [{"dataset.train_list": "list.txt", "dataset.index": index} for index in ("1234", "5678")]
     rows = cells(markdown_table([result(0.1, seed=seed, **index) for seed, index in enumerate(indexes)]))

@@ -10,11 +10,12 @@ from PIL import Image
 
 from fss_svf.config import require
 from fss_svf.data.build import build_index, fingerprint
-from fss_svf.data.dataset import DatasetOptions, SplitName
+from fss_svf.data.dataset import DatasetOptions, Split, SplitName
 from fss_svf.data.images import write_label
 from fss_svf.data.index import ImageRow, Index
 from fss_svf.data.toy_render import CLASS_NAMES, render
 from fss_svf.data.voc import VocFolder, index_named
+from fss_svf.errors import DataError
 from fss_svf.files import appearing_whole
 from fss_svf.registry import DATASETS
 
@@ -53,7 +54,7 @@ class Toy(VocFolder):
             range(total),
             partial(render_files, self.images, self.labels, o.seed),
             CLASS_NAMES,
-            fingerprint("toy", o.seed, total, CLASS_NAMES),
+            _made_from(o),
             workers,
             "toy rendering",
             files=lambda number: (self.images / f"{names[number]}.jpg", self.labels / f"{names[number]}.png"),
@@ -61,6 +62,22 @@ class Toy(VocFolder):
         (lists / "train.txt").write_text("\n".join(names[: o.train_images]) + "\n")
         (lists / "val.txt").write_text("\n".join(names[o.train_images :]) + "\n")
         return super().prepare(workers)
+
+    def split(self, name: SplitName) -> Split:
+        """As VocFolder.split. Raises DataError too where other images were rendered than the options say."""
+        o, split = self.options, super().split(name)
+        wanted = {"train": o.train_images, "val": o.val_images}[name]
+        rendered = o.prepared / "rendered.npz"
+        if len(split.index) != wanted or (rendered.exists() and Index.load(rendered).fingerprint != _made_from(o)):
+            raise DataError(
+                f"dataset=toy: prepared by other options than dataset.train_images={o.train_images}, val_images="
+                f"{o.val_images}, seed={o.seed}; run {self._prepare}, or give the options it was prepared by"
+            )
+        return split
+
+
+def _made_from(options: ToyOptions) -> str:
+    return fingerprint("toy", options.seed, options.train_images + options.val_images, CLASS_NAMES)
 
 
 def toy_name(number: int) -> str:

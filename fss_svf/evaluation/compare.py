@@ -22,6 +22,7 @@ from fss_svf.evaluation.statistics import LEVEL, RESAMPLES
 from fss_svf.provenance import write_json, write_run_folder
 from fss_svf.reporting.comparison import comparison_table
 from fss_svf.reporting.report import read_result
+from fss_svf.reporting.rows import LAST_STEP
 
 log = logging.getLogger(__name__)
 
@@ -154,7 +155,11 @@ def _require_pairs(a: Sequence[_Training], b: Sequence[_Training]) -> None:
 
 
 def _what_was_trained(training: _Training) -> dict[str, Any]:
-    checkpoint = {k: v for k, v in training.result["checkpoint"].items() if k not in ("path", "seed", "options")}
+    left_out = {"path", "seed", "options"}
+    # The best step is another one of every seed; the last is one of what was trained as long.
+    if training.result["checkpoint"].get("selection", LAST_STEP) != LAST_STEP:
+        left_out.add("step")
+    checkpoint = {k: v for k, v in training.result["checkpoint"].items() if k not in left_out}
     told = {key: training.result.get(key) for key in _THE_MODEL}
     return {**told, **checkpoint, **training.result["checkpoint"].get("options", {})}
 

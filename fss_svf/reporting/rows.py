@@ -15,6 +15,7 @@ Cells = dict[tuple[int, int], dict[Any, Result]]
 Key = tuple[str, str, str, str, str]
 _ABSENT = object()
 _WEIGHTS = "backbone_weights_hash"
+LAST_STEP = "last step"  # how a checkpoint was chosen that no validation chose
 
 
 @dataclass(frozen=True)
@@ -131,10 +132,11 @@ def _telling_options(row: Sequence[Result], by_fold: bool) -> list[str]:
 
 
 def _is_of_a_fold(name: str, result: Result) -> bool:
-    """Whether an option's value is another one in every fold: the hash of a checkpoint that was trained for one."""
+    """Whether an option's value is another one in every fold: the hash of a checkpoint that was trained for one, and the
+    steps of an epoch of its images."""
     if name == _WEIGHTS:
         return bool(result["backbone_weights"].startswith(("base learner", "official ")))
-    return name == "method.base_learner.hash"
+    return name in ("step", "method.base_learner.hash", "method.base_learner.step", "backbone.weights.step")
 
 
 def _with_options(result: Result, key: Key, names: Sequence[str]) -> Key:
@@ -148,9 +150,15 @@ def _with_options(result: Result, key: Key, names: Sequence[str]) -> Key:
 
 
 def _options(result: Result) -> Mapping[str, Any]:
-    """The options of its training, and its weights' hash; a result of before they were kept has none."""
-    found: Mapping[str, Any] = (result["checkpoint"] or {}).get("options", {})
-    return {**found, _WEIGHTS: result[_WEIGHTS]} if _WEIGHTS in result else found
+    """The options of its training, its weights' hash, and its steps unless they were chosen by a validation; a result of
+    before they were kept has none."""
+    trained = result["checkpoint"] or {}
+    found = dict(trained.get("options", {}))
+    if "step" in trained and trained["selection"] == LAST_STEP:
+        found["step"] = trained["step"]
+    if _WEIGHTS in result:
+        found[_WEIGHTS] = result[_WEIGHTS]
+    return found
 
 
 def ways(result: Result, text: str) -> str:
