@@ -87,7 +87,8 @@ def _from_checkpoint(config: EvaluateConfig) -> Subject:
             "recipe": trained.recipe.name,
             "seed": trained.seed,
             "options": {
-                **_options(trained, content["trained_on"]),
+                **_options(trained),
+                **_origins(content["trained_on"]),
                 **{f"method.{key}": value for key, value in config.method.items()},
             },
             "method_options_changed": dict(config.method),
@@ -105,9 +106,9 @@ def _selection_of_before(checkpoint: Path, step: int) -> str:
     return SELECTED_ON_NOVEL if checkpoint.name == "best.pt" or step == 0 else "last step"
 
 
-def _options(trained: TrainConfig, trained_on: Mapping[str, Any]) -> dict[str, Any]:
-    """Every option of a training that may make it another one, by its key: of a method, tuning, backbone and recipe, the
-    classes it was not to see, its images, and how the checkpoints it began with came about."""
+def _options(trained: TrainConfig) -> dict[str, Any]:
+    """Every option of a training that may make it another one, by its key: of a method, tuning, backbone and recipe, and
+    the classes it was not to see."""
     # Files and folders are other ones in every fold and on every machine; their content is told by its hash.
     parts = {key: to_mapping(getattr(trained, key)) for key in ("method", "backbone", "tuning", "recipe")}
     left_out = {"tuning.cache", "tuning.execution", "backbone.weights", "method.base_learner", "recipe.name"}
@@ -118,7 +119,12 @@ def _options(trained: TrainConfig, trained_on: Mapping[str, Any]) -> dict[str, A
     options |= _data_options(trained.dataset)
     if trained.validate.held_out is not None:
         options["validate.held_out"] = to_mapping(trained.validate.held_out)
-    options["dataset.index"] = trained_on.get("index")
+    return options
+
+
+def _origins(trained_on: Mapping[str, Any]) -> dict[str, Any]:
+    """What the names of files leave out: the hash of the training data, and how the checkpoints it began with came about."""
+    options: dict[str, Any] = {"dataset.index": trained_on.get("index")}
     for key, what in (("backbone.weights", "weights_origin"), ("method.base_learner", "base_learner")):
         came_about = trained_on.get(what) or {}
         options |= {f"{key}.{name}": value for name, value in came_about.items() if name != "classes"}
