@@ -132,7 +132,7 @@ def _state(dataset: Dataset) -> str:
     try:
         splits = {split: dataset.split(split) for split in ("train", "val")}
     except FssError as error:
-        return f"not prepared; '{prepare}' says what is missing, or prepares it ({error})"
+        return f"not ready; '{prepare}' says what is missing, or prepares it ({error})"
     counts = ", ".join(f"{len(split.index):,} images of {name}" for name, split in splits.items())
     missing = sorted({path for split in splits.values() for path in _missing(split)})
     if missing:

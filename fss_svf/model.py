@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from fss_svf import distributed, svf
 from fss_svf.allocator import keep_freed_memory
 from fss_svf.backbones.backbone import STAGES, Backbone
 from fss_svf.backbones.weights import LoadReport
+from fss_svf.data.synonyms import Synonyms, same_things
 from fss_svf.errors import ConfigError, WeightsError, listing
 from fss_svf.methods.method import FewShotMethod
 from fss_svf.registry import BACKBONES, METHODS, TUNINGS, Choice
@@ -71,13 +72,25 @@ def trainable_values(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
-def refuse_leak(trained_on: Mapping[str, Any] | None, novel: Iterable[str], what: str) -> None:
-    """Raise WeightsError when the classes a checkpoint was trained on include classes that are to be novel now."""
-    seen = sorted(set((trained_on or {}).get("classes", ())) & set(novel))
+def refuse_leak(
+    trained_on: Mapping[str, Any] | None,
+    novel: Iterable[str],
+    what: str,
+    class_names: Collection[str] = (),
+    synonyms: Synonyms = (),
+) -> None:
+    """Raise WeightsError when the classes a checkpoint was trained on include classes that are to be novel now, whatever
+    names they have there.
+
+    class_names: the dataset's. Of two names that it lists itself one may be novel: that is only a warning (warn_of_twice).
+    """
+    pairs = same_things((trained_on or {}).get("classes", ()), novel, synonyms)
+    seen = [(theirs, name) for theirs, name in pairs if theirs == name or theirs not in class_names]
     if trained_on and seen:
+        names = listing(sorted(name if theirs == name else f"{theirs} ({name} here)" for theirs, name in seen))
         raise WeightsError(
             f"{what}: trained on fold {trained_on['fold']} of {trained_on['dataset']}, so it has seen "
-            f"{listing(seen)}, novel here; use a checkpoint of this fold, or its fold={trained_on['fold']}"
+            f"{names}, novel here; use a checkpoint of this fold, or its fold={trained_on['fold']}"
         )
 
 

@@ -1,5 +1,7 @@
 """Backbones: torchvision's networks, cut and dilated; and their weights."""
 
+import hashlib
+
 import pytest
 import torch
 import torchvision
@@ -129,6 +131,36 @@ def test_weights_from_a_plain_torchvision_file(tmp_path):
     assert torch.equal(backbone.layer0.bn1.running_var, reference.bn1.running_var)
     assert report.ignored == ()
     assert "weights.pth" in str(report)
+
+
+def test_weights_are_known_by_their_content(tmp_path):
+    """Not by their file: names around them, a classifier, half precision that holds them and BatchNorm's counters differ."""
+    reference = {
+        k: v.half().float() if v.is_floating_point() else v for k, v in tiny(TinyOptions())[0].state_dict().items()
+    }
+    plain = {k.removeprefix("layer0."): v for k, v in reference.items()}
+
+    def digest(content):
+        return tiny(TinyOptions(weights=save(tmp_path, content)))[1].digest
+
+    expected = hashlib.blake2b(digest_size=8)
+    for name in sorted(plain):
+        if "num_batches" not in name:
+            expected.update(
+                f"{name} torch.float32 {tuple(plain[name].shape)}\0".encode() + plain[name].numpy().tobytes()
+            )
+    assert digest(plain) == expected.hexdigest()
+    uncounted = {k: v for k, v in plain.items() if "num_batches" not in k}
+    for same in (
+        {"state_dict": {f"module.{k}": v for k, v in plain.items()}},
+        {**plain, "fc.weight": torch.zeros(2, 3)},
+        {k: v.half() if v.is_floating_point() else v for k, v in plain.items()},
+        uncounted,
+    ):
+        assert digest(same) == expected.hexdigest()
+    changed = {**plain, "layer4.0.bn2.running_var": plain["layer4.0.bn2.running_var"] + 1}
+    assert digest(changed) != expected.hexdigest()
+    assert tiny(TinyOptions())[1].digest is None
 
 
 @pytest.mark.parametrize("prefix", ["module.", "encoder.", "module.encoder.", "backbone."])

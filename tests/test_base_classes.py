@@ -1,6 +1,7 @@
 """Evaluation of base classes, alone and together with the novel ones, against loops over pixels."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from omegaconf import OmegaConf
 from torch.nn import functional as F
 
+from fss_svf.backbones.weights import state_digest
 from fss_svf.checkpoint import load_checkpoint
 from fss_svf.cli import conf_dir
 from fss_svf.config import Protocol, TrainConfig, from_mapping
@@ -16,6 +18,7 @@ from fss_svf.data.episodes import make_sampler, split_classes
 from fss_svf.data.manifest import EpisodeList
 from fss_svf.evaluation.base_classes import BaseClassCounts, count_fusions
 from fss_svf.evaluation.counts import LabelCounts, count_labels
+from fss_svf.evaluation.subject import base_classes
 from fss_svf.model import restore_model
 from fss_svf.registry import DATASETS
 from fss_svf.training.pretrain import pretrain
@@ -120,6 +123,11 @@ def test_evaluate_reports_final_meta_and_base(fss, toy_root, bam_run, tmp_path):
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     fusions = {f"generalized, {s} first, {c}" for s in ("final", "base") for c in ("novel", "base", "all")}
     assert set(result["also"]) == {"meta", "base classes"} | fusions
+    options = result["checkpoint"]["options"]
+    base_run = load_checkpoint(bam_run.parent / "base", "pretrain")
+    assert options["method.base_learner.hash"] == state_digest(base_run["model"])
+    assert options["method.base_learner.seed"] == base_run["config"]["seed"] == 3
+    assert options["dataset.index"] == DATASETS.entry("toy").build(toy_options(toy_root)).split("train").index.hash
     assert "| bam (meta) " in out
     assert "| bam (base classes) " in out
 
@@ -153,6 +161,23 @@ def test_what_cannot_be_evaluated_is_refused(fss, toy_root, bam_run, tmp_path):
     status, _, err = fss("evaluate", f"checkpoint={bam_run}", "protocol.novel_threshold=1.5")
     assert status == 1
     assert "novel_threshold: expected null or in [0, 1), got 1.5" in one_line(err)
+
+
+def test_base_classes_in_another_order_are_others(toy_root, bam_run):
+    """A channel is a class by its place; the same names in another order would be counted as one another."""
+    content = load_checkpoint(bam_run, "train")
+    dataset = DATASETS.entry("toy").build(toy_options(toy_root))
+    index, protocol = dataset.split("val").index, from_mapping(TrainConfig, content["config"]).protocol
+    learner = content["trained_on"]["base_learner"]
+    swapped = {**learner, "classes": [*learner["classes"][1::-1], *learner["classes"][2:]]}
+    for of, known in ((learner, True), (swapped, False)):
+        subject = SimpleNamespace(
+            model=SimpleNamespace(segments_base=True),
+            dataset=SimpleNamespace(name="toy"),
+            fold=0,
+            trained_on={**content["trained_on"], "base_learner": of},
+        )
+        assert (base_classes(subject, dataset, index, protocol) is not None) == known
 
 
 def test_on_other_base_classes_they_are_left_out_or_refused(fss, bam_run, tmp_path):

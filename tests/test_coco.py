@@ -92,13 +92,17 @@ def write_images(folder, images=IMAGES):
         Image.new("RGB", (width, height), (height, width, 0)).save(path)
 
 
-@pytest.fixture
-def root(tmp_path):
+def tree(tmp_path):
     """The tree of a dataset whose one JSON serves as both splits."""
     root = tmp_path / "coco"
     write_images(root / "images")
     (root / "instances.json").write_text(json.dumps(content()))
     return root
+
+
+@pytest.fixture
+def root(tmp_path):
+    return tree(tmp_path)
 
 
 def dataset(root, **changes):

@@ -271,6 +271,24 @@ def test_lists_that_make_no_pairs_are_refused(tmp_path):
         compared(tmp_path, (a[0], few), b[:2])
 
 
+def test_trainings_from_other_weights_of_one_name_are_no_seeds_of_one_thing(tmp_path):
+    a = trainings(tmp_path, "a", {1: 0.0, 2: 0.0})
+    b = trainings(tmp_path, "b", {1: 0.02, 2: 0.03})
+    for folder, digest in zip(b, ("3c28cd4100000000", "50e35a6e00000000")):
+        path = folder / "result.json"
+        named = {"backbone_weights": "resnet50.pth", "backbone_weights_hash": digest}
+        path.write_text(json.dumps({**json.loads(path.read_text()), **named}))
+    with pytest.raises(
+        ConfigError, match="not trainings of one thing, backbone_weights_hash is 3c28cd4100000000 in one"
+    ):
+        compared(tmp_path, a, b)
+    compared(tmp_path, b[0], a[0])
+    assert "(resnet50.pth 3c28cd41)" in (tmp_path / "out" / "compare.md").read_text()
+    learner = {"recipe.batch_size": 4, "method.base_learner.hash": "aa"}
+    with pytest.raises(ConfigError, match=r"method\.base_learner\.hash is None in one and aa in the other"):
+        compared(tmp_path, a, (a[0], *trainings(tmp_path, "c", {2: 0.0}, options=learner)))
+
+
 def test_classes_that_are_not_measured_are_refused(tmp_path):
     a, b = write(tmp_path / "a", tables_of()), write(tmp_path / "b", tables_of())
     with pytest.raises(ConfigError, match=r"classes: 'hors' is not measured here, but cat, .*did you mean 'horse'"):

@@ -28,8 +28,7 @@ def mask_of(i):
     return mask
 
 
-@pytest.fixture
-def root(tmp_path):
+def tree(tmp_path):
     root = tmp_path / "mine"
     (root / "images").mkdir(parents=True)
     (root / "masks").mkdir()
@@ -39,6 +38,11 @@ def root(tmp_path):
         Image.fromarray(mask_of(i)).save(root / "masks" / f"photo {i:02d}.x.png")
     (root / "images" / "Thumbs.db").write_text("not an image")
     return root
+
+
+@pytest.fixture
+def root(tmp_path):
+    return tree(tmp_path)
 
 
 def options(root, **changes):

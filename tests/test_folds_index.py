@@ -178,7 +178,7 @@ def test_failed_save_leaves_the_old_file(index, tmp_path, monkeypatch):
     index.save(path)
 
     def full_disk(file, **arrays):
-        file.write_bytes(b"half a f")
+        file.write(b"half a f")
         raise OSError("No space left on device")
 
     monkeypatch.setattr(np, "savez", full_disk)
@@ -240,7 +240,7 @@ def test_file_of_another_format(index, tmp_path):
     path = tmp_path / "index.npz"
     index.save(path)
     _overwrite_meta(path, format=FORMAT - 1)
-    with data_error(path, f"format {FORMAT - 1}", f"expected {FORMAT}", "delete"):
+    with data_error(path, f"format {FORMAT - 1}", f"expected {FORMAT}", "fss-svf prepare"):
         Index.load(path)
 
 

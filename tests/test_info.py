@@ -32,8 +32,12 @@ def test_info_of_a_prepared_dataset(fss, toy_root):
     [
         (lambda root: (root / "JPEGImages" / "toy_000003.jpg").unlink(), "1 files are gone: "),
         (lambda root: (root / "SegmentationClass" / "toy_000003.png").unlink(), "1 files are gone: "),
-        (lambda root: (root / "prepared" / "val.npz").unlink(), "not prepared; 'fss-svf prepare dataset=toy'"),
+        (lambda root: (root / "prepared" / "val.npz").unlink(), "not ready; 'fss-svf prepare dataset=toy'"),
         (lambda root: (root / "prepared" / "val.npz").write_text("x"), "the index is damaged"),
+        (
+            lambda root: (root / "SegmentationClass" / "toy_000003.png").write_bytes(b""),
+            "changed since the dataset was",
+        ),
     ],
 )
 def test_info_of_a_spoilt_dataset(fss, tmp_path_factory, spoil, said):
@@ -41,7 +45,9 @@ def test_info_of_a_spoilt_dataset(fss, tmp_path_factory, spoil, said):
     options = toy_options(root, train_images=6, val_images=3)
     DATASETS.entry("toy").build(options).prepare(workers=0)
     spoil(root)
-    status, out, _ = fss("info", "dataset=toy", f"dataset.root={root}")
+    status, out, _ = fss(
+        "info", "dataset=toy", f"dataset.root={root}", "dataset.train_images=6", "dataset.val_images=3"
+    )
     assert status == 0
     assert said in " ".join(out.split())
 

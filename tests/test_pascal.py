@@ -48,8 +48,7 @@ def write_mat(path, label, compressed=True):
     savemat(path, {"GTcls": fields}, do_compression=compressed)
 
 
-@pytest.fixture
-def root(tmp_path):
+def tree(tmp_path):
     """Both trees, with the three kinds of training name and two val names."""
     root = tmp_path / "pascal"
     voc, cls = root / "VOCdevkit" / "VOC2012", root / "benchmark_RELEASE" / "dataset" / "cls"
@@ -66,6 +65,11 @@ def root(tmp_path):
             write_mat(cls / f"{name}.mat", label_of(name, "sbd"))
     (tmp_path / "list.txt").write_text("\n".join(TRAIN) + "\n")
     return root
+
+
+@pytest.fixture
+def root(tmp_path):
+    return tree(tmp_path)
 
 
 def dataset(root, **changes):

@@ -68,6 +68,65 @@ def test_rows_of_one_name_say_which_options_tell_them_apart():
     ]
 
 
+def weighed(miou, digest, weights="resnet50.pth", **how):
+    """A result of weights with this hash."""
+    return {**result(miou, **how), "backbone_weights": weights, "backbone_weights_hash": digest}
+
+
+def test_weights_of_one_name_and_other_content_are_rows_of_their_own():
+    one, other = "3c28cd4100000000", "50e35a6e00000000"
+    rows = cells(markdown_table([weighed(0.1, one, seed=1), weighed(0.6, other, seed=2), weighed(0.3, one, seed=3)]))
+    assert [row[2] for row in rows] == ["resnet50.pth (3c28cd41)", "resnet50.pth (50e35a6e)"]
+    assert [row[3] for row in rows] == ["1-shot, svf, 2 seeds (1, 3), last step", "1-shot, svf, seed 2, last step"]
+    # Also where they are of other folds, whose mean would be of two things; and of what was not trained.
+    assert len(cells(markdown_table([weighed(0.1, one), weighed(0.6, other, fold=1)]))) == 2
+    untrained = [{**weighed(0.1, digest), "checkpoint": None} for digest in (one, other)]
+    assert [row[2] for row in cells(markdown_table(untrained))] == [
+        "resnet50.pth (3c28cd41)",
+        "resnet50.pth (50e35a6e)",
+    ]
+    (row,) = cells(markdown_table([weighed(0.1, one, seed=1), weighed(0.6, one, seed=2)]))
+    assert row[2] == "resnet50.pth"
+
+
+def test_base_learners_are_another_in_every_fold_and_one_in_each():
+    def of(miou, fold, seed, digest, pretrained=3):
+        weights = f"base learner, coco fold {fold}"
+        options = {"method.base_learner.hash": digest, "method.base_learner.seed": pretrained}
+        return weighed(miou, digest, weights, fold=fold, seed=seed, **options)
+
+    folds = [of(0.1, 0, 1, "aa"), of(0.2, 0, 2, "aa"), of(0.3, 1, 1, "bb"), of(0.5, 1, 2, "bb")]
+    (row,) = cells(markdown_table(folds))
+    assert row[2:4] == ["base learner", "1-shot, svf, 2 seeds (1, 2), last step"]
+    rows = cells(markdown_table([*folds, of(0.9, 0, 4, "cc", pretrained=5), of(0.9, 1, 4, "dd", pretrained=5)]))
+    assert [row[3] for row in rows] == [
+        "1-shot, svf, 2 seeds (1, 2), last step, method.base_learner.seed=3",
+        "1-shot, svf, seed 4, last step, method.base_learner.seed=5",
+    ]
+    assert rows[1][-2] == "90.00"
+    # Of one seed, and yet not the same.
+    rows = cells(markdown_table([*folds[:2], of(0.9, 0, 4, "cc")]))
+    assert [row[2] for row in rows] == ["base learner (aa)", "base learner (cc)"]
+
+
+def test_a_training_that_was_ended_early_is_no_seed_of_the_whole_one():
+    def ended(miou, seed, step, fold=0):
+        one = result(miou, fold, seed=seed)
+        return {**one, "checkpoint": {**one["checkpoint"], "step": step}}
+
+    # Folds of other numbers of images have epochs of other lengths.
+    (row,) = cells(markdown_table([ended(0.1, 1, 100), ended(0.2, 2, 100), ended(0.3, 1, 90, 1), ended(0.4, 2, 90, 1)]))
+    assert row[3] == "1-shot, svf, 2 seeds (1, 2), last step"
+    rows = cells(markdown_table([ended(0.1, 1, 100), ended(0.2, 2, 50)]))
+    assert [row[3].split(", ")[-1] for row in rows] == ["step=100", "step=50"]
+
+
+def test_trainings_on_other_images_are_rows_of_their_own():
+    indexes = [{"dataset.train_list": "list.txt", "dataset.index": index} for index in ("1234", "5678")]
+    rows = cells(markdown_table([result(0.1, seed=seed, **index) for seed, index in enumerate(indexes)]))
+    assert [row[3].split(", ")[-1] for row in rows] == ["dataset.index=1234", "dataset.index=5678"]
+
+
 def test_of_two_results_for_one_cell_the_newer_is_shown_and_said(tmp_path, caplog, capsys):
     for i, miou in enumerate((0.1, 0.6)):
         path = tmp_path / f"{i}" / "result.json"

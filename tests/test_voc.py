@@ -39,8 +39,7 @@ def label_of(name):
     return label
 
 
-@pytest.fixture
-def root(tmp_path):
+def tree(tmp_path):
     root = tmp_path / "pets"
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (root / folder).mkdir(parents=True)
@@ -54,6 +53,11 @@ def root(tmp_path):
             Image.fromarray(image).save(root / "JPEGImages" / f"{name}.jpg", quality=95)
             write_label(root / "SegmentationClass" / f"{name}.png", label)
     return root
+
+
+@pytest.fixture
+def root(tmp_path):
+    return tree(tmp_path)
 
 
 def pets(root):
@@ -333,11 +337,20 @@ def test_toy_renders_deleted_files_again(small, lost):
 
 def test_toy_of_another_seed_or_size_is_made_anew(small):
     before = Toy(small).prepare(0)["train"]
-    other = Toy(toy_options(small.root, train_images=5, val_images=3, seed=1)).prepare(0)["train"]
+    other = Toy(toy_options(small.root, train_images=5, val_images=3, seed=2)).prepare(0)["train"]
     assert other.hash != before.hash
     larger = Toy(toy_options(small.root, train_images=6, val_images=2)).prepare(0)["train"]
     assert len(larger) == 6
     assert larger.areas[:5].tolist() == before.areas.tolist()
+
+
+def test_toy_prepared_by_other_options_is_told(small):
+    Toy(small).prepare(0)
+    Toy(small).split("train")
+    for changes in ({"train_images": 6, "val_images": 2}, {"seed": 1}, {"train_images": 9}):
+        other = Toy(toy_options(small.root, **{"train_images": 5, "val_images": 3, **changes}))
+        with data_error("prepared by other options", "fss-svf prepare dataset=toy"):
+            other.split("train")
 
 
 def test_toy_unprepared(small):

@@ -35,6 +35,9 @@ class EfficientNetOptions:
 class Renormalise(nn.Module):
     """(B, 3, H, W) in ImageNet's normalisation to mean and deviation 0.5, which these weights were trained with."""
 
+    scale: Tensor
+    shift: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         # On the CPU also while a checkpoint's model is built on the meta device: state dicts, which have weights alone, do

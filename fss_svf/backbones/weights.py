@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import re
 from collections.abc import Mapping
@@ -38,13 +39,16 @@ class LoadReport:
     source   the file or torchvision name, "random" for none
     loaded   number of tensors
     ignored  names in the file that a backbone does not have (a classifier, an auxiliary head)
-    trained_on  for a checkpoint of this project: dataset, fold and base classes it was trained on, else None
+    trained_on  for a checkpoint of this project: dataset, fold and base classes it was trained on, and its `origin`; else
+                None
+    digest   of the tensors as they were loaded (state_digest), None for random ones
     """
 
     source: str
     loaded: int = 0
     ignored: tuple[str, ...] = ()
     trained_on: Mapping[str, Any] | None = None
+    digest: str | None = None
 
     @property
     def label(self) -> str:
@@ -57,7 +61,39 @@ class LoadReport:
         if self.source == "random":
             return "backbone: random weights"
         ignored = f"; not used: {listing(self.ignored, 4)}" if self.ignored else ""
-        return f"backbone: {self.loaded} tensors from {self.source}{ignored}"
+        known_by = f" ({short(self.digest)})" if self.digest else ""
+        return f"backbone: {self.loaded} tensors from {self.source}{known_by}{ignored}"
+
+
+def state_digest(state: Mapping[str, Tensor]) -> str:
+    """16 hex digits over the tensors of a state dict, by name: equal for equal weights, whatever file holds them.
+
+    BatchNorm's counters, which not every file has and no forward reads, are left out.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for name in sorted(state):
+        if not name.endswith("num_batches_tracked"):
+            value = state[name].detach().cpu().contiguous()
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}\0".encode())
+            digest.update(value.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def short(digest: str | None) -> str:
+    """A digest for tables and lines on screen."""
+    return digest[:8] if digest else "not recorded"
+
+
+def origin(content: Mapping[str, Any]) -> dict[str, Any]:
+    """How a checkpoint of this project came about, but for its fold: what tells it from another one of the same name."""
+    config = content.get("config", {})
+    return {
+        "seed": config.get("seed"),
+        "recipe": config.get("recipe", {}).get("name"),
+        "step": content.get("step"),
+        "index": content["trained_on"].get("index"),
+        "weights": content["trained_on"].get("weights_hash"),
+    }
 
 
 def load_weights(net: nn.Module, source: str | None, name: str) -> LoadReport:
@@ -67,7 +103,8 @@ def load_weights(net: nn.Module, source: str | None, name: str) -> LoadReport:
     trained_on = None
     if Path(source).expanduser().is_file():
         content = read_checkpoint(Path(source).expanduser())
-        trained_on = content.get("trained_on")
+        if content.get("trained_on"):
+            trained_on = {**content["trained_on"], "origin": origin(content)}
         state = normalise_keys(content, vgg=name.startswith("vgg"))
     else:
         state = _from_torchvision(source, name)
@@ -83,7 +120,9 @@ def load_weights(net: nn.Module, source: str | None, name: str) -> LoadReport:
     used = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
     net.load_state_dict(used, strict=False)
     ignored = tuple(k for k in state if k not in used)
-    return LoadReport(str(source), len(used), ignored, trained_on)
+    # Of the network: a file in half precision holds the same weights once they are loaded.
+    digest = state_digest({key: value for key, value in net.state_dict().items() if key in used})
+    return LoadReport(str(source), len(used), ignored, trained_on, digest)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

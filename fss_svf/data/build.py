@@ -9,15 +9,19 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import fields
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fss_svf.console import progress
+from fss_svf.data.identity import FileRecord, changed_file, record
 from fss_svf.data.index import FORMAT, ImageRow, Index
 from fss_svf.errors import DataError
 from fss_svf.files import appearing_whole
@@ -46,23 +50,26 @@ def build_index(
     made_from: str,
     workers: int | None,
     title: str,
-    written: Callable[[Any], bool] = lambda _: True,
+    files: Callable[[Any], Sequence[Path]] = lambda _: (),
+    sources: Sequence[Path] = (),
     check: Callable[[Index], None] = lambda _: None,
 ) -> Index:
     """Apply `work` to every item, and save the rows as the index at `path`; nothing is done when it is there already.
 
     `work` must be picklable and is called in `workers` processes (0: in this one; None: one a core). Finished chunks are
     kept beside the index until it is whole, under the fingerprint `made_from`: a preparation of the same input goes on
-    from them. `written` tells whether the files that `work` makes of an item are there; work whose files were deleted
-    is redone. `check` may raise: a new index is then not saved, the finished chunks stay, and the next run comes back to
-    it at once; an index that was there is checked too, and stays. Raises ConfigError while another process makes an index
-    in the same folder.
+    from them. `files` gives the paths of an item's files, in the order of the records in its row, and `sources` what the
+    whole comes from, such as a list: an index or a part whose files have changed since, or are gone, is made anew.
+    `check` may raise: a new index is then not saved, the finished chunks stay, and the next run comes back to it at once;
+    an index that was there is checked too, and stays. Raises ConfigError while another process makes an index in the same
+    folder.
     """
-    if all(map(written, items)) and (there := _finished(path, made_from)) is not None:
+    there = _finished(path, made_from, [list(map(str, files(item))) for item in items], sources)
+    if there is not None:
         check(there)
         return there
     with locked(path.parent, "prepares this dataset"):
-        return _build_anew(path, items, work, class_names, made_from, workers, title, written, check)
+        return _build_anew(path, items, work, class_names, made_from, workers, title, files, sources, check)
 
 
 def _build_anew(
@@ -73,9 +80,11 @@ def _build_anew(
     made_from: str,
     workers: int | None,
     title: str,
-    written: Callable[[Any], bool],
+    files: Callable[[Any], Sequence[Path]],
+    sources: Sequence[Path],
     check: Callable[[Index], None],
 ) -> Index:
+    records = [record(source) for source in sources]
     # From here until everything is written anew there is no index, or it would describe files that are being replaced.
     path.unlink(missing_ok=True)
     parts = path.with_suffix(".parts")
@@ -85,7 +94,7 @@ def _build_anew(
         (parts / made_from / f"v{FORMAT}-{CHUNK}-{start:08d}.json", items[start : start + CHUNK])
         for start in range(0, len(items), CHUNK)
     ]
-    todo = [(shard, chunk) for shard, chunk in chunks if not (shard.exists() and all(map(written, chunk)))]
+    todo = [(shard, chunk) for shard, chunk in chunks if not (shard.exists() and _holds(shard, map(files, chunk)))]
     with progress(len(items), title, "image") as bar:
         bar.update(len(items) - sum(len(chunk) for _, chunk in todo))
         if workers == 0:
@@ -93,20 +102,36 @@ def _build_anew(
                 bar.update(_do_chunk(shard, chunk, work))
         else:
             _in_processes(todo, work, cores() if workers is None else workers, bar)
-    index = Index.from_rows(_read([shard for shard, _ in chunks]), class_names, made_from)
+    index = Index.from_rows(_read([shard for shard, _ in chunks]), class_names, made_from, records)
     check(index)
     index.save(path)
     shutil.rmtree(parts, ignore_errors=True)  # what cannot be deleted does no harm
     return index
 
 
-def _finished(path: Path, made_from: str) -> Index | None:
-    """The index of this input. One of an older format, or a damaged one, counts as none."""
+def _finished(path: Path, made_from: str, files: Sequence[Sequence[str]], sources: Sequence[Path]) -> Index | None:
+    """The index of this input. One of an older format, or a damaged one, or of files that are others now, counts as none."""
     try:
         index = Index.load(path)
     except (FileNotFoundError, DataError):
         return None
-    return index if index.fingerprint == made_from else None
+    if index.fingerprint != made_from or len(index) != len(files):
+        return None
+    changed, now = index.checked(files, sources, gone_too=True)
+    if changed is not None:
+        return None
+    if now is not index:
+        now.save(path)
+    return now
+
+
+def _holds(shard: Path, files: Iterable[Sequence[Path]]) -> bool:
+    """Whether a part is of these files as they are now."""
+    for row, paths in zip(_read([shard]), files):
+        records = np.array(row.files, np.int64).reshape(-1, 4)
+        if changed_file(records, list(map(str, paths))[: len(records)], gone_too=True) is not None:
+            return False
+    return True
 
 
 def _in_processes(
@@ -167,7 +192,7 @@ def _end_with_parent() -> None:
 def _do_chunk(shard: Path, chunk: Sequence[Any], work: Callable[[Any], ImageRow]) -> int:
     rows = [work(item) for item in chunk]
     with appearing_whole(shard) as unfinished:
-        unfinished.write_text(json.dumps([[row.name, row.height, row.width, row.areas, row.boxes] for row in rows]))
+        unfinished.write_text(json.dumps([[getattr(row, f.name) for f in fields(row)] for row in rows]))
     return len(chunk)
 
 
@@ -177,5 +202,7 @@ def _read(shards: Sequence[Path]) -> Iterator[ImageRow]:
             rows = json.loads(shard.read_text())
         except ValueError:
             raise DataError(f"{shard}: damaged; delete it and prepare again") from None
-        for name, height, width, areas, boxes in rows:
-            yield ImageRow(name, height, width, {int(c): area for c, area in areas.items()}, tuple(map(tuple, boxes)))
+        for name, height, width, areas, boxes, content, files in rows:
+            areas = {int(c): area for c, area in areas.items()}
+            records = tuple(FileRecord(*file) for file in files)
+            yield ImageRow(name, height, width, areas, tuple(map(tuple, boxes)), content, records)

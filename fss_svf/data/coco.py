@@ -14,7 +14,7 @@ from fss_svf.data.coco_annotations import AnnotatedImage, Annotations
 from fss_svf.data.coco_draw import MaskMode, draw_image
 from fss_svf.data.coco_files import CocoFiles, files_there, read_file_names, write_file_names
 from fss_svf.data.counts import counts_of_folds
-from fss_svf.data.dataset import Dataset, DatasetOptions, Split, SplitName, absent, require_folder, require_images
+from fss_svf.data.dataset import Dataset, DatasetOptions, Split, SplitName, require_folder, require_images
 from fss_svf.data.index import Index
 from fss_svf.errors import DataError
 from fss_svf.registry import DATASETS
@@ -71,10 +71,11 @@ class Coco(Dataset):
         return {"train": train, "val": train if same else self._prepare_split("val", workers)}
 
     def split(self, name: SplitName) -> Split:
-        folder = self._prepared(name)
-        images = self.options.root / getattr(self.options, name).images
-        index = self._open_index(folder / "index.npz")
-        return CocoFiles(index, images, ".jpg", folder / "labels", read_file_names(folder, index.fingerprint))
+        folder, where = self._prepared(name), getattr(self.options, name)
+        path, images = folder / "index.npz", self.options.root / where.images
+        index = self._open_index(path)
+        split = CocoFiles(index, images, ".jpg", folder / "labels", read_file_names(folder, index.fingerprint))
+        return self._checked(path, split, [self.options.root / where.annotations])
 
     def _unpack(self, where: CocoSplit) -> None:
         """Fetch what is not there out of archives such as train2014.zip and annotations_trainval2014.zip."""
@@ -108,7 +109,6 @@ class Coco(Dataset):
         folder = self._prepared(name)
         labels = folder / "labels"
         labels.mkdir(parents=True, exist_ok=True)
-        missing = set(absent(labels, stems, ".png"))
         made_from = fingerprint("coco", annotations.digest, self.options.mask_mode, stems)
         write_file_names(folder, made_from, items)
 
@@ -127,7 +127,8 @@ class Coco(Dataset):
             made_from,
             workers,
             f"{self.name} {name}",
-            written=lambda item: item.stem not in missing,
+            files=lambda item: (images / item.file, labels / f"{item.stem}.png"),
+            sources=[path],
             check=check,
         )
         for left_by_a_kill in labels.glob("*.partial"):

@@ -12,6 +12,7 @@ from pycocotools import mask as coco_mask
 
 from fss_svf.data.coco_annotations import AnnotatedImage, Instance
 from fss_svf.data.coco_fields import shown
+from fss_svf.data.identity import label_digest, record
 from fss_svf.data.images import image_size, write_label
 from fss_svf.data.index import ImageRow
 from fss_svf.data.voc import class_areas
@@ -25,6 +26,7 @@ FARTHEST = 1e5  # px; pycocotools asks for memory by the length of an outline, a
 def draw_image(images: Path, labels: Path, mask_mode: MaskMode, item: AnnotatedImage) -> ImageRow:
     """Draw one image's label PNG and return its row of the index. Raises DataError naming image and annotation."""
     stem, file, height, width, instances = item
+    image = record(images / file)
     found = image_size(images / file)
     if found != (height, width):
         raise DataError(
@@ -36,7 +38,8 @@ def draw_image(images: Path, labels: Path, mask_mode: MaskMode, item: AnnotatedI
         raise DataError(f"{images / file}: {error}; mend or remove the annotation") from None
     (labels / stem).parent.mkdir(parents=True, exist_ok=True)  # a name may hold sub folders
     write_label(labels / f"{stem}.png", label)
-    return ImageRow(stem, height, width, class_areas(label), boxes)
+    files = image, record(labels / f"{stem}.png")
+    return ImageRow(stem, height, width, class_areas(label), boxes, label_digest(label), files)
 
 
 def draw_label(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +17,10 @@ from fss_svf.data.file_names import present
 from fss_svf.data.folds import FOLDS, Partition, novel_classes
 from fss_svf.data.images import read_image, read_label
 from fss_svf.data.index import Index
+from fss_svf.data.synonyms import spelling
 from fss_svf.errors import DataError
+
+log = logging.getLogger(__name__)
 
 SplitName = Literal["train", "val"]
 SupportAnnotation = Literal["mask", "bbox", "scribble"]
@@ -33,9 +37,12 @@ class DatasetOptions:
     filter_novel: bool
     too_few_images: Literal["error", "skip"]
     support_annotation: SupportAnnotation
+    synonyms: tuple[tuple[str, ...], ...] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
         require(self.min_area >= 1, "min_area", "a number of pixels >= 1", self.min_area)
+        words = all(len(group) > 1 and all(spelling(word) for word in group) for group in self.synonyms)
+        require(words, "synonyms", "lists of two or more names, such as [[hen,chicken]]", self.synonyms)
 
     @property
     def num_folds(self) -> int:
@@ -98,14 +105,44 @@ class Dataset(ABC):
     def split(self, name: SplitName) -> Split:
         """Open a prepared split. Raises DataError when it was not prepared."""
 
-    def _open_index(self, path: Path) -> Index:
+    def _open_index(self, path: Path, listed: Path | None = None) -> Index:
+        """The index at `path`, which is of the names in the file `listed`. Raises DataError where there is none."""
         try:
             return Index.load(path)
         except FileNotFoundError:
+            what = f" for {listed} as it is now" if listed else ""
             raise DataError(
-                f"dataset={self.name}: not prepared, there is no {path}; run 'fss-svf prepare dataset={self.name} "
-                f"dataset.root={self.options.root}' (and the dataset options of this run) first"
+                f"dataset={self.name}: not prepared{what}, there is no {path}; run {self._prepare} first"
             ) from None
+
+    def _checked(self, path: Path, split: Split, sources: Sequence[Path], origins: Sequence[Path] = ()) -> Split:
+        """The split, whose files are still those that its index at `path` was made from. Raises DataError naming one that
+        is not. What is gone is passed by: reading it raises.
+
+        sources: as given to build_index; origins: of each image what its label was made from.
+        """
+        index = split.index
+        files = [[str(split.image_path(n)), str(split.label_path(n))] for n in range(len(index))]
+        for of_image, origin in zip(files, origins):
+            of_image.append(str(origin))
+        changed, now = index.checked(files, sources)
+        if changed is not None:
+            raise DataError(
+                f"{changed}: changed since the dataset was prepared, whose index would be of other data; run "
+                f"{self._prepare} again, or restore it"
+            )
+        if now is index:
+            return split
+        try:
+            now.save(path)
+        except OSError:
+            log.info("%s: cannot be written, so copied files are read through at every start", path)
+        return replace(split, index=now)
+
+    @property
+    def _prepare(self) -> str:
+        command = f"fss-svf prepare dataset={self.name} dataset.root={self.options.root}"
+        return f"'{command}' (and the dataset options of this run)"
 
 
 def require_folder(path: Path, key: str, name: str) -> None:

@@ -15,6 +15,7 @@ from fss_svf.data.coco import Coco, CocoOptions, CocoSplit
 from fss_svf.data.dataset import Dataset, DatasetOptions, Split, SplitName, link_to_nothing, require_folder
 from fss_svf.data.file_names import IMAGE_ENDINGS, image_files, in_subfolders, plain, present
 from fss_svf.data.folder_checks import check_classes, check_turned, warn_of_turned
+from fss_svf.data.identity import label_digest, record
 from fss_svf.data.images import read_image_of_label, read_label
 from fss_svf.data.index import ImageRow, Index
 from fss_svf.data.voc import class_areas, read_lines, read_names
@@ -124,10 +125,28 @@ class Folder(Dataset):
     def split(self, name: SplitName) -> Split:
         if self.options.instances is not None:
             return self._as_coco(self.options.instances).split(name)
-        index = self._open_index(self._index_path(name))
-        return FolderSplit(
-            index, self.images, "", self.masks, named(self.images, IMAGE_ENDINGS), named(self.masks, (".png",))
-        )
+        path, listed = self._index_path(name), self._list(name)
+        index = self._open_index(path, None if listed is None else self.options.root / listed)
+        images, masks = named(self.images, IMAGE_ENDINGS), named(self.masks, (".png",))
+        self._require_same_images(name, index, images, masks)
+        return self._checked(path, FolderSplit(index, self.images, "", self.masks, images, masks), self._sources(name))
+
+    def _require_same_images(
+        self, split: SplitName, index: Index, images: Mapping[str, str], masks: Mapping[str, str]
+    ) -> None:
+        """Raise DataError where images with masks were added since the preparation: without a list all are used."""
+        listed, known = self._list(split), set(index.names.tolist())
+        names = images if listed is None else self._listed_names(split, listed)
+        added = [name for name in names if name in images and name in masks and name not in known]
+        if added:
+            raise DataError(
+                f"{self.images / images[added[0]]}: added with its mask since the dataset was prepared, and "
+                f"{len(added) - 1} more; run {self._prepare} again, or take them away"
+            )
+
+    def _sources(self, split: SplitName) -> list[Path]:
+        listed = self._list(split)
+        return [self.options.root / name for name in (self.options.classes, listed) if name is not None]
 
     def _as_coco(self, instances: str) -> Coco:
         where = CocoSplit(annotations=instances, images=self.options.images)
@@ -187,7 +206,6 @@ class Folder(Dataset):
         if below:
             log.warning("%s: %d images%s", self.images, len(files), below)
         items = [(name, self.images / files[name], self.masks / masks[name]) for name in kept]
-        stats = [(s.st_size, s.st_mtime_ns) for s in (mask.stat() for _, _, mask in items)]
 
         def check(index: Index) -> None:
             check_classes(index, [mask for _, _, mask in items])
@@ -198,9 +216,11 @@ class Folder(Dataset):
             items,
             index_mask,
             class_names,
-            fingerprint("folder", class_names, [image.name for _, image, _ in items], stats),
+            fingerprint("folder", class_names, [image.name for _, image, _ in items]),
             workers,
             f"folder {split}",
+            files=lambda item: item[1:],
+            sources=self._sources(split),
             check=check,
         )
 
@@ -218,6 +238,7 @@ def named(folder: Path, endings: Sequence[str]) -> dict[str, str]:
 def index_mask(item: tuple[str, Path, Path]) -> ImageRow:
     """The row of one name, its image and its mask. Both are read whole, so that a run meets no damaged or unclear file."""
     name, image, mask = item
+    files = record(image), record(mask)
     label = read_label(mask)
     size = read_image_of_label(image, label.shape).shape
     if size[:2] != label.shape:
@@ -225,4 +246,4 @@ def index_mask(item: tuple[str, Path, Path]) -> ImageRow:
             f"{mask}: label of {label.shape[1]} x {label.shape[0]} for an image of {size[1]} x {size[0]}; replace the "
             "wrong one"
         )
-    return ImageRow(name, size[0], size[1], class_areas(label))
+    return ImageRow(name, size[0], size[1], class_areas(label), content=label_digest(label), files=files)

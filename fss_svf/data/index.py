@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,12 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from fss_svf.data.identity import FileRecord, changed_file, table
 from fss_svf.errors import DataError
+from fss_svf.files import appearing_whole
 
-FORMAT = 2
+FORMAT = 3
+_OPTIONAL = ("boxes", "contents", "files", "sources")
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,9 @@ class ImageRow:
 
     boxes: (class, y0, x0, y1, x1) of every instance drawn, ends exclusive, hidden parts included; () where the labels
     know no instances.
+    content: identity.label_digest of the label; 0 where it is not known.
+    files: records of the image's file, of the label that is read, and of what the label was made from; () where a later
+    change of them is not to be noticed.
     """
 
     name: str
@@ -34,6 +40,8 @@ class ImageRow:
     width: int
     areas: dict[int, int]
     boxes: tuple[tuple[int, int, int, int, int], ...] = ()
+    content: int = 0
+    files: tuple[FileRecord, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,9 @@ class Index:
     fingerprint  what the index was made from; a preparation with another fingerprint makes it anew
     boxes        (M, 6) int32, (image, class, y0, x0, y1, x1) of M instances by ascending image, in drawing order; None
                  where the labels know no instances
+    contents     (N,) int64, a digest of each label's pixels, 0 where it is not known
+    files        (N, R, 4) int64, FileRecords of each image's files; None where there are none
+    sources      (S, 4) int64, FileRecords of what all images come from: lists, class names, an instances JSON
     """
 
     names: np.ndarray
@@ -55,9 +66,18 @@ class Index:
     class_names: tuple[str, ...]
     fingerprint: str
     boxes: np.ndarray | None = None
+    contents: np.ndarray | None = None
+    files: np.ndarray | None = None
+    sources: np.ndarray | None = None
 
     @classmethod
-    def from_rows(cls, rows: Iterable[ImageRow], class_names: Iterable[str], fingerprint: str) -> Index:
+    def from_rows(
+        cls,
+        rows: Iterable[ImageRow],
+        class_names: Iterable[str],
+        fingerprint: str,
+        sources: Sequence[FileRecord] = (),
+    ) -> Index:
         rows, class_names = list(rows), tuple(class_names)
         areas = np.zeros((len(rows), len(class_names) + 1), np.int32)
         for i, row in enumerate(rows):
@@ -72,7 +92,18 @@ class Index:
         numbers = (number for i, row in enumerate(rows) for box in row.boxes for number in (i, *box))
         boxes = np.fromiter(numbers, np.int32).reshape(-1, 6)
         names = np.array([row.name for row in rows], dtype=np.str_)
-        return cls(names, sizes, areas, class_names, fingerprint, boxes if len(boxes) else None)
+        contents = np.array([row.content for row in rows], np.int64)
+        return cls(
+            names,
+            sizes,
+            areas,
+            class_names,
+            fingerprint,
+            boxes if len(boxes) else None,
+            contents if contents.any() else None,
+            table([row.files for row in rows]),
+            np.array(sources, np.int64).reshape(-1, 4) if sources else None,
+        )
 
     def __len__(self) -> int:
         return len(self.names)
@@ -82,12 +113,17 @@ class Index:
 
     @cached_property
     def hash(self) -> str:
-        """16 hex digits over names, sizes, areas, classes and boxes: equal where every query has equal answers."""
+        """16 hex digits over what is read: names, sizes, areas, classes, boxes, each label's pixels, and the bytes of each
+        image's file. Places, times and the compression of labels are not in it."""
         digest = hashlib.sha256("\0".join([*self.names.tolist(), *self.class_names]).encode())
         digest.update(self.sizes.tobytes())
         digest.update(self.areas.tobytes())
         if self.boxes is not None:
             digest.update(self.boxes.tobytes())
+        if self.contents is not None:
+            digest.update(self.contents.tobytes())
+        if self.files is not None:
+            digest.update(np.ascontiguousarray(self.files[:, 0, 0]).tobytes())
         return digest.hexdigest()[:16]
 
     def having(self, classes: Iterable[int], min_area: int = 1) -> np.ndarray:
@@ -110,22 +146,43 @@ class Index:
         assert self.boxes is not None
         return np.searchsorted(self.boxes[:, 0], np.arange(len(self) + 1))
 
+    def checked(
+        self, paths: Sequence[Sequence[str]], sources: Sequence[Path], gone_too: bool = False
+    ) -> tuple[str | None, Index]:
+        """The first file whose content is not that of the preparation, or None; and the index with the times of now, which
+        is this one where they are the same.
+
+        paths: of each image, those of `files`. gone_too: a file that is not there counts as changed.
+        """
+        found: str | None = None
+        files, records = (None if of is None else of.copy() for of in (self.files, self.sources))
+        now = replace(self, files=files, sources=records)
+        if now.sources is not None:
+            found = changed_file(now.sources, list(map(str, sources)), gone_too)
+        if now.files is not None and found is None:
+            # Labels first, which are small and what is edited most often; images last.
+            for role in (*range(1, now.files.shape[1]), 0):
+                of_role = [of_image[role] if role < len(of_image) else "" for of_image in paths]
+                found = found or changed_file(now.files[:, role], of_role, gone_too)
+        same = all(np.array_equal(getattr(self, key), getattr(now, key)) for key in ("files", "sources"))
+        return found, self if same else now
+
     def save(self, path: Path) -> None:
         """Write to `path` (.npz), whole or not at all. Areas are stored as (image, class, area) rows."""
         image, number = np.nonzero(self.areas)
-        partial = path.with_suffix(".partial.npz")
-        optional: dict[str, Any] = {} if self.boxes is None else {"boxes": self.boxes}
-        np.savez(
-            partial,
-            names=self.names,
-            sizes=self.sizes,
-            image=image.astype(np.int32),
-            number=number.astype(np.int16),
-            area=self.areas[image, number],
-            meta=np.array(json.dumps({"format": FORMAT, "classes": self.class_names, "fingerprint": self.fingerprint})),
-            **optional,
-        )
-        partial.replace(path)
+        meta = {"format": FORMAT, "classes": self.class_names, "fingerprint": self.fingerprint}
+        optional: dict[str, Any] = {key: value for key in _OPTIONAL if (value := getattr(self, key)) is not None}
+        with appearing_whole(path) as unfinished, unfinished.open("wb") as file:
+            np.savez(
+                file,
+                names=self.names,
+                sizes=self.sizes,
+                image=image.astype(np.int32),
+                number=number.astype(np.int16),
+                area=self.areas[image, number],
+                meta=np.array(json.dumps(meta)),
+                **optional,
+            )
 
     @classmethod
     def load(cls, path: Path) -> Index:
@@ -134,14 +191,33 @@ class Index:
             with np.load(path, allow_pickle=False) as z:
                 meta = json.loads(str(z["meta"]))
                 if meta["format"] != FORMAT:
-                    raise DataError(f"{path}: index of format {meta['format']}, expected {FORMAT}; delete and prepare")
+                    raise DataError(
+                        f"{path}: index of format {meta['format']}, expected {FORMAT}; run 'fss-svf prepare' again"
+                    )
                 areas = np.zeros((len(z["names"]), len(meta["classes"]) + 1), np.int32)
                 areas[z["image"], z["number"]] = z["area"]
-                boxes = z["boxes"] if "boxes" in z.files else None
-                if boxes is not None and (boxes.shape[1:] != (6,) or (np.diff(boxes[:, 0]) < 0).any()):
-                    raise ValueError("its boxes are no rows of six by ascending image")
-                return cls(z["names"], z["sizes"], areas, tuple(meta["classes"]), meta["fingerprint"], boxes)
+                optional = {key: z[key] for key in _OPTIONAL if key in z.files}
+                _check_shapes(len(areas), **optional)
+                return cls(z["names"], z["sizes"], areas, tuple(meta["classes"]), meta["fingerprint"], **optional)
         except FileNotFoundError:
             raise
         except (BadZipFile, OSError, RuntimeError, ValueError, LookupError, TypeError, EOFError) as error:
             raise DataError(f"{path}: the index is damaged ({error}); delete it and run 'fss-svf prepare'") from None
+
+
+def _check_shapes(
+    images: int,
+    boxes: np.ndarray | None = None,
+    contents: np.ndarray | None = None,
+    files: np.ndarray | None = None,
+    sources: np.ndarray | None = None,
+) -> None:
+    """Raise ValueError for an array that no index has."""
+    if boxes is not None and (boxes.shape[1:] != (6,) or (np.diff(boxes[:, 0]) < 0).any()):
+        raise ValueError("its boxes are no rows of six by ascending image")
+    if contents is not None and contents.shape != (images,):
+        raise ValueError("its labels have not one digest an image")
+    if files is not None and (files.ndim != 3 or (len(files), files.shape[2]) != (images, 4)):
+        raise ValueError("its files are no records by image")
+    if sources is not None and sources.shape[1:] != (4,):
+        raise ValueError("its sources are no records")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -14,6 +14,7 @@ from fss_svf.data.build import build_index, fingerprint
 from fss_svf.data.counts import require_papers_counts
 from fss_svf.data.dataset import Dataset, DatasetOptions, Split, SplitName, absent
 from fss_svf.data.file_names import present
+from fss_svf.data.identity import record
 from fss_svf.data.images import read_label, write_label
 from fss_svf.data.index import ImageRow, Index
 from fss_svf.data.sbd import read_sbd_label
@@ -105,8 +106,13 @@ class Pascal(Dataset):
                 f"dataset=pascal: not prepared, there is no VOC 2012 under {self.options.root}; set dataset.root to "
                 "where it is, and run 'fss-svf prepare dataset=pascal' first"
             )
-        index = self._open_index(self._index_path(name, places))
-        return Split(index, places.voc / "JPEGImages", ".jpg", self._labels(places))
+        path, listed = self._index_path(name, places), self.options.train_list if name == "train" else None
+        index = self._open_index(path, listed)
+        split = Split(index, places.voc / "JPEGImages", ".jpg", self._labels(places))
+        # SBD's labels may be gone once they are merged.
+        merged = places.aug is not None or places.sbd is not None
+        origins = list(label_sources(places, index.names.tolist()).values()) if merged else []
+        return self._checked(path, split, self._lists(places.voc), origins)
 
     def _labelled(self) -> bool:
         places = Places.under(self.options.root)
@@ -125,6 +131,11 @@ class Pascal(Dataset):
                 "take them out of the training list"
             )
         return names
+
+    def _lists(self, voc: Path) -> list[Path]:
+        """The files that say which images are trained on and tested; the training list is without the tested ones."""
+        lists = [voc / "ImageSets" / "Segmentation" / f"{split}.txt" for split in ("train", "val")]
+        return [*lists, *([] if self.options.train_list is None else [self.options.train_list])]
 
     def _index_path(self, split: SplitName, places: Places) -> Path:
         assert places.voc is not None
@@ -180,18 +191,17 @@ class Pascal(Dataset):
                     require_papers_counts(index, self.options, split, filtered, "contiguous", expected)
 
         names = list(sources)
-        stats = [(s.st_size, s.st_mtime_ns) for s in (source.stat() for source in sources.values())]
         labels.mkdir(parents=True, exist_ok=True)
-        unwritten = set(absent(labels, names, ".png"))
         return build_index(
             self._index_path(split, places),
             list(sources.values()),
             partial(merge_label, images, labels),
             VOC_CLASSES,
-            fingerprint("pascal", VOC_CLASSES, names, stats),
+            fingerprint("pascal", VOC_CLASSES, names),
             workers,
             f"pascal {split}",
-            written=lambda source: source.stem not in unwritten,
+            files=lambda source: (images / f"{source.stem}.jpg", labels / f"{source.stem}.png", source),
+            sources=self._lists(places.voc),
             check=check,
         )
 
@@ -221,11 +231,12 @@ def label_sources(places: Places, names: list[str]) -> dict[str, Path]:
 
 def merge_label(images: Path, labels: Path, source: Path) -> ImageRow:
     """Make labels/NAME.png of VOC's PNG or SBD's .mat where it is not that file already; the index's row of it."""
-    target = labels / f"{source.stem}.png"
+    target, origin = labels / f"{source.stem}.png", record(source)
     if source.suffix == ".mat":
         write_label(target, read_sbd_label(source))
     elif source != target:
         read_label(source)  # a damaged one is told by its own name
         with appearing_whole(target) as unfinished:
             shutil.copyfile(source, unfinished)
-    return index_named(images, labels, source.stem)
+    row = index_named(images, labels, source.stem)
+    return row if source == target else replace(row, files=(*row.files, origin))

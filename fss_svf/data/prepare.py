@@ -11,6 +11,7 @@ from fss_svf.config import PrepareConfig
 from fss_svf.data.dataset import Dataset, DatasetOptions
 from fss_svf.data.episodes import listed_images
 from fss_svf.data.index import Index
+from fss_svf.data.synonyms import warn_of_twice
 from fss_svf.errors import DataError, listing
 from fss_svf.provenance import write_run_folder
 from fss_svf.registry import DATASETS
@@ -27,6 +28,7 @@ def prepare(config: PrepareConfig, out: Path) -> None:
         indexes = dataset.prepare(config.workers)
     write_run_folder(out, config)
     options = dataset.options
+    warn_of_twice(indexes["train"].class_names, options.synonyms)
     for name, index in indexes.items():
         folds = range(options.num_folds)
         listed = [int(listed_images(index, options, fold, name).sum()) for fold in folds]

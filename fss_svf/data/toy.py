@@ -10,11 +10,12 @@ from PIL import Image
 
 from fss_svf.config import require
 from fss_svf.data.build import build_index, fingerprint
-from fss_svf.data.dataset import DatasetOptions, SplitName, absent
+from fss_svf.data.dataset import DatasetOptions, Split, SplitName
 from fss_svf.data.images import write_label
 from fss_svf.data.index import ImageRow, Index
 from fss_svf.data.toy_render import CLASS_NAMES, render
-from fss_svf.data.voc import VocFolder, class_areas
+from fss_svf.data.voc import VocFolder, index_named
+from fss_svf.errors import DataError
 from fss_svf.files import appearing_whole
 from fss_svf.registry import DATASETS
 
@@ -47,22 +48,37 @@ class Toy(VocFolder):
             folder.mkdir(parents=True, exist_ok=True)
         total = o.train_images + o.val_images
         names = [toy_name(number) for number in range(total)]
-        missing = {*absent(self.images, names, ".jpg"), *absent(self.labels, names, ".png")}
         # The index of this step is only a record that the rendering is whole.
         build_index(
             o.prepared / "rendered.npz",
             range(total),
             partial(render_files, self.images, self.labels, o.seed),
             CLASS_NAMES,
-            fingerprint("toy", o.seed, total, CLASS_NAMES),
+            _made_from(o),
             workers,
             "toy rendering",
-            written=lambda number: toy_name(number) not in missing,
+            files=lambda number: (self.images / f"{names[number]}.jpg", self.labels / f"{names[number]}.png"),
         )
         for split, of_split in (("train", names[: o.train_images]), ("val", names[o.train_images :])):
             with appearing_whole(lists / f"{split}.txt") as unfinished:  # another preparation may read it
                 unfinished.write_text("\n".join(of_split) + "\n")
         return super().prepare(workers)
+
+    def split(self, name: SplitName) -> Split:
+        """As VocFolder.split. Raises DataError too where other images were rendered than the options say."""
+        o, split = self.options, super().split(name)
+        wanted = {"train": o.train_images, "val": o.val_images}[name]
+        rendered = o.prepared / "rendered.npz"
+        if len(split.index) != wanted or (rendered.exists() and Index.load(rendered).fingerprint != _made_from(o)):
+            raise DataError(
+                f"dataset=toy: prepared by other options than dataset.train_images={o.train_images}, val_images="
+                f"{o.val_images}, seed={o.seed}; run {self._prepare}, or give the options it was prepared by"
+            )
+        return split
+
+
+def _made_from(options: ToyOptions) -> str:
+    return fingerprint("toy", options.seed, options.train_images + options.val_images, CLASS_NAMES)
 
 
 def toy_name(number: int) -> str:
@@ -77,4 +93,4 @@ def render_files(images: Path, labels: Path, seed: int, number: int) -> ImageRow
     with appearing_whole(images / f"{name}.jpg") as unfinished:
         Image.fromarray(image).save(unfinished, format="JPEG", quality=95)
     write_label(labels / f"{name}.png", label)
-    return ImageRow(name, label.shape[0], label.shape[1], class_areas(label))
+    return index_named(images, labels, name)

@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from fss_svf.data.toy_things import PARTS, Part, Tone
+from fss_svf.data.toy_things import PARTS, Tone
 
 Floats = NDArray[np.floating[Any]]
 Bytes = NDArray[np.uint8]
@@ -171,7 +171,7 @@ def _background(rng: np.random.Generator, size: Size) -> Floats:
         else:
             end = centre + rng.integers(-90, 90, size=2)
             cv2.line(layer, centre.tolist(), end.tolist(), 255, int(rng.integers(2, 9)), cv2.LINE_AA)
-        soft = cv2.GaussianBlur(layer, (0, 0), rng.uniform(1, 5))
+        soft = cv2.GaussianBlur(layer, (0, 0), rng.uniform(1, 5)).astype(np.uint8)
         _blend(image, soft, rng.random(3).astype(np.float32), rng.uniform(0.2, 0.6))
     return np.clip(image, 0, 1)
 
@@ -204,7 +204,7 @@ def _shaded(rng: np.random.Generator, image: Floats, thing: _Object) -> None:
     """Lit from one side, with a shadow on what is behind."""
     angle = rng.uniform(0, 2 * np.pi)
     shift = np.round(4 * np.array([np.cos(angle), np.sin(angle)])).astype(int)
-    shadow = cv2.GaussianBlur(np.roll(thing.cover, shift, axis=(1, 0)), (0, 0), 3)
+    shadow = cv2.GaussianBlur(np.roll(thing.cover, shift, axis=(1, 0)), (0, 0), 3).astype(np.uint8)
     _blend(image, shadow, np.zeros(3, np.float32), 0.45)
     for cover, tone in zip(thing.covers, thing.tones):
         window = _window(cover)
@@ -224,8 +224,8 @@ def _crayon(rng: np.random.Generator, image: Floats, thing: _Object) -> None:
         _blend(image, rough, thing.colours[tone])
         if tone != "dark":
             edge = _filled(thing.cover.shape, outline)
-            edge -= cv2.erode(edge, np.ones((3, 3), np.uint8))
-            _blend(image, (edge * grain).astype(np.uint8), 0.6 * thing.colours[tone])
+            inner = cv2.erode(edge, np.ones((3, 3), np.uint8))
+            _blend(image, ((edge - inner) * grain).astype(np.uint8), 0.6 * thing.colours[tone])
 
 
 def _hatched(rng: np.random.Generator, image: Floats, thing: _Object) -> None:

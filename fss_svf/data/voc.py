@@ -20,6 +20,7 @@ from fss_svf.data.dataset import (
     require_images,
 )
 from fss_svf.data.file_names import IMAGE_ENDINGS
+from fss_svf.data.identity import label_digest, record
 from fss_svf.data.images import image_size, read_label
 from fss_svf.data.index import ImageRow, Index
 from fss_svf.errors import DataError
@@ -50,26 +51,31 @@ class VocFolder(Dataset):
         return {"train": self._index("train", workers), "val": self._index("val", workers)}
 
     def split(self, name: SplitName) -> Split:
-        return Split(self._open_index(self._index_path(name)), self.images, ".jpg", self.labels)
+        path = self._index_path(name)
+        split = Split(self._open_index(path), self.images, ".jpg", self.labels)
+        return self._checked(path, split, [self._list(name)])
 
     def _index_path(self, name: SplitName) -> Path:
         return self.options.prepared / f"{name}.npz"
 
     def _index(self, split: SplitName, workers: int | None) -> Index:
-        path = self.options.root / "ImageSets" / "Segmentation" / f"{split}.txt"
+        path = self._list(split)
         names = read_names(path, f"dataset={self.name}")
-        names = require_images(self.images, names, ".jpg", allow_missing=None)
-        # Size and time of the labels stand for their content: an edited label makes the index anew.
-        stats = [(self.labels / f"{name}.png").stat() for name in self._labelled(names)]
+        names = self._labelled(require_images(self.images, names, ".jpg", allow_missing=None))
         return build_index(
             self._index_path(split),
             names,
             partial(index_named, self.images, self.labels),
             self.class_names,
-            fingerprint("voc", self.class_names, names, [(s.st_size, s.st_mtime_ns) for s in stats]),
+            fingerprint("voc", self.class_names, names),
             workers,
             f"{self.name} {split}",
+            files=lambda name: (self.images / f"{name}.jpg", self.labels / f"{name}.png"),
+            sources=[path],
         )
+
+    def _list(self, split: SplitName) -> Path:
+        return self.options.root / "ImageSets" / "Segmentation" / f"{split}.txt"
 
     def _labelled(self, names: list[str]) -> list[str]:
         missing = absent(self.labels, names, ".png")
@@ -106,6 +112,7 @@ def read_names(path: Path, what: str) -> list[str]:
 
 def index_label(image: Path, label: Path, name: str) -> ImageRow:
     """The row of one image: the areas of its label, whose size must be the image's."""
+    files = record(image), record(label)
     numbers = read_label(label)
     size = image_size(image)
     if size != numbers.shape:
@@ -113,7 +120,7 @@ def index_label(image: Path, label: Path, name: str) -> ImageRow:
             f"{label}: label of {numbers.shape[1]} x {numbers.shape[0]} for an image of {size[1]} x {size[0]}; replace the "
             "wrong one"
         )
-    return ImageRow(name, *size, class_areas(numbers))
+    return ImageRow(name, *size, class_areas(numbers), content=label_digest(numbers), files=files)
 
 
 def index_named(images: Path, labels: Path, name: str) -> ImageRow:

@@ -22,10 +22,12 @@ from fss_svf.evaluation.statistics import LEVEL, RESAMPLES
 from fss_svf.provenance import write_json, write_run_folder
 from fss_svf.reporting.comparison import comparison_table
 from fss_svf.reporting.report import read_result
+from fss_svf.reporting.rows import LAST_STEP
 
 log = logging.getLogger(__name__)
 
-_TOLD = ("method", "tuning", "backbone", "backbone_weights", "checkpoint", "miou", "fb_iou")
+_TOLD = ("method", "tuning", "backbone", "backbone_weights", "backbone_weights_hash", "checkpoint", "miou", "fb_iou")
+_THE_MODEL = ("method", "backbone", "tuning", "backbone_weights", "backbone_weights_hash")
 _SHARED = ("dataset", "fold", "way", "shot", "size", "protocol_hash", "seeds", "num_episodes")
 
 
@@ -153,8 +155,12 @@ def _require_pairs(a: Sequence[_Training], b: Sequence[_Training]) -> None:
 
 
 def _what_was_trained(training: _Training) -> dict[str, Any]:
-    checkpoint = {k: v for k, v in training.result["checkpoint"].items() if k not in ("path", "seed", "options")}
-    told = {key: training.result[key] for key in ("method", "backbone", "tuning")}
+    left_out = {"path", "seed", "options"}
+    # The best step is another one of every seed; the last is one of what was trained as long.
+    if training.result["checkpoint"].get("selection", LAST_STEP) != LAST_STEP:
+        left_out.add("step")
+    checkpoint = {k: v for k, v in training.result["checkpoint"].items() if k not in left_out}
+    told = {key: training.result.get(key) for key in _THE_MODEL}
     return {**told, **checkpoint, **training.result["checkpoint"].get("options", {})}
 
 
@@ -204,7 +210,7 @@ def _require_same_episodes(a: _Training, b: _Training) -> None:
 
 
 def _told(training: _Training) -> dict[str, Any]:
-    return {"path": str(training.path), **{key: training.result[key] for key in _TOLD}}
+    return {"path": str(training.path), **{key: training.result.get(key) for key in _TOLD}}
 
 
 def _equal_counts(a: _Training, b: _Training) -> bool:

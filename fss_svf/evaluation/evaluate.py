@@ -14,6 +14,7 @@ from fss_svf.config import EvaluateConfig, check_fold
 from fss_svf.data.augment import EvalTransform
 from fss_svf.data.dataset import Dataset
 from fss_svf.data.episodes import split_classes
+from fss_svf.data.synonyms import warn_of_twice
 from fss_svf.errors import ConfigError, listing
 from fss_svf.evaluation.base_classes import require_base_classes
 from fss_svf.evaluation.conditions import require_conditions, require_shots, warn_of_stretch, warn_of_width
@@ -51,7 +52,11 @@ def evaluate(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:
     dataset: Dataset = DATASETS.build(subject.dataset)
     split = dataset.split("val")
     classes = split_classes(split.index, dataset.options, subject.fold, "val")
-    refuse_leak(subject.trained_on, map(split.index.class_name, classes), f"checkpoint={config.checkpoint}")
+    known, synonyms = split.index.class_names, dataset.options.synonyms
+    warn_of_twice(known, synonyms)
+    # Without a checkpoint the weights themselves may have been trained on these classes.
+    source = f"checkpoint={config.checkpoint}" if config.checkpoint else "backbone.weights"
+    refuse_leak(subject.trained_on, map(split.index.class_name, classes), source, known, synonyms)
     check_way(type(subject.model), subject.way)
     require_shots(protocol, config.shots, subject.model, subject.way)
     require_base_classes(protocol, subject.model, subject.method)

@@ -72,6 +72,7 @@ def make_result(
         "also": also,
         "runs": scores,
         "backbone_weights": subject.weights,
+        "backbone_weights_hash": subject.weights_hash,
         "trainable_backbone_values": trainable_values(subject.model.backbone),
         "checkpoint": subject.checkpoint,
         "data": data,

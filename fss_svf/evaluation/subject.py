@@ -37,6 +37,7 @@ class Subject:
     backbone: str
     tuning: str
     weights: str  # what the backbone started from
+    weights_hash: str | None  # of their content; None for random ones
     checkpoint: dict[str, Any] | None  # for result.json
     trained_on: Mapping[str, Any] | None
 
@@ -77,6 +78,7 @@ def _from_checkpoint(config: EvaluateConfig) -> Subject:
         backbone=trained.backbone.name,
         tuning=trained.tuning.name,
         weights=content["trained_on"]["backbone_weights"],
+        weights_hash=content["trained_on"].get("weights_hash"),
         checkpoint={
             "path": str(config.checkpoint),
             "step": content["step"],
@@ -84,7 +86,11 @@ def _from_checkpoint(config: EvaluateConfig) -> Subject:
             "shot": trained.shot,
             "recipe": trained.recipe.name,
             "seed": trained.seed,
-            "options": {**_options(trained), **{f"method.{key}": value for key, value in config.method.items()}},
+            "options": {
+                **_options(trained),
+                **_origins(content["trained_on"]),
+                **{f"method.{key}": value for key, value in config.method.items()},
+            },
             "method_options_changed": dict(config.method),
             "selection": content.get("selection") or _selection_of_before(config.checkpoint, content["step"]),
         },
@@ -103,7 +109,7 @@ def _selection_of_before(checkpoint: Path, step: int) -> str:
 def _options(trained: TrainConfig) -> dict[str, Any]:
     """Every option of a training that may make it another one, by its key: of a method, tuning, backbone and recipe, and
     the classes it was not to see."""
-    # Files and folders are other ones in every fold and on every machine; what a backbone started from is told apart.
+    # Files and folders are other ones in every fold and on every machine; their content is told by its hash.
     parts = {key: to_mapping(getattr(trained, key)) for key in ("method", "backbone", "tuning", "recipe")}
     left_out = {"tuning.cache", "tuning.execution", "backbone.weights", "method.base_learner", "recipe.name"}
     options = {key: value for key, value in _flat(parts).items() if key not in left_out}
@@ -113,6 +119,15 @@ def _options(trained: TrainConfig) -> dict[str, Any]:
     options |= _data_options(trained.dataset)
     if trained.validate.held_out is not None:
         options["validate.held_out"] = to_mapping(trained.validate.held_out)
+    return options
+
+
+def _origins(trained_on: Mapping[str, Any]) -> dict[str, Any]:
+    """What the names of files leave out: the hash of the training data, and how the checkpoints it began with came about."""
+    options: dict[str, Any] = {"dataset.index": trained_on.get("index")}
+    for key, what in (("backbone.weights", "weights_origin"), ("method.base_learner", "base_learner")):
+        came_about = trained_on.get(what) or {}
+        options |= {f"{key}.{name}": value for name, value in came_about.items() if name != "classes"}
     return options
 
 
@@ -168,6 +183,7 @@ def _from_config(config: EvaluateConfig) -> Subject:
         backbone=backbone.name,
         tuning="frozen",
         weights=report.label,
+        weights_hash=report.digest,
         checkpoint=None,
         trained_on=report.trained_on,
     )
@@ -182,8 +198,11 @@ def base_classes(subject: Subject, dataset: Dataset, index: Index, protocol: Pro
         return None
     assert subject.trained_on is not None
     base = split_classes(index, dataset.options, subject.fold, "train")
+    names = [index.class_name(c) for c in base]
+    # Its channels are the base learner's classes in order; a checkpoint of before that was kept has them as a set alone.
+    channels = (subject.trained_on.get("base_learner") or {}).get("classes", names)[: len(names)]
     same_run = [subject.trained_on[key] for key in ("dataset", "fold")] == [subject.dataset.name, subject.fold]
-    if not same_run or not {index.class_name(c) for c in base} <= set(subject.trained_on["classes"]):
+    if not same_run or channels != names or not set(names) <= set(subject.trained_on["classes"]):
         what = f"dataset={subject.dataset.name}, fold={subject.fold}: its base classes are not those that the base learner "
         what += "of the checkpoint segments"
         if protocol.novel_threshold is not None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fss_svf.backbones.backbone import STAGES, Backbone
+from fss_svf.backbones.weights import origin, state_digest
 from fss_svf.checkpoint import load_checkpoint
 from fss_svf.config import require, to_mapping
 from fss_svf.episode import Code, Episode, Outputs, Prediction
@@ -192,7 +193,8 @@ class BAM(PriorASPP):
     def _load_base_learner(self, content: Mapping[str, Any]) -> None:
         self.base = BaseBranch(self.backbone, len(content["model"]["cls.4.bias"]) - 1)
         self.base.load(content["model"], self.backbone, f"method.base_learner={self.base_learner}")
-        self.trained_on = content["trained_on"]
+        made = {**origin(content), "hash": state_digest(content["model"]), "classes": content["trained_on"]["classes"]}
+        self.trained_on = {**content["trained_on"], "origin": made}
         self._base_backbone: Mapping[str, Any] = content["config"]["backbone"]
 
 

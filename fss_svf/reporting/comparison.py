@@ -37,11 +37,16 @@ def comparison_table(comparison: Mapping[str, Any]) -> str:
 
 def _what(side: Sequence[Mapping[str, Any]]) -> str:
     first = side[0]
-    weights = ", ".join(dict.fromkeys(training["backbone_weights"] for training in side))
+    weights = ", ".join(dict.fromkeys(map(_weights, side)))
     what = f"{first['method']}, {first['tuning']}, {first['backbone']} ({weights})"
     if len(side) == 1:
         return f"{what}, {first['path']}"
     return "\n".join([what, *(f"  - seed {t['checkpoint']['seed']}: {t['path']}" for t in side)])
+
+
+def _weights(training: Mapping[str, Any]) -> str:
+    digest = training.get("backbone_weights_hash")
+    return training["backbone_weights"] + (f" {digest[:8]}" if digest else "")
 
 
 def _row(name: str, episodes: int, of: Mapping[str, Any], several: bool) -> list[str]:

@@ -79,7 +79,8 @@ def newest(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for r in results:
         trained = {k: v for k, v in (r.get("checkpoint") or {}).items() if k not in ("path", "step")}
         names = ("dataset", "backbone", "backbone_weights", "method", "tuning", "fold", "shot", "protocol_hash")
-        key = json.dumps([[r[name] for name in names], trained], sort_keys=True)
+        measured = [*(r[name] for name in names), r.get("backbone_weights_hash")]
+        key = json.dumps([measured, trained], sort_keys=True)
         if key in kept:
             log.warning("two results for one cell, the newer is shown: %s over %s", r["path"], kept[key]["path"])
         kept.pop(key, None)

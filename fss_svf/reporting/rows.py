@@ -11,7 +11,11 @@ Result = Mapping[str, Any]
 Words = tuple[str, str, str, str]
 # Of every shot and fold the results by the seed of their training; None for what was not trained.
 Cells = dict[tuple[int, int], dict[Any, Result]]
+# method, tuning, weights, kind and rest of the training
+Key = tuple[str, str, str, str, str]
 _ABSENT = object()
+_WEIGHTS = "backbone_weights_hash"
+LAST_STEP = "last step"  # how a checkpoint was chosen that no validation chose
 
 
 @dataclass(frozen=True)
@@ -64,11 +68,14 @@ def estimate(values: Sequence[float]) -> Estimate | None:
 
 def rows_of(results: Sequence[Result]) -> list[Row]:
     """The rows of a table's results, in their order."""
-    # Results of one name that were trained with other options are other rows, which say what differs.
-    telling = _telling_options(results)
-    found: dict[tuple[str, ...], Cells] = {}
-    for r in results:
-        cell = found.setdefault(_key(r, telling), {}).setdefault((r["shot"], r["fold"]), {})
+    keys = [_key(r) for r in results]
+    # Results of one name that were trained with other options, or on other data or weights, are other rows, which say what
+    # differs. What is another one in every fold by its nature is compared last, among results of one fold.
+    for by_fold in (False, True):
+        keys = _told_apart(results, keys, by_fold)
+    found: dict[Key, Cells] = {}
+    for r, key in zip(results, keys):
+        cell = found.setdefault(key, {}).setdefault((r["shot"], r["fold"]), {})
         cell[(r["checkpoint"] or {}).get("seed")] = r
     return [_row(key, cells) for key, cells in found.items()]
 
@@ -90,19 +97,7 @@ def said_seeds(seeds: Sequence[int]) -> str:
     return f"{len(each)} seeds ({f'{each[0]} to {each[-1]}' if run else ', '.join(map(str, each))})"
 
 
-def _telling_options(results: Sequence[Result]) -> dict[tuple[str, ...], list[str]]:
-    """The options that differ among the results of a row, by the row without them."""
-    of_row: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
-    for r in results:
-        of_row.setdefault(_key(r), []).append(_options(r))
-    found = {}
-    for row, each in of_row.items():
-        keys = dict.fromkeys(key for options in each for key in options)
-        found[row] = [key for key in keys if any(o.get(key, _ABSENT) != each[0].get(key, _ABSENT) for o in each)]
-    return found
-
-
-def _key(result: Result, telling: Mapping[tuple[str, ...], Sequence[str]] | None = None) -> tuple[str, ...]:
+def _key(result: Result) -> Key:
     """What makes a row: method, tuning, what the backbone started from, and the training but for its seed, in two parts."""
     trained = result["checkpoint"]
     kind = rest = ""
@@ -112,15 +107,57 @@ def _key(result: Result, telling: Mapping[tuple[str, ...], Sequence[str]] | None
         rest = trained["selection"].split(":")[0]
     # Folds stand side by side in a row, so the fold of a base learner is not part of it.
     weights = result["backbone_weights"].split(", ")[0]
-    key = result["method"], result["tuning"], weights, kind, rest
+    return result["method"], result["tuning"], weights, kind, rest
+
+
+def _told_apart(results: Sequence[Result], keys: Sequence[Key], by_fold: bool) -> list[Key]:
+    """The keys, with the options in which the results of a row differ."""
+    of_row: dict[Key, list[Result]] = {}
+    for r, key in zip(results, keys):
+        of_row.setdefault(key, []).append(r)
+    telling = {key: _telling_options(row, by_fold) for key, row in of_row.items()}
+    return [_with_options(r, key, telling[key]) for r, key in zip(results, keys)]
+
+
+def _telling_options(row: Sequence[Result], by_fold: bool) -> list[str]:
+    """The options that differ among these results; by_fold: those of a fold's own, among the results of one fold."""
+    found = []
+    for name in dict.fromkeys(name for r in row for name in _options(r)):
+        values: dict[int | None, list[Any]] = {}
+        for r in row:
+            values.setdefault(r["fold"] if by_fold else None, []).append(_options(r).get(name, _ABSENT))
+        if _is_of_a_fold(name, row[0]) == by_fold and any(v != of[0] for of in values.values() for v in of):
+            found.append(name)
+    return found
+
+
+def _is_of_a_fold(name: str, result: Result) -> bool:
+    """Whether an option's value is another one in every fold: the hash of a checkpoint that was trained for one, and the
+    steps of an epoch of its images."""
+    if name == _WEIGHTS:
+        return bool(result["backbone_weights"].startswith(("base learner", "official ")))
+    return name in ("step", "method.base_learner.hash", "method.base_learner.step", "backbone.weights.step")
+
+
+def _with_options(result: Result, key: Key, names: Sequence[str]) -> Key:
+    method, tuning, weights, kind, rest = key
     options = _options(result)
-    differing = [f"{name}={options[name]}" for name in (telling or {}).get(key, ()) if name in options]
-    return (*key[:-1], ", ".join([rest, *differing]))
+    differing = [f"{name}={options[name]}" for name in names if name in options and name != _WEIGHTS]
+    if _WEIGHTS in names:  # also of what was not trained, which has no other words
+        digest = options.get(_WEIGHTS)
+        weights = f"{weights} ({digest[:8] if digest else 'content not recorded'})"
+    return method, tuning, weights, kind, ", ".join([rest, *differing])
 
 
 def _options(result: Result) -> Mapping[str, Any]:
-    """The options of its training; a result of before they were kept has none."""
-    found: Mapping[str, Any] = (result["checkpoint"] or {}).get("options", {})
+    """The options of its training, its weights' hash, and its steps unless they were chosen by a validation; a result of
+    before they were kept has none."""
+    trained = result["checkpoint"] or {}
+    found = dict(trained.get("options", {}))
+    if "step" in trained and trained["selection"] == LAST_STEP:
+        found["step"] = trained["step"]
+    if _WEIGHTS in result:
+        found[_WEIGHTS] = result[_WEIGHTS]
     return found
 
 

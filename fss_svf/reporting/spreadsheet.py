@@ -16,8 +16,8 @@ _FIRST = (
     "dataset", "backbone", "method", "tuning", "fold", "way", "shot", "miou", "interval.miou.low", "interval.miou.high",
     "fb_iou", "interval.fb_iou.low", "interval.fb_iou.high", "std.miou", "std.fb_iou", "published.miou",
     "published.difference", "published.source", "published.not_comparable", "checkpoint.seed", "checkpoint.recipe",
-    "checkpoint.shot", "backbone_weights", "trainable_backbone_values", "protocol.name", "protocol_hash", "size",
-    "num_episodes", "images_listed", "path",
+    "checkpoint.shot", "backbone_weights", "backbone_weights_hash", "trainable_backbone_values", "protocol.name",
+    "protocol_hash", "size", "num_episodes", "images_listed", "path",
 )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from fss_svf.backbones.weights import LoadReport
+from fss_svf.backbones.weights import LoadReport, state_digest
 from fss_svf.checkpoint import save_checkpoint
 from fss_svf.config import ImportConfig, OfficialBaseLearner, PretrainConfig, TrainConfig, to_mapping
 from fss_svf.data.dataset import Dataset
@@ -97,7 +97,9 @@ def _write(
     out: Path,
 ) -> None:
     """The run folder that `verb` would have left behind at step 0 of these weights."""
-    trained_on = seen_in_training(run, index, base, LoadReport(f"official {source.name}"))
+    trained_on = seen_in_training(
+        run, index, base, LoadReport(f"official {source.name}", digest=state_digest(backbone.state_dict()))
+    )
     write_run_folder(out, run, trained_on)
     content = {
         "verb": verb,

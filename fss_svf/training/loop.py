@@ -306,6 +306,9 @@ def seen_in_training(
         "classes": own + sorted(earlier - set(own)),
         "index": index.hash,
         "backbone_weights": weights.label,
+        "weights_hash": weights.digest,
+        "weights_origin": (weights.trained_on or {}).get("origin"),
+        "base_learner": (others or {}).get("origin"),
     }
 
 

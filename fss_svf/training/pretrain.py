@@ -17,6 +17,7 @@ from fss_svf.data.cache import cached
 from fss_svf.data.dataset import Dataset
 from fss_svf.data.episodes import make_sampler, split_classes
 from fss_svf.data.loading import BaseLabels, LabelBatch, LabelledImages, batches, collate_labels
+from fss_svf.data.synonyms import warn_of_twice
 from fss_svf.episode import IGNORE, normalize
 from fss_svf.errors import ConfigError
 from fss_svf.evaluation.counts import class_iou, confusion_matrix
@@ -50,7 +51,9 @@ def pretrain(config: PretrainConfig, out: Path) -> float:
     if resumed is not None:
         check_same_data(resumed, train.index.hash)
     backbone, loaded = build_backbone(without_weights(config.backbone) if resumed else config.backbone)
-    refuse_leak(loaded.trained_on, novel, f"backbone.weights={loaded.source}")
+    known, synonyms = train.index.class_names, dataset.options.synonyms
+    warn_of_twice(known, synonyms)
+    refuse_leak(loaded.trained_on, novel, f"backbone.weights={loaded.source}", known, synonyms)
     log.info("%s", loaded)
     log.info("fold %d: %s training images of %d base classes", config.fold, f"{len(sampler):,}", len(names))
     model = BaseLearner(backbone, len(names))

@@ -11,6 +11,7 @@ from fss_svf.data.dataset import DatasetOptions
 from fss_svf.data.episodes import EpisodeSampler, make_sampler, split_classes
 from fss_svf.data.folds import held_out_classes
 from fss_svf.data.index import Index
+from fss_svf.data.synonyms import Synonyms, same_things
 from fss_svf.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -54,10 +55,11 @@ class Selection:
                 count, names = len(sampler.skipped), self._names(sampler.skipped)
                 log.warning("%s leaves out %d classes with too few images: %s", what, count, names)
 
-    def warn_of_known(self, seen: Iterable[str]) -> None:
-        """Warn where held-out classes are among the names that the starting weights or the method had seen."""
-        seen = set(seen)
-        known = [c for c in self.held_out if self.training.index.class_name(c) in seen]
+    def warn_of_known(self, seen: Iterable[str], synonyms: Synonyms = ()) -> None:
+        """Warn where held-out classes are among those that the starting weights or the method had seen, by any name."""
+        name = self.training.index.class_name
+        same = {ours for _, ours in same_things(seen, map(name, self.held_out), synonyms)}
+        known = [c for c in self.held_out if name(c) in same]
         if known:
             log.warning(
                 "the weights that this run starts from were trained on held-out classes (%s): these are new to the "

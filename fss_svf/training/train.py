@@ -19,6 +19,7 @@ from fss_svf.data.cache import cached
 from fss_svf.data.dataset import Dataset
 from fss_svf.data.loading import TrainEpisodes, collate_episodes
 from fss_svf.data.manifest import EpisodeList
+from fss_svf.data.synonyms import warn_of_twice
 from fss_svf.episode import Episode
 from fss_svf.evaluation import engine as evaluation_engine
 from fss_svf.evaluation.base_classes import require_base_classes
@@ -54,6 +55,7 @@ def train(config: TrainConfig, out: Path) -> float:
     training, validating, base = selection.training, selection.validating, selection.base
     novel = [index.class_name(c) for c in selection.novel]
     selection.announce()
+    warn_of_twice(index.class_names, options.synonyms)
 
     if resumed is not None:
         check_same_data(resumed, index.hash)
@@ -65,11 +67,14 @@ def train(config: TrainConfig, out: Path) -> float:
     else:
         model, loaded = build_model(config.method, config.backbone, config.tuning)
         model.check_run(config.dataset.name, config.fold, [index.class_name(c) for c in base], config.backbone)
-        refuse_leak(loaded.trained_on, novel, f"backbone.weights={loaded.source}")
-        refuse_leak(model.trained_on, novel, f"method={config.method.name}")
+        for seen, what in (
+            (loaded.trained_on, f"backbone.weights={loaded.source}"),
+            (model.trained_on, f"method={config.method.name}"),
+        ):
+            refuse_leak(seen, novel, what, index.class_names, options.synonyms)
         log.info("%s", loaded)
         trained_on = seen_in_training(config, index, training.classes, loaded, model.trained_on)
-    selection.warn_of_known(trained_on["classes"])
+    selection.warn_of_known(trained_on["classes"], options.synonyms)
     model.hold_out([base.index(c) + 1 for c in selection.held_out])
     model.check_shot(config.shot)
     require_shots(protocol, (config.shot,), model, config.way)
