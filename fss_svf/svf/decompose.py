@@ -99,13 +99,13 @@ def convert(
 
 
 def _factorise(layer: PlainLayer, rank: Rank, rank_multiple: int, cache: Path | None) -> Factors:
-    """U (g, m, r), S (g, r), Vh (g, r, n) of a layer's weight, cut to its rank, in the weight's dtype and device."""
+    """U (g, m, r), S (g, r), Vh (g, r, n) of a layer's weight, cut to its rank, on the weight's device."""
     weight = layer.weight
     matrices = matrices_of(weight, _groups(layer))
     with in_float32(weight.device):
         u, s, vh = svd(matrices) if cache is None or weight.is_meta else cached_svd(matrices, cache)
     r = count(rank, s, rank_multiple)
-    u, s, vh = (value.to(weight.dtype).contiguous() for value in (u[..., :r], s[..., :r], vh[:, :r]))
+    u, s, vh = (value.contiguous() for value in (u[..., :r], s[..., :r], vh[:, :r]))
     return u, s, vh
 
 
