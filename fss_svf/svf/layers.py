@@ -5,11 +5,12 @@ At full rank with U and Vh frozen the effective weight is written as W + U diag(
 S = S0 it is the pretrained W bit for bit, whatever the precision of the factors. Everywhere else it is U diag(S) Vh.
 
 The factors of a weight in half precision are float32, and so is what is computed of them; the effective weight is rounded
-to the weight's dtype. A step of training is far smaller than half a unit in the last of bfloat16's 8 bits, and would be lost.
+to the weight's dtype. Most steps of training are less than half a unit in the last place of bfloat16, and would be lost.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -125,6 +126,8 @@ class SVFLayer(nn.Module):
         """The weight of the next forward: pretrained while disabled, stored while merged, else rebuilt from S."""
         if self._disabled:
             return self.weight
+        if self.merged and self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            warnings.warn("svf: the model is merged, so its factors do not train; call svf.unmerge first", stacklevel=3)
         return self.effective_weight() if self._merged is None else self._merged
 
     def reset_parameters(self) -> None:
