@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,10 +12,10 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from fss_svf.backbones.prefixes import find, unwrapped
+from fss_svf.backbones.reading import read_checkpoint, tensors
 from fss_svf.errors import WeightsError, listing
 
-# A run's checkpoint stores its model's backbone under this name.
-_BACKBONE = "backbone."
 # torchvision's names where ours differ.
 _TORCHVISION = {"vgg16": "vgg16_bn", "vgg16_plain": "vgg16"}
 # Tunings that leave the weights and train something beside them, by a name that they alone give.
@@ -39,12 +38,16 @@ class LoadReport:
     loaded   number of tensors
     ignored  names in the file that a backbone does not have (a classifier, an auxiliary head)
     trained_on  for a checkpoint of this project: dataset, fold and base classes it was trained on, else None
+    prefix   what stands before the tensors' names in the file, nests included
+    others   further prefixes under which all of them stand, of other networks (DINO's student)
     """
 
     source: str
     loaded: int = 0
     ignored: tuple[str, ...] = ()
     trained_on: Mapping[str, Any] | None = None
+    prefix: str = ""
+    others: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -57,47 +60,45 @@ class LoadReport:
         if self.source == "random":
             return "backbone: random weights"
         ignored = f"; not used: {listing(self.ignored, 4)}" if self.ignored else ""
-        return f"backbone: {self.loaded} tensors from {self.source}{ignored}"
+        under = f", under {self.prefix!r}" if self.prefix else ""
+        others = f" (not {listing(map(repr, self.others), 2)})" if self.others else ""
+        return f"backbone: {self.loaded} tensors from {self.source}{under}{others}{ignored}"
 
 
 def load_weights(net: nn.Module, source: str | None, name: str) -> LoadReport:
     """Load into the torchvision-shaped `net`, whose classifier alone may stay as it is. Raises WeightsError."""
     if source is None:
         return LoadReport("random")
-    trained_on = None
+    own = net.state_dict()
+    required = {k for k in own if not _is_head(k) and not k.endswith("num_batches_tracked")}
+    rename = _vgg_name if name.startswith("vgg") else _resnet_name
+    trained_on, prefix = None, ""
+    others: list[str] = []
+    ignored: list[str] = []
     if Path(source).expanduser().is_file():
         content = read_checkpoint(Path(source).expanduser())
         trained_on = content.get("trained_on")
-        state = normalise_keys(content, vgg=name.startswith("vgg"))
+        found = {unwrapped(key): value for key, value in tensors(content)}
+        prefix, others = find(found, required, rename, str(source))
+        state = {rename(k.removeprefix(prefix)): v for k, v in found.items() if k.startswith(prefix)}
+        ignored = [k for k in found if not k.startswith(prefix)]
     else:
-        state = _from_torchvision(source, name)
-    beside = next((kind for kind, name in _BESIDE.items() if any(name.search(key) for key in state)), None)
+        found = state = _from_torchvision(source, name)
+    beside = next(
+        (kind for kind, pattern in _BESIDE.items() if any(pattern.search(k) for k in found if k.startswith(prefix))),
+        None,
+    )
     if beside:
         raise WeightsError(
             f"{source}: {beside} backbone, whose weights alone are the pretrained ones; evaluate it with checkpoint=, "
             "or give the weights it was tuned from"
         )
-    own = net.state_dict()
-    required = {k for k in own if not _is_head(k) and not k.endswith("num_batches_tracked")}
-    _check_fits(own, state, required, source, name)
+    _check_fits(own, state, required, source, name, list(found))
+    _check_values(state, required, source)
     used = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
     net.load_state_dict(used, strict=False)
-    ignored = tuple(k for k in state if k not in used)
-    return LoadReport(str(source), len(used), ignored, trained_on)
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A file of torch.save with weights_only=True. Raises WeightsError naming the file."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise WeightsError(f"{path.absolute()}: no such checkpoint") from None
-    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"{path}: not a readable checkpoint ({reason}); half a download? get it anew") from None
-    if not isinstance(content, dict):
-        raise WeightsError(f"{path}: holds a {type(content).__name__}, expected a dict of tensors")
-    return content
+    ignored = [k for k in state if k not in used] + ignored
+    return LoadReport(str(source), len(used), tuple(ignored), trained_on, prefix, tuple(others))
 
 
 def plain_state(content: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -105,21 +106,7 @@ def plain_state(content: Mapping[str, Any]) -> dict[str, Tensor]:
     for nest in ("state_dict", "model"):
         if isinstance(content.get(nest), Mapping):
             content = content[nest]
-    return {key.removeprefix("module."): value for key, value in content.items() if isinstance(value, Tensor)}
-
-
-def normalise_keys(content: Mapping[str, Any], vgg: bool = False) -> dict[str, Tensor]:
-    """Torchvision's names, from a plain state dict, one nested under 'state_dict' or 'model', semseg's, or a run's.
-
-    Dropped: the prefixes 'module.' (DataParallel), 'encoder.' and 'backbone.', and 'layer0.' of the stem, whose modules
-    PFENet and BAM number (0 is conv1, 1 is bn1, 3 is conv2, ...). PANet's names of its VGG16 are understood too.
-    """
-    state = plain_state(content)
-    if any(key.startswith(_BACKBONE) for key in state):
-        # A run's checkpoint: the backbone alone is taken, not its head.
-        state = {key: value for key, value in state.items() if key.startswith(_BACKBONE)}
-    rename = _vgg_name if vgg else _resnet_name
-    return {rename(re.sub(r"^((encoder|backbone)\.)+", "", key)): value for key, value in state.items()}
+    return {unwrapped(key).removeprefix("module."): v for key, v in content.items() if isinstance(v, Tensor)}
 
 
 def name_in_stage(stage: int, key: str, vgg: bool) -> str:
@@ -138,6 +125,7 @@ def name_in_stage(stage: int, key: str, vgg: bool) -> str:
 
 
 def _resnet_name(key: str) -> str:
+    # The stem's modules, which PFENet and BAM number: 0 is conv1, 1 is bn1, 3 is conv2.
     return name_in_stage(0, key.removeprefix("layer0."), vgg=False) if key.startswith("layer0.") else key
 
 
@@ -171,8 +159,14 @@ def _is_head(key: str) -> bool:
 
 
 def _check_fits(
-    own: Mapping[str, Tensor], state: Mapping[str, Tensor], required: set[str], source: str, name: str
+    own: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    required: set[str],
+    source: str,
+    name: str,
+    names: list[str],
 ) -> None:
+    """Raise WeightsError naming what is missing or has another shape. names: of the file, as they stand there."""
     missing = sorted(required - set(state))
     shapes = [
         f"{key} {tuple(state[key].shape)} for {tuple(own[key].shape)}"
@@ -187,5 +181,20 @@ def _check_fits(
         hint = (
             f"the file has a {'deep' if deep else 'standard'} stem, set backbone.stem={'deep' if deep else 'standard'}"
         )
+    elif len(missing) > len(required) // 2:
+        hint = f"its names are not those of {name} in torchvision, the first are {listing(names, 3) or 'none'}; " + hint
     wrong = f"missing {listing(missing, 3)}" if missing else f"shapes differ: {listing(shapes, 2)}"
     raise WeightsError(f"{source}: does not fit backbone={name} ({wrong}); {hint}")
+
+
+def _check_values(state: Mapping[str, Tensor], required: set[str], source: str) -> None:
+    """Raise WeightsError for tensors that would be loaded without an error and are no weights."""
+    for key in sorted(required):
+        value = state[key]
+        if value.is_meta or value.is_quantized or not value.is_floating_point():
+            kind = "no values (meta)" if value.is_meta else str(value.dtype)
+            raise WeightsError(f"{source}: {key} holds {kind}, expected floating-point numbers")
+        if not torch.isfinite(value).all():
+            raise WeightsError(
+                f"{source}: {key} holds NaN or infinity; give weights of a training that did not diverge"
+            )
