@@ -91,7 +91,7 @@ class Segmenter:
     def load(
         cls,
         checkpoint: Path | str,
-        device: str = "auto",
+        device: str | torch.device = "auto",
         precision: Precision = "float32",
         shots: Literal["train_k", "mean"] = "train_k",
         size: int | None = None,
