@@ -14,6 +14,8 @@ from fss_svf.svf.factors import matrices_of, svd, widened
 if TYPE_CHECKING:
     from fss_svf.svf.layers import SVFLayer
 
+_START = "_svf_start"  # an attribute of U, which layers of one tie share: its S0, which each has as a buffer of its own
+
 
 def load_layer(
     layer: SVFLayer,
@@ -52,8 +54,13 @@ def load_layer(
     with torch.no_grad():
         if anew:
             start_anew(layer, keep_s=has_s)
-        elif given is not None and factors and not has_s:
-            _set(layer, holder, layer.form.start(layer.S0))
+        elif factors:
+            layer.U.__dict__.pop(_START, None)
+            if given is not None and not has_s:
+                _set(layer, holder, layer.form.start(layer.S0))
+        elif given is not None and hasattr(layer.U, _START):
+            # A layer of the same tie was loaded before this one, and has changed the weight and U, Vh and S already.
+            layer.S0 = getattr(layer.U, _START).to(layer.S0)
         if layer.merged:
             layer._merged = layer.effective_weight().clone()
 
@@ -67,6 +74,7 @@ def start_anew(layer: SVFLayer, keep_s: bool = False) -> None:
         for name, value in zip(layer.form.parameters, (layer.form.start(s), u, vh)):
             if not (keep_s and name not in ("U", "Vh")):
                 _set(layer, name, value)
+        setattr(layer.U, _START, layer.S0)
 
 
 def _set(layer: SVFLayer, name: str, value: Tensor) -> None:
