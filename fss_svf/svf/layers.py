@@ -3,10 +3,15 @@
 The weight (Cout, Cin / groups, kh, kw) is read as `groups` matrices of Cout / groups rows; a Linear has one.
 At full rank with U and Vh frozen the effective weight is written as W + U diag(S - S0) Vh: equal to U diag(S) Vh, and at
 S = S0 it is the pretrained W bit for bit, whatever the precision of the factors. Everywhere else it is U diag(S) Vh.
+
+The factors of a weight in half precision are float32, and so is what is computed of them; the effective weight is rounded
+to the weight's dtype. Most steps of training are less than half a unit in the last place of bfloat16, and would be lost.
 """
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +20,8 @@ from torch import Tensor, nn
 
 from fss_svf.precision import in_float32
 from fss_svf.svf.execution import After, Geometry, factored_conv, factored_is_cheaper
-from fss_svf.svf.factors import Factors
+from fss_svf.svf.factors import Factors, widened
+from fss_svf.svf.loading import load_layer, start_anew
 
 FACTORS = ("S", "U", "V")
 EXECUTIONS = ("auto", "factored", "rebuilt")
@@ -50,11 +56,15 @@ class Form:
             "Vh": "V" in self.train,
         }
 
+    def start(self, s: Tensor) -> Tensor:
+        """The value at which the parameter that holds S stands for the singular values s."""
+        return {"direct": s, "scale": torch.ones_like(s), "log": torch.zeros_like(s)}[self.parametrisation]
+
 
 class SVFLayer(nn.Module):
     """What SVFConv2d and SVFLinear share. Do not instantiate; svf.decompose converts layers in place.
 
-    weight       the pretrained weight, frozen
+    weight       the pretrained weight, frozen. The factors are of its dtype, but of float32 where that is half precision
     U, Vh        (groups, Cout / groups, r) and (groups, r, Cin / groups * kh * kw)
     S0           (groups, r) singular values at the start, a buffer
     S            parametrisation direct: (groups, r) singular values
@@ -107,14 +117,39 @@ class SVFLayer(nn.Module):
             s = self.singular_values()
             if self.exact:
                 change = (self.U * (s - self.S0).unsqueeze(1)) @ self.Vh
-                return self.weight + change.reshape(self.weight.shape)
-            return ((self.U * s.unsqueeze(1)) @ self.Vh).reshape(self.weight.shape)
+                weight = self.weight + change.reshape(self.weight.shape)
+            else:
+                weight = ((self.U * s.unsqueeze(1)) @ self.Vh).reshape(self.weight.shape)
+            return weight.to(self.weight.dtype)
 
     def current_weight(self) -> Tensor:
         """The weight of the next forward: pretrained while disabled, stored while merged, else rebuilt from S."""
         if self._disabled:
             return self.weight
+        if self.merged and self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            warnings.warn("svf: the model is merged, so its factors do not train; call svf.unmerge first", stacklevel=3)
         return self.effective_weight() if self._merged is None else self._merged
+
+    def reset_parameters(self) -> None:
+        """Another random weight and its factors, as PyTorch's layers have it."""
+        super().reset_parameters()  # type: ignore[misc]
+        start_anew(self)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SVFLayer:
+        """What to(), half() and the like call: the factors follow to any device, and to any dtype that is not narrower."""
+        own = {id(value): value for value in (self.S0, *(getattr(self, name) for name in self.form.parameters))}
+        own |= {id(value.grad): value.grad for value in list(own.values()) if value.grad is not None}
+
+        def apply(value: Tensor) -> Tensor:
+            applied = fn(value)
+            kept = id(value) in own and widened(applied.dtype) != applied.dtype
+            return value.to(applied.device, widened(applied.dtype)) if kept else applied
+
+        super()._apply(apply, recurse)
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        load_layer(self, super()._load_from_state_dict, state_dict, prefix, *arguments)
 
     def _svf_repr(self) -> str:
         full = "full" if self.full_rank else "cut"
@@ -176,8 +211,7 @@ def become_svf(
     u, s, vh = factors
     layer.weight.requires_grad_(False)
     layer.form, layer.execution = form, execution
-    start = {"direct": s, "scale": torch.ones_like(s), "log": torch.zeros_like(s)}[form.parametrisation]
-    for (name, trains), value in zip(form.parameters.items(), (start, u, vh)):
+    for (name, trains), value in zip(form.parameters.items(), (form.start(s), u, vh)):
         own = nn.Parameter(value, requires_grad=trains) if tied_to is None else getattr(tied_to, name)
         layer.register_parameter(name, own)
     layer.register_buffer("S0", s.detach().clone())

@@ -1,0 +1,96 @@
+"""load_state_dict of an SVF layer: its own state dict exactly, and a plain layer's weight with factors computed anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from fss_svf.precision import in_float32
+from fss_svf.svf.factors import matrices_of, svd, widened
+
+if TYPE_CHECKING:
+    from fss_svf.svf.layers import SVFLayer
+
+_START = "_svf_start"  # an attribute of U, which layers of one tie share: its S0, which each has as a buffer of its own
+
+
+def load_layer(
+    layer: SVFLayer,
+    load: Callable[..., None],
+    state: dict[str, Any],
+    prefix: str,
+    metadata: dict[str, Any],
+    strict: bool,
+    missing: list[str],
+    unexpected: list[str],
+    errors: list[str],
+) -> None:
+    """nn.Module._load_from_state_dict of a layer, which `load` does; errors are its, or appended to `errors`.
+
+    With U, S0 and Vh in the state dict they are loaded, and no SVD is computed. A weight that comes without them is a
+    plain model's. Where it is another than the layer's, the layer starts anew from it, at its rank, with S from the state
+    dict where that has it; where it is the same, the factors stay. PyTorch still counts the factors as missing, so that
+    strict=True raises. A weight with some of the factors, or one that has none, is an error.
+    """
+    holder, *_ = layer.form.parameters
+    given, has_s = state.get(f"{prefix}weight"), f"{prefix}{holder}" in state
+    factors = [name for name in ("U", "S0", "Vh") if f"{prefix}{name}" in state]
+    if isinstance(given, Tensor):
+        if factors and len(factors) < 3:
+            found = " and ".join(factors)
+            errors.append(f"{prefix}weight comes with {found} of its factors; give U, S0 and Vh, or none of them")
+            return
+        if not factors and given.shape == layer.weight.shape and not (given.is_meta or torch.isfinite(given).all()):
+            errors.append(f"{prefix}weight holds NaN or infinity, so its factors cannot be computed")
+            return
+    anew = isinstance(given, Tensor) and not factors and _replaces(layer.weight, given, metadata)
+    # Also where a state dict in half precision is assigned, what trains is not of half precision.
+    names = [f"{prefix}{name}" for name in (*layer.form.parameters, "S0")]
+    wide = {name: state[name].to(widened(state[name].dtype)) for name in names if isinstance(state.get(name), Tensor)}
+    load({**state, **wide}, prefix, metadata, strict, missing, unexpected, errors)
+    with torch.no_grad():
+        if anew:
+            start_anew(layer, keep_s=has_s)
+        elif factors:
+            layer.U.__dict__.pop(_START, None)
+            if given is not None and not has_s:
+                _set(layer, holder, layer.form.start(layer.S0))
+        elif given is not None and hasattr(layer.U, _START):
+            # A layer of the same tie was loaded before this one, and has changed the weight and U, Vh and S already.
+            layer.S0 = getattr(layer.U, _START).to(layer.S0)
+        if layer.merged:
+            layer._merged = layer.effective_weight().clone()
+
+
+def start_anew(layer: SVFLayer, keep_s: bool = False) -> None:
+    """Give the layer the factors of its weight, at its rank, with S at the start, or as it is where keep_s."""
+    with torch.no_grad(), in_float32(layer.weight.device):
+        u, s, vh = svd(matrices_of(layer.weight, layer.S0.shape[0]))
+        u, s, vh = u[..., : layer.rank], s[..., : layer.rank], vh[:, : layer.rank]
+        layer.S0 = s.clone()
+        for name, value in zip(layer.form.parameters, (layer.form.start(s), u, vh)):
+            if not (keep_s and name not in ("U", "Vh")):
+                _set(layer, name, value)
+        setattr(layer.U, _START, layer.S0)
+
+
+def _set(layer: SVFLayer, name: str, value: Tensor) -> None:
+    """Give a parameter this value: in place, as optimizers and ties need it, unless it is elsewhere or of another dtype."""
+    own: nn.Parameter = getattr(layer, name)
+    if own.device == value.device and own.dtype == value.dtype:
+        own.copy_(value)
+    else:
+        setattr(layer, name, nn.Parameter(value.clone(), requires_grad=own.requires_grad))
+
+
+def _replaces(own: Tensor, given: Tensor, metadata: dict[str, Any]) -> bool:
+    """Whether loading `given` makes another weight of `own`. What does not fit is not loaded, and PyTorch says so."""
+    assigns = bool(metadata.get("assign_to_params_buffers", False))
+    if given.shape != own.shape or given.is_meta or (own.is_meta and not assigns):
+        return False
+    if own.is_meta or (assigns and given.dtype != own.dtype):
+        return True
+    return not torch.equal(own, given.to(own.device, own.dtype))
