@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+LOADER_LOST = (
+    "a loader process was killed, out of memory or of shared memory; give it more (docker run --shm-size=8g), load by "
+    "fewer processes (workers=1), or in the process itself (workers=0)"
+)
+
 
 class FssError(Exception):
     """Base of every expected failure; the command line prints its message without a traceback."""

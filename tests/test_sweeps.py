@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import pytest
 
-from fss_svf.cli import one_line
+from fss_svf.messages import of_hydra as one_line
 from fss_svf.errors import ConfigError
 from fss_svf.lock import locked
 from tests.conftest import TOY
