@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-LOADER_LOST = (
-    "a loader process was killed, out of memory or of shared memory; give it more (docker run --shm-size=8g), load by "
-    "fewer processes (workers=1), or in the process itself (workers=0)"
-)
+MORE_SHARED_MEMORY = "give it more (docker run --shm-size=8g), or load without processes of their own (workers=0)"
+LOADER_LOST = f"a loader process was killed, out of memory or of shared memory; {MORE_SHARED_MEMORY}"
 
 
 class FssError(Exception):

@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fss_svf.errors import LOADER_LOST, FssError, did_you_mean
+from fss_svf.errors import FssError, did_you_mean
 from fss_svf.overrides import PATHS, ambiguous, conf_dir
 
 # Errors of the system that only writing brings about.
@@ -35,9 +35,6 @@ def one_line(error: BaseException, verb: str, values: Mapping[str, Any] | None =
         return f"a name has letters that cannot be written: {error}"
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return of_hydra(error, verb)
-    # PyTorch raises it wherever the process is when a loader ends.
-    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
-        return LOADER_LOST
     return None
 
 
