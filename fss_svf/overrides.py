@@ -152,7 +152,7 @@ def _quoted(value: str, sweep: bool, of_paths: bool = False) -> str:
     # A comma without a sweep is left to Hydra's error.
     if not of_paths or override.is_sweep_override() or value == "null":
         return value
-    wrong = isinstance(override.value(), (int, float, bool, dict)) or override.value() == value.strip() != value
+    wrong = isinstance(override.value(), (int, float, bool)) or override.value() == value.strip() != value
     return quote(value, interpolations=True) if wrong else value
 
 
