@@ -41,7 +41,7 @@ def one_line(error: BaseException, verb: str, values: Mapping[str, Any] | None =
 def _behind(error: BaseException | None) -> OSError | None:
     """The system's error, also where Hydra or the logging has wrapped it."""
     while error is not None:
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and error.errno is not None:  # Hydra's of a group is one without
             return error
         wraps = isinstance(error, (HydraException, OmegaConfBaseException)) or "Unable to configure" in str(error)
         error = (error.__cause__ or error.__context__) if wraps else None

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import MissingConfigException
 
 from fss_svf import config
 from fss_svf.cli import VERBS
@@ -162,3 +163,10 @@ def test_errors_of_the_system_in_one_line():
     assert one_line(DataError("said"), "train") == "said"
     for unexpected in (ZeroDivisionError("a defect"), OSError(errno.ECONNREFUSED, "refused"), RuntimeError("x")):
         assert one_line(unexpected, "train", values) is None
+
+
+def test_a_wrong_option_of_a_group_is_an_error_of_hydra():
+    error = MissingConfigException(
+        "In 'train': Could not find 'method/x'\nAvailable options in 'method':\n\tbam\n\tpanet"
+    )
+    assert one_line(error, "train") == "In 'train': Could not find 'method/x'; available: bam, panet"
