@@ -6,12 +6,11 @@ import importlib
 import logging
 import multiprocessing
 import os
-import re
 import signal
 import sys
 import traceback
 import warnings
-from contextlib import nullcontext
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,15 +18,24 @@ from typing import Any, NoReturn
 import hydra
 import yaml
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from fss_svf import __version__, config, console, distributed, sweeps
-from fss_svf.errors import ConfigError, FssError, Stopped, did_you_mean
+from fss_svf.errors import ConfigError, Stopped, did_you_mean
 from fss_svf.lock import locked
-from fss_svf.run_folder import TRAINING, WORDS, by_itself, folder_of, go_on, register_resolvers
+from fss_svf.messages import one_line
+from fss_svf.overrides import conf_dir, quote, understood, value_of, without_null_groups
+from fss_svf.run_folder import (
+    TRAINING,
+    WORDS,
+    by_itself,
+    folder_of,
+    go_on,
+    keep_command,
+    refuse_other,
+    register_resolvers,
+)
 from fss_svf.sweeps import Logged
 
 log = logging.getLogger("fss_svf")
@@ -54,12 +62,10 @@ VERBS = {
 STOPPED = 75
 # Verbs that share their work among the processes of torchrun.
 _SHARED = ("pretrain", "train", "evaluate")
-# Verbs whose folder is theirs alone while they work.
-_LOCKED = ("pretrain", "train", "evaluate", "reproduce")
-# Verbs whose values are a person's own files, with names of any letters.
-_FILES = ("predict", "demo")
-# What Hydra's grammar takes without quotes, a comma of a sweep among it; or a value that has quotes or brackets already.
-_PLAIN_VALUE = re.compile(r"[\w\-./:~%@?|+*,$ \\]*|['\"\[{$].*", re.ASCII)
+# Verbs without a run folder.
+_NOWHERE = ("predict", "demo", "info")
+# Verbs that leave something to put in order when they end.
+_ORDERLY = ("pretrain", "train", "evaluate", "reproduce", "demo")
 # Overrides that make sense beside resume=PATH, as those of config.MACHINE do.
 _DATA = ("dataset.root", "dataset.prepared")
 
@@ -83,12 +89,6 @@ class Job:
             multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
 
 
-def conf_dir() -> Path:
-    """The Hydra tree: inside the package when installed from a wheel, at the top of the repository otherwise."""
-    packaged = Path(__file__).parent / "conf"
-    return packaged if packaged.is_dir() else Path(__file__).parent.parent / "conf"
-
-
 def main() -> None:
     """Run the verb of sys.argv; exit status 0, 1 after an error, 2 for a wrong verb."""
     verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
@@ -100,8 +100,11 @@ def main() -> None:
         return
     if verb not in VERBS:
         _leave(f"fss-svf: no verb {verb!r}{did_you_mean(verb, VERBS)}; known: {', '.join(VERBS)}", 2)
-    arguments = _with_overrides(sys.argv[2:]) if verb == "reproduce" else sys.argv[2:]
-    sys.argv = [f"fss-svf {verb}", *(_quoted(a) if verb in _FILES else a for a in arguments)]
+    console.show_any_letter()
+    try:
+        sys.argv = [f"fss-svf {verb}", *_arguments(verb, sys.argv[2:])]
+    except ConfigError as error:
+        _leave(f"fss-svf {verb}: {error}", 1)
     # Before Hydra makes the run's folder: a mistyped one is not to be made.
     for refused in (_refuse_resume(verb, sys.argv[1:]), _refuse_processes(verb, sys.argv[1:])):
         if refused:
@@ -117,38 +120,31 @@ def _leave(message: str, status: int) -> NoReturn:
     sys.exit(status)
 
 
-def _with_overrides(arguments: list[str]) -> list[str]:
-    """What stands behind -- as the key that hands it on to every training."""
-    if "--" not in arguments:
-        return arguments
-    at = arguments.index("--")
-    return [*arguments[:at], f"overrides=[{','.join(map(_as_text, arguments[at + 1 :]))}]"]
+def _arguments(verb: str, arguments: list[str]) -> list[str]:
+    """As Hydra's grammar understands them. What stands behind -- becomes the key that hands it on to every training.
+
+    Raises ConfigError.
+    """
+    behind: list[str] = []
+    if verb == "reproduce" and "--" in arguments:
+        at = arguments.index("--")
+        # Interpolations are for the training to resolve.
+        behind = [f"overrides=[{','.join(quote(understood(a)) for a in arguments[at + 1 :])}]"]
+        arguments = arguments[:at]
+    sweep = _sweeps(arguments)
+    return without_null_groups(verb, [understood(a, sweep) for a in arguments]) + behind
 
 
-def _as_text(argument: str) -> str:
-    """In quotes of Hydra's grammar, letter by letter: its interpolations are for the training to resolve."""
-    # There a backslash is one of its own, but for those before a quote.
-    escaped = re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + found[2].replace('"', '\\"'), argument)
-    return '"' + escaped.replace("${", "\\${") + '"'
-
-
-def _quoted(argument: str) -> str:
-    """key=value with quotes where Hydra would not understand the value, such as a file 'bär (1).jpg'."""
-    key, equals, value = argument.partition("=")
-    if argument.startswith("-") or not equals or _PLAIN_VALUE.fullmatch(value):
-        return argument
-    escaped = value.replace("'", "\\'")
-    return f"{key}='{escaped}'"
+def _sweeps(arguments: list[str]) -> bool:
+    """Whether -m is among them, as Hydra reads it."""
+    return any(a == "-m" or a.startswith(("--mu", "hydra.mode=MULTIRUN")) for a in arguments)
 
 
 def _refuse_resume(verb: str, arguments: list[str]) -> str | None:
     for argument in arguments:
-        key, _, value = argument.partition("=")
         words = WORDS if verb in TRAINING else ()
-        if key != "resume" or value in ("null", *words):
+        if not argument.startswith("resume=") or argument == "resume=null" or (value := value_of(argument)) in words:
             continue
-        if value[:1] == value[-1:] == "'":  # Hydra's quotes, around a folder with other letters
-            value = value[1:-1].replace("\\'", "'")
         if not Path(value).exists():
             return f"resume={value}: there is no such run folder or checkpoint{did_you_mean(value, words)}"
         if verb == "evaluate" and not (folder_of(value) / "config.yaml").is_file():
@@ -165,7 +161,7 @@ def _refuse_processes(verb: str, arguments: list[str]) -> str | None:
         return f"WORLD_SIZE={world}, but {missing[0]} is not set; start by torchrun, or see docs/clusters.md"
     if verb not in _SHARED:
         return f"works in one process, torchrun started {world}; start it without torchrun"
-    if any(a == "-m" or a.startswith(("--mu", "hydra.mode=MULTIRUN")) for a in arguments):
+    if _sweeps(arguments):
         return (
             "-m under torchrun: a sweep starts its jobs itself; start one torchrun a job (for fold in 0 1; do torchrun ... "
             "fold=$fold; done), or the sweep without torchrun"
@@ -195,7 +191,7 @@ def _heed_signals(verb: str) -> None:
     torchrun sends SIGTERM too, when another process failed. A training has another answer from its first step on; before
     that there is nothing to save, but it can be started again.
     """
-    if verb not in (*_LOCKED, "demo"):
+    if verb not in _ORDERLY:
         return
     goes_on = verb in (*TRAINING, "reproduce")
     status = STOPPED if goes_on else 143
@@ -218,18 +214,19 @@ def _lead(verb: str) -> int:
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=verb)(Job(verb))()
         status = 0 if told() else 1
-    except (HydraException, OmegaConfBaseException) as error:
-        if asked_for_trace:
-            raise
-        print(f"fss-svf {verb}: {one_line(error, verb)}", file=sys.stderr)
     except Logged:
         told()
     except Exception as error:
-        # A launcher that lost the process of a job, or could not start one: joblib ends the others, submitit does not.
-        if asked_for_trace or not sweeps.running():
+        if asked_for_trace:
             raise
-        told()
-        print(f"fss-svf {verb}: the launcher gave up: {sweeps.gist(error)}", file=sys.stderr)
+        line = one_line(error, verb, _values(sys.argv[1:]))
+        if line is None and not sweeps.running():
+            raise
+        if line is None:
+            # A launcher that lost the process of a job, or could not start one: joblib ends the others, submitit does not.
+            told()
+            line = f"the launcher gave up: {sweeps.gist(error)}"
+        print(f"fss-svf {verb}: {line}", file=sys.stderr)
         sweeps.leave()
     finally:
         sweeps.end()
@@ -243,39 +240,52 @@ def _follow(verb: str) -> int:
         checked, out = distributed.broadcast((None, Path()))
     except distributed.PeerLost:
         return 0  # nothing to do, or an error: the first process says which
-    in_log = logging.FileHandler(out / "log.txt", delay=True)
+    in_log = console.LogFile(out / "log.txt", delay=True)
     in_log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.ERROR, format="%(message)s", handlers=[console.ConsoleHandler(), in_log])
     try:
         _run(verb, checked, out)
     except Exception as error:
-        _tell(verb, error)
+        _tell(verb, error, {**config.to_mapping(checked), "hydra.run.dir": str(out)})
         return _status(error)
     return 0
 
 
 def run_job(verb: str, cfg: DictConfig) -> Any:
     """Turn the composed config into the verb's dataclass and run it in Hydra's output folder. Errors go to the log."""
+    values: Any = {}
     try:
-        values: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
         hydra_config = HydraConfig.get()
         alone = by_itself(verb, values.get("resume"), hydra_config.mode == RunMode.MULTIRUN)
         if verb in TRAINING and values.get("resume") in WORDS:
             values["resume"] = None
         checked = config.from_mapping(getattr(config, VERBS[verb][0]), values)
         out = Path(hydra_config.runtime.output_dir)
-        with locked(out) if verb in _LOCKED else nullcontext():
+        if verb in _NOWHERE:
+            return _run(verb, checked, out)
+        values["hydra.run.dir"] = str(out)
+        with locked(out):
+            resumed = getattr(checked, "resume", None) is not None
+            if not resumed:
+                refuse_other(verb, out, alone)
             if alone:
                 checked, score = go_on(checked, out)
                 if score is not None:
                     log.info("finished already, nothing to do: %s (score %.4f)", out, score)
                     return score
-            elif getattr(checked, "resume", None) is not None:
+            elif resumed:
                 checked = _continued(verb, checked, list(hydra_config.overrides.task))
+            keep_command(verb, cfg, out, new=not (alone or resumed))
             return _run(verb, *distributed.broadcast((checked, out)))
     except Exception as error:
-        _tell(verb, error)
+        _tell(verb, error, values)
         return _end_job(error)
+
+
+def _values(arguments: list[str]) -> dict[str, str]:
+    """The keys of the command line and what they give."""
+    return {a.partition("=")[0].lstrip("+"): value_of(a) for a in arguments if "=" in a and not a.startswith("-")}
 
 
 def _run(verb: str, checked: Any, out: Path) -> Any:
@@ -283,18 +293,17 @@ def _run(verb: str, checked: Any, out: Path) -> Any:
     return getattr(module, verb.replace("-", "_"))(checked, out)
 
 
-def _tell(verb: str, error: Exception) -> None:
-    """Log an error: an expected one in a line, another with its traceback, which Hydra prints but leaves out of the log."""
+def _tell(verb: str, error: Exception, values: Mapping[str, Any]) -> None:
+    """Log an error: an expected one in a line, another with its traceback, which Hydra prints but leaves out of the log.
+
+    values: of the config, to name the key of a path.
+    """
     if isinstance(error, distributed.PeerLost):
         if distributed.anything_said():  # by the other process
             return
         text = "another process of this job ended before its work was done"
-    elif isinstance(error, FssError):
-        text = str(error)
-    elif isinstance(error, OmegaConfBaseException):
-        text = one_line(error, verb)
     else:
-        text = f"unexpected error\n{traceback.format_exc()}"
+        text = one_line(error, verb, values) or f"unexpected error\n{traceback.format_exc()}"
     who = f"process {distributed.rank()}: " if distributed.world() > 1 else ""
     distributed.say_once(text, lambda: log.error("fss-svf %s: %s%s", verb, who, text))
 
@@ -350,45 +359,6 @@ def _config_of(verb: str, run: Path) -> Any:
     except (ConfigError, yaml.YAMLError) as error:
         told = " ".join(str(error).split())  # YAML's takes several lines
         raise ConfigError(f"resume={run}: no run folder of evaluate; {path.name}: {told}") from None
-
-
-def one_line(error: Exception, verb: str) -> str:
-    """Hydra's and OmegaConf's pages as one line with the way out."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
-    if text.startswith("Could not find 'hydra/launcher/"):
-        extra = "joblib" if "/joblib" in text else "slurm" if "/submitit" in text else None
-        text += f"; pip install 'fss-svf[{extra}]'" if extra else ""
-    if "Available options" in str(error):
-        at = next(i for i, line in enumerate(lines) if line.startswith("Available options"))
-        options = [line for line in lines[at + 1 :] if ":" not in line and " " not in line]
-        return f"{text}; available: {', '.join(options)}"
-    if text.startswith("Could not override"):
-        key = text.split("'")[1]
-        return f"no key {key!r}{_closest_key(key, verb)}; 'fss-svf {verb} --cfg job' shows all keys"
-    if isinstance(error, OmegaConfBaseException) and getattr(error, "full_key", None):
-        return f"{error.full_key}: {text}"
-    return text
-
-
-def _closest_key(key: str, verb: str) -> str:
-    """Did-you-mean over every key of the verb's default config."""
-    try:
-        with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            composed = hydra.compose(verb)
-    except Exception:  # a broken config tree must not hide the first error
-        return ""
-    known: list[str] = []
-
-    def walk(node: Any, path: str) -> None:
-        if OmegaConf.is_dict(node):
-            for name in node:
-                known.append(f"{path}{name}")
-                if not OmegaConf.is_interpolation(node, name):
-                    walk(node._get_node(name), f"{path}{name}.")
-
-    walk(composed, "")
-    return did_you_mean(key, known)
 
 
 def _usage() -> str:

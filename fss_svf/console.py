@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -30,6 +32,28 @@ class ConsoleHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         job = f"#{self.job} " if _shared else ""
         tqdm.write(job + self.format(record), file=sys.stderr)
+
+
+class LogFile(logging.FileHandler):
+    """A log.txt that takes any letter; one that cannot be written, on a full disk, is told once and ends nothing."""
+
+    def __init__(self, filename: str | Path, delay: bool = False) -> None:
+        super().__init__(filename, encoding="utf-8", errors="backslashreplace", delay=delay)
+        self._told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not self._told:
+            self._told = True
+            tqdm.write(
+                f"{self.baseFilename}: cannot be written ({sys.exc_info()[1]}); the log ends here", file=sys.stderr
+            )
+
+
+def show_any_letter() -> None:
+    """File names may have letters that the terminal does not know, or that are none: they are shown as \\udce4."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def progress(total: int, title: str, unit: str, done: int = 0) -> Any:

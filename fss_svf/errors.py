@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+MORE_SHARED_MEMORY = "give it more (docker run --shm-size=8g), or load without processes of their own (workers=0)"
+LOADER_LOST = f"a loader process was killed, out of memory or of shared memory; {MORE_SHARED_MEMORY}"
+
 
 class FssError(Exception):
     """Base of every expected failure; the command line prints its message without a traceback."""

@@ -19,15 +19,31 @@ from fss_svf.files import appearing_whole
 
 _PACKAGES = ("fss-svf", "torch", "torchvision", "numpy", "opencv-python-headless", "pycocotools", "hydra-core")
 
+# What Hydra composed for the run of this process, by file of .hydra, where it is still to be written.
+command: dict[str, str] = {}
+
+
+def keep_command(folder: Path) -> None:
+    """Write `command` to folder/.hydra."""
+    global command
+    for name, text in command.items():
+        (folder / ".hydra").mkdir(exist_ok=True)
+        with appearing_whole(folder / ".hydra" / name) as unfinished:
+            # As the names in it are: also those that are no UTF-8.
+            unfinished.write_text(text, encoding="utf-8", errors="surrogateescape")
+    command = {}
+
 
 def write_run_folder(folder: Path, config: Any, facts: Mapping[str, Any] | None = None) -> None:
-    """config.yaml with every value resolved, and provenance.json with an entry a start (a resumed run has several).
+    """config.yaml with every value resolved, provenance.json with an entry a start (a resumed run has several),
+    and the .hydra of a run that replaces another.
 
     facts: what else says how the run came about, such as the hash of its data.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with appearing_whole(folder / "config.yaml") as unfinished:  # a later start compares its config with it
         unfinished.write_text(yaml.safe_dump(to_mapping(config), sort_keys=False))
+    keep_command(folder)
     path = folder / "provenance.json"
     earlier = json.loads(path.read_text())["starts"] if path.exists() else []
     write_json(path, {"starts": [*earlier, {**provenance(), **(facts or {})}]})

@@ -6,15 +6,17 @@ import json
 import logging
 import shutil
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fss_svf import config
+from fss_svf import config, provenance
 from fss_svf.errors import ConfigError, FssError, listing
 
 log = logging.getLogger("fss_svf")
@@ -28,7 +30,6 @@ def register_resolvers() -> None:
     """The interpolations that conf/ uses."""
     for name, resolver in (
         ("fss.run_folder", _run_folder),
-        ("fss.hydra_folder", _hydra_folder),
         ("fss.subject", _subject),
     ):
         OmegaConf.register_new_resolver(name, resolver, replace=True)
@@ -73,13 +74,61 @@ def go_on(checked: Any, out: Path) -> tuple[Any, float | None]:
     return checked, None
 
 
+def refuse_other(verb: str, out: Path, alone: bool) -> None:
+    """Raise ConfigError where `out` holds a run that a new one of `verb` must not overwrite; alone: as in by_itself."""
+    checkpoints = (out / "checkpoints").exists()
+    try:
+        other = OmegaConf.load(out / ".hydra" / "hydra.yaml").hydra.job.config_name
+    except (OSError, OmegaConfBaseException, yaml.YAMLError, AttributeError):
+        other = "train" if checkpoints and verb not in (*TRAINING, "import-official") else verb
+    # An imported checkpoint is a run to train further.
+    if other != verb and not (other == "import-official" and verb in TRAINING):
+        raise ConfigError(f"{out}: holds a run of {other}; choose another folder (hydra.run.dir)")
+    if verb in TRAINING and checkpoints and not alone:
+        raise ConfigError(f"{out}: holds a run already; go on with resume={out}, or choose another hydra.run.dir")
+
+
+def keep_command(verb: str, cfg: DictConfig, out: Path, new: bool) -> None:
+    """Write the composed config and the overrides to out/.hydra, as Hydra does, which would not wait for the lock.
+
+    new: not the run that is in the folder already. An evaluation replaces that one when all is checked: not before.
+    """
+    hydra_config = HydraConfig.get()
+    texts = {
+        "config.yaml": cfg,
+        "hydra.yaml": OmegaConf.create({"hydra": hydra_config}),
+        "overrides.yaml": hydra_config.overrides.task,
+    }
+    provenance.command = {name: OmegaConf.to_yaml(content) for name, content in texts.items()}
+    there = (out / ".hydra").is_dir()
+    if not there or (new and verb != "evaluate"):
+        provenance.keep_command(out)
+    if not new or not there:
+        provenance.command = {}
+
+
 def _run_folder(resume: str | None, fresh: str, *, _root_: DictConfig) -> str:
     """A resumed run goes on in its own folder. Absolute, so that hydra.sweep.dir is not put before it."""
     verb, sweep = _root_.hydra.job.config_name, _root_.hydra.mode == RunMode.MULTIRUN
     folder = Path(fresh).absolute()
-    if by_itself(verb, resume, sweep):
-        return str(_earlier(verb, folder.parent, _root_) or folder)
-    return str(folder) if sweep or resume in (None, *WORDS) else str(folder_of(str(resume)))
+    if not sweep and resume not in (None, *WORDS):
+        return str(folder_of(str(resume)))
+    earlier = _earlier(verb, folder.parent, _root_) if by_itself(verb, resume, sweep) else None
+    # Without a mode nothing runs, as with --cfg.
+    return str(earlier or (_claimed(folder) if _root_.hydra.mode is not None else folder))
+
+
+def _claimed(folder: Path) -> Path:
+    """A new folder of this name; where another run of the same second has it, with a number behind."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for number in count(1):
+        claimed = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        try:
+            claimed.mkdir()
+            return claimed
+        except FileExistsError:
+            continue
+    raise AssertionError
 
 
 def _earlier(verb: str, runs: Path, root: DictConfig) -> Path | None:
@@ -109,16 +158,6 @@ def recorded(cls: type, folder: Path) -> Any:
 
 def _from_yaml(cls: type, values: Any) -> Any:
     return config.from_mapping(cls, {**OmegaConf.to_container(values, resolve=True), "resume": None})  # type: ignore
-
-
-def _hydra_folder(resume: str | None, *, _root_: DictConfig) -> str | None:
-    """Hydra's record of the overrides is not written over by a resumed run's."""
-    if resume not in (None, *WORDS):
-        return None
-    verb, sweep = _root_.hydra.job.config_name, _root_.hydra.mode == RunMode.MULTIRUN
-    out = OmegaConf.select(_root_, "hydra.runtime.output_dir")
-    kept = by_itself(verb, resume, sweep) and out is not None and (Path(out) / ".hydra").is_dir()
-    return None if kept else ".hydra"
 
 
 def _subject(checkpoint: str | None, *, _root_: Any) -> str:

@@ -40,8 +40,10 @@ class Outcomes(Callback):
         self.folder: Path | None = None
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        self.folder = Path(config.hydra.sweep.dir).absolute() / f".sweep-{uuid4().hex}"
-        self.folder.mkdir(parents=True)
+        folder = Path(config.hydra.sweep.dir).absolute() / f".sweep-{uuid4().hex}"
+        with suppress(OSError):  # what cannot be written Hydra meets next, and its error is told
+            folder.mkdir(parents=True)
+            self.folder = folder
         Outcomes.sweep = self
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:

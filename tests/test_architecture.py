@@ -26,7 +26,7 @@ LAYERS = [
     {"reporting"},
     {"evaluation"},
     {"training", "prediction"},
-    {"cli", "__main__", "info", "run_folder", "sweeps", "reproduction"},
+    {"cli", "__main__", "info", "messages", "overrides", "run_folder", "sweeps", "reproduction"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

@@ -45,8 +45,7 @@ def test_there_are_commands():
 
 @pytest.mark.parametrize(("page", "verb", "arguments"), known(), ids=lambda v: v.name if isinstance(v, Path) else None)
 def test_composes(page, verb, arguments):
-    overrides = cli._with_overrides(list(arguments)) if verb == "reproduce" else list(arguments)
-    quoted = [cli._quoted(o) if verb in cli._FILES else o for o in overrides if not o.startswith("-") and "$" not in o]
+    quoted = [a for a in cli._arguments(verb, list(arguments)) if not a.startswith("-") and "$" not in a]
     assert compose(verb, *map(first, quoted))
 
 

@@ -12,6 +12,7 @@ import torch
 from fss_svf.config import Augment
 from fss_svf.data.augment import EvalTransform, binary_mask
 from fss_svf.data.episodes import make_sampler
+from fss_svf.data.loader import batches
 from fss_svf.data.loading import (
     BaseLabels,
     EvalImageBatch,
@@ -20,7 +21,6 @@ from fss_svf.data.loading import (
     LabelledImages,
     TrainEpisodes,
     base_label_lookup,
-    batches,
     collate_episodes,
     collate_labels,
 )

@@ -11,7 +11,8 @@ from fss_svf.config import Augment, EpisodeFiles
 from fss_svf.data.augment import EvalTransform, query_mask, support_mask
 from fss_svf.data.episodes import EpisodeSpec, make_sampler
 from fss_svf.data.index import ImageRow, Index
-from fss_svf.data.loading import TrainEpisodes, batches, collate_episodes
+from fss_svf.data.loader import batches
+from fss_svf.data.loading import TrainEpisodes, collate_episodes
 from fss_svf.data.manifest import EpisodeList
 from fss_svf.data.toy import Toy
 from fss_svf.errors import ConfigError

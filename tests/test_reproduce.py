@@ -17,15 +17,16 @@ from omegaconf import OmegaConf
 
 from fss_svf import config
 from fss_svf.backbones.resnet import ResNetOptions
-from fss_svf.cli import _refuse_resume, _with_overrides, conf_dir
+from fss_svf.cli import _arguments, _refuse_resume
 from fss_svf.config import ReproduceConfig, Table
 from fss_svf.errors import ConfigError, DataError
 from fss_svf.lock import locked
+from fss_svf.overrides import conf_dir
 from fss_svf.registry import Choice
 from fss_svf.reproduction.cost import Clock, Costs, forward
 from fss_svf.reproduction.jobs import Job, make_jobs
 from fss_svf.reproduction.plan import commands
-from fss_svf.reproduction.running import Runner
+from fss_svf.reproduction.running import Runner, _shares
 from tests.conftest import TOY
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(config.__file__).parent.parent), "OMP_NUM_THREADS": "1"}
@@ -117,7 +118,7 @@ def test_a_folder_may_have_any_letters(tmp_path):
     ],
 )
 def test_what_stands_behind_the_dashes_arrives_letter_by_letter(argument):
-    before, given = _with_overrides(["table=toy", "--", argument, "workers=0"])
+    before, given = _arguments("reproduce", ["table=toy", "--", argument, "workers=0"])
     assert before == "table=toy"
     (override,) = OverridesParser.create().parse_overrides([given])
     read = OmegaConf.create({"overrides": override.value()})
@@ -278,6 +279,33 @@ def test_jobs_side_by_side_share_the_gpus_they_were_given(tmp_path, monkeypatch,
     monkeypatch.setattr(runner, "_process", process)
     runner.run([fake("train/a", 0), fake("train/b", 0)], 1, 2)
     assert set(seen) == names
+
+
+def test_jobs_of_several_processes_have_gpus_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, 5,6,7")
+    runner = Runner(2, 2, Clock(tmp_path / "seconds.json"))
+    assert sorted(runner._gpus.queue) == ["4,5", "6,7"]
+    assert sorted(Runner(1, 4, Clock(tmp_path / "seconds.json"))._gpus.queue) == [""]
+    assert sorted(Runner(3, 2, Clock(tmp_path / "seconds.json"), on_cpu=True)._gpus.queue) == ["", "", ""]
+    with pytest.raises(ConfigError, match=r"jobs=3 processes=2: .* 6 in all, and there are 4; lower"):
+        Runner(3, 2, Clock(tmp_path / "seconds.json"))
+    for gpus, jobs, processes in ((8, 2, 3), (8, 4, 2), (6, 2, 3)):
+        shares = _shares([str(n) for n in range(gpus)], jobs, processes)
+        assert [len(share) for share in shares] == [processes] * jobs
+        assert len({name for share in shares for name in share}) == jobs * processes
+
+
+def test_an_evaluation_costs_its_own_list_whatever_chose_the_checkpoint(toy_root, tmp_path):
+    overrides = (*TOY, f"dataset.root={toy_root}", "dataset.too_few_images=skip", "recipe.size=65")
+    held_out = ("validate.selection=base_heldout", "validate.held_out=2")
+    costs = Costs()
+    novel, chosen = (
+        make_jobs(wanted(folds=[0], shots=[1], only=("baseline",), overrides=(*overrides, *more)), tmp_path)[-1]
+        for more in ((), held_out)
+    )
+    assert chosen.needs.config.validate.selection == "base_heldout"
+    assert costs.operations(chosen) == costs.operations(novel) > 0
 
 
 def test_what_needs_a_failed_job_is_not_started(tmp_path, caplog):

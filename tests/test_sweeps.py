@@ -10,9 +10,9 @@ from contextlib import suppress
 
 import pytest
 
-from fss_svf.cli import one_line
 from fss_svf.errors import ConfigError
 from fss_svf.lock import locked
+from fss_svf.messages import of_hydra as one_line
 from tests.conftest import TOY
 from tests.processes import PACKAGE_AT
 

@@ -1,26 +1,21 @@
-"""From episode numbers to batches of tensors. What a batch holds does not depend on the number of workers."""
+"""From episode numbers to tensors, item by item; data/loader.py makes batches of them."""
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from fss_svf.config import Augment
 from fss_svf.data.annotation import SupportAnnotation, annotate
-from fss_svf.data.augment import EvalTransform, binary_mask, query_mask, support_mask, tame_threads, training_transform
+from fss_svf.data.augment import EvalTransform, binary_mask, query_mask, support_mask, training_transform
 from fss_svf.data.dataset import Split
 from fss_svf.data.episodes import AUGMENTATION, EpisodeSampler, EpisodeSpec
 from fss_svf.episode import IGNORE, Episode
-from fss_svf.errors import FssError
 
 
 @dataclass(frozen=True)
@@ -77,78 +72,6 @@ class LabelBatch:
 
     images: Tensor
     labels: Tensor
-
-
-class _Numbered(Dataset):
-    """A dataset whose item n is made by `make(n)`. An expected failure travels to the main process as an item."""
-
-    def __init__(self, make: Callable[[int], Any]) -> None:
-        self.make = make
-
-    def __getitem__(self, number: int) -> Any:
-        try:
-            return self.make(number)
-        except FssError as error:
-            # Raised in a worker, DataLoader would wrap it into a page of traceback.
-            return error
-
-
-class _Collate:
-    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
-        self.collate = collate
-
-    def __call__(self, items: list[Any]) -> Any:
-        return next((item for item in items if isinstance(item, FssError)), None) or self.collate(items)
-
-
-def batches(
-    make: Callable[[int], Any],
-    collate: Callable[[list[Any]], Any],
-    numbers: Sequence[int],
-    batch_size: int,
-    workers: int,
-    pin_memory: bool = False,
-) -> Generator[Any, None, None]:
-    """Yield collate([make(n), ...]) over `numbers` in order, made in `workers` processes (0: in this one)."""
-    loader = DataLoader(
-        _Numbered(make),
-        batch_size=batch_size,
-        sampler=numbers,
-        num_workers=workers,
-        collate_fn=_Collate(collate),
-        pin_memory=pin_memory,
-        worker_init_fn=_start_worker,
-        # The order of episodes is fixed by their numbers; this generator only keeps DataLoader off the global one.
-        generator=torch.Generator(),
-    )
-    for batch in loader:
-        if isinstance(batch, FssError):
-            raise batch
-        yield batch
-
-
-def _outlive_signals() -> None:
-    """A scheduler's signals, and a terminal's, go to all processes of a job: the main one finishes its step, which needs its
-    loaders, and then ends them."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if not hasattr(signal, "sigwaitinfo"):  # Linux has it
-        return
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_end_at_the_word_of_the_main_process, daemon=True).start()
-
-
-def _end_at_the_word_of_the_main_process() -> None:
-    # It sends SIGTERM to loaders that it did not close, and waits for them.
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        continue
-    os._exit(0)
-
-
-def _start_worker(_: int) -> None:
-    _outlive_signals()
-    torch.set_num_threads(1)
-    tame_threads()
 
 
 class Repeated:

@@ -20,7 +20,8 @@ from fss_svf import svf
 from fss_svf.config import Precision, Protocol
 from fss_svf.data.augment import EvalTransform, query_mask
 from fss_svf.data.dataset import Split, SupportAnnotation
-from fss_svf.data.loading import EvalImageBatch, EvalImages, base_label_lookup, batches
+from fss_svf.data.loader import batches
+from fss_svf.data.loading import EvalImageBatch, EvalImages, base_label_lookup
 from fss_svf.episode import Code, normalize
 from fss_svf.evaluation.at_label import at_label
 from fss_svf.evaluation.base_classes import count_fusions

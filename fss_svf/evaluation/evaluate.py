@@ -65,6 +65,8 @@ def evaluate(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:
     base = base_classes(subject, dataset, split.index, protocol)
     place(subject.model, device)
     if distributed.rank() == 0:
+        if config.resume is None:
+            _delete_earlier(out)
         write_run_folder(out, config, {"processes": distributed.world()})
     plan = make_plan(split.index, dataset.options, subject.fold, config.shots, protocol, config.episodes, subject.way)
     protocol = plan.protocol
@@ -123,6 +125,14 @@ def evaluate(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:
 
 def _folder(config: EvaluateConfig, out: Path, shot: int) -> Path:
     return out if len(config.shots) == 1 else out / f"{shot}shot"
+
+
+def _delete_earlier(out: Path) -> None:
+    """Delete the results of an evaluation that this one replaces: of other shots, they would stay beside the new ones."""
+    for folder in [out, *out.glob("*shot")]:
+        for name in ("result.json", "episodes.csv", "episodes.png", "best.png", "worst.png"):
+            (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / "gallery", ignore_errors=True)
 
 
 def _earlier(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:

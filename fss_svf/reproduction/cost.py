@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +74,10 @@ def listed(config: PretrainConfig | TrainConfig, dataset: Dataset) -> tuple[int,
     """Images of an epoch of the training, and of the fold's list of queries (0 for a base learner)."""
     train, val = dataset.split("train").index, dataset.split("val").index
     if isinstance(config, TrainConfig):
-        selection = make_selection(config, dataset.options, train, val)
-        return len(selection.training), len(selection.validating)
+        training = make_selection(config, dataset.options, train, val).training
+        # Whatever chooses best.pt, an evaluation is of the novel classes.
+        novel = replace(config, validate=replace(config.validate, selection="novel", held_out=None))
+        return len(training), len(make_selection(novel, dataset.options, train, val).validating)
     return len(make_sampler(train, dataset.options, config.fold, "train", 0, config.seed, "shuffled_epochs")), 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
@@ -16,16 +15,16 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fss_svf import config
-from fss_svf.cli import VERBS, conf_dir, one_line
+from fss_svf.cli import VERBS
 from fss_svf.config import EvaluateConfig, PretrainConfig, ReproduceConfig, TrainConfig
 from fss_svf.errors import ConfigError, FssError
 from fss_svf.evaluation.records import has_records
+from fss_svf.messages import of_hydra
+from fss_svf.overrides import conf_dir, given, is_plain
 from fss_svf.run_folder import recorded, register_resolvers
 
 _BASE = "@base"
 _NUMBERS = ("@fold", "@shot", "@seed")
-# What Hydra's grammar takes as one value without quotes.
-_PLAIN_VALUE = re.compile(r"[\w\-./:@?|+*$ \\]*", re.ASCII)
 _OF_CELL = ("fold", "shot", "seed")
 _PRETRAIN_KEYS = {f.name for f in fields(PretrainConfig)}
 
@@ -68,9 +67,9 @@ class Job:
         """Arguments of fss-svf that begin the job, or go on with it."""
         if isinstance(self.config, EvaluateConfig) and has_records(self.folder):
             machine = [o for o in self.overrides if o.split("=")[0] in config.MACHINE]
-            return [self.verb, _given("resume", self.folder), *machine]
+            return [self.verb, given("resume", self.folder), *machine]
         resume = [] if isinstance(self.config, EvaluateConfig) else ["resume=auto"]
-        return [self.verb, *self.overrides, _given("hydra.run.dir", self.folder), *resume]
+        return [self.verb, *self.overrides, given("hydra.run.dir", self.folder), *resume]
 
 
 def make_jobs(wanted: ReproduceConfig, out: Path) -> list[Job]:
@@ -166,7 +165,7 @@ class _Grid:
             values = json.loads(_fill(text, {word: json.dumps(value)[1:-1] for word, value in filled.items()}))
             return config.from_mapping(getattr(config, VERBS[verb][0]), values)
         except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(f"row {row}: {one_line(error, verb)}") from None
+            raise ConfigError(f"row {row}: {of_hydra(error, verb)}") from None
         except FssError as error:
             raise ConfigError(f"row {row}: {error}") from None
 
@@ -183,17 +182,9 @@ def _filled(overrides: Iterable[str], filled: Mapping[str, str]) -> tuple[str, .
     texts = []
     for override in overrides:
         key, equals, value = override.partition("=")
-        plain = equals and _PLAIN_VALUE.fullmatch(value)
-        texts.append(_given(key, _fill(value, filled)) if plain else _fill(override, filled))
+        plain = equals and is_plain(value)
+        texts.append(given(key, _fill(value, filled)) if plain else _fill(override, filled))
     return tuple(texts)
-
-
-def _given(key: str, value: object) -> str:
-    """The override of a key, in quotes where Hydra would not understand the value without."""
-    text = str(value)
-    if not _PLAIN_VALUE.fullmatch(text):
-        text = "'" + text.replace("'", "\\'") + "'"
-    return f"{key}={text}"
 
 
 def _compose(verb: str, overrides: Sequence[str]) -> str:

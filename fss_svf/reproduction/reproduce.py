@@ -37,7 +37,8 @@ def reproduce(config: ReproduceConfig, out: Path) -> None:
             "%d of %d jobs are finished; the commands of the others: %s", len(done), len(jobs), out / "commands.txt"
         )
         return
-    failed = _run(missing, Runner(config.jobs, config.processes, clock)) if missing else []
+    on_cpu = "device=cpu" in config.overrides
+    failed = _run(missing, Runner(config.jobs, config.processes, clock, on_cpu)) if missing else []
     if not missing:
         log.info("all %d jobs are finished, nothing to run", len(jobs))
     if any(out.glob("evaluate/**/result.json")):  # of other calls too: only=, folds

@@ -16,7 +16,7 @@ from typing import IO
 
 import torch
 
-from fss_svf.errors import Stopped
+from fss_svf.errors import ConfigError, Stopped
 from fss_svf.reproduction.cost import Clock
 from fss_svf.reproduction.jobs import Job
 
@@ -28,17 +28,20 @@ _SCREEN = "screen.txt"
 
 
 class Runner:
-    """jobs: how many side by side; processes: of torchrun for each job."""
+    """jobs: how many side by side; processes: of torchrun for each job.
 
-    def __init__(self, jobs: int, processes: int, clock: Clock) -> None:
+    Where there are GPUs, each process of each job has one of its own, but jobs of one process share what is too few.
+    Raises ConfigError where there are too few of them for several jobs of several processes. on_cpu: they need none.
+    """
+
+    def __init__(self, jobs: int, processes: int, clock: Clock, on_cpu: bool = False) -> None:
         self.jobs, self.processes, self.clock = jobs, processes, clock
         self._running: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()
         self._ending = False
         self._gpus: queue.Queue[str] = queue.Queue()
-        gpus = _gpus()
-        for number in range(jobs):
-            self._gpus.put(gpus[number % len(gpus)] if len(gpus) > 1 and jobs > 1 and processes == 1 else "")
+        for names in _shares([] if on_cpu else _gpus(), jobs, processes):
+            self._gpus.put(",".join(names))
 
     def run(self, jobs: Sequence[Job], number: int, total: int) -> list[Job]:
         """Run jobs of one stage, none of which needs another; number of total: of the first. Returns those that failed.
@@ -109,8 +112,22 @@ class Runner:
                 process.terminate()
 
 
+def _shares(gpus: Sequence[str], jobs: int, processes: int) -> list[Sequence[str]]:
+    """The GPUs of each job; none of all jobs: they take what they find."""
+    if jobs == 1 or not gpus:
+        return [()] * jobs
+    if processes == 1:
+        return [(gpus[number % len(gpus)],) for number in range(jobs)]
+    if len(gpus) < jobs * processes:
+        raise ConfigError(
+            f"jobs={jobs} processes={processes}: each process needs a GPU of its own, {jobs * processes} in all, and there "
+            f"are {len(gpus)}; lower one of them"
+        )
+    return [gpus[number * processes : (number + 1) * processes] for number in range(jobs)]
+
+
 def _gpus() -> list[str]:
     """Names of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES takes them: a scheduler may have given some."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     count = torch.cuda.device_count()
-    return given.split(",")[:count] if given else [str(number) for number in range(count)]
+    return [name.strip() for name in given.split(",")[:count]] if given else [str(number) for number in range(count)]

@@ -23,7 +23,8 @@ from fss_svf.checkpoint import keep_checkpoint, save_checkpoint
 from fss_svf.config import PretrainConfig, TrainConfig, to_mapping
 from fss_svf.console import progress
 from fss_svf.data.index import Index
-from fss_svf.data.loading import Repeated, batches
+from fss_svf.data.loader import batches
+from fss_svf.data.loading import Repeated
 from fss_svf.errors import DataError, Stopped, TrainingError
 from fss_svf.model import compile_stages, load_state, place
 from fss_svf.precision import autocast, gradient_scaler, set_tf32

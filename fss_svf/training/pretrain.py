@@ -16,7 +16,8 @@ from fss_svf.data.augment import EvalTransform
 from fss_svf.data.cache import cached
 from fss_svf.data.dataset import Dataset
 from fss_svf.data.episodes import make_sampler, split_classes
-from fss_svf.data.loading import BaseLabels, LabelBatch, LabelledImages, batches, collate_labels
+from fss_svf.data.loader import batches
+from fss_svf.data.loading import BaseLabels, LabelBatch, LabelledImages, collate_labels
 from fss_svf.data.synonyms import warn_of_twice
 from fss_svf.episode import IGNORE, normalize
 from fss_svf.errors import ConfigError

@@ -1,0 +1,125 @@
+"""Errors as one line: what was found, in which file or key, and the way out."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fss_svf.errors import FssError, did_you_mean
+from fss_svf.overrides import PATHS, ambiguous, conf_dir
+
+# Errors of the system that only writing brings about.
+_OF_WRITING = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EEXIST, errno.ENOTDIR}
+# Keys of what is written.
+_WRITTEN = ("hydra.run.dir", "hydra.sweep.dir", "out", "target", "save_support", "episodes.save", "dataset.prepared")
+# Memory, processes, open files.
+_NOTHING_LEFT = {errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE}
+
+
+def one_line(error: BaseException, verb: str, values: Mapping[str, Any] | None = None) -> str | None:
+    """What to say of an error; None of one that nobody expects. values: of the config, to name the key of a path."""
+    if isinstance(error, FssError):
+        return str(error)
+    of_system = _behind(error)
+    if of_system is not None:
+        return _of_system(of_system, list(_paths(values or {})))
+    if isinstance(error, UnicodeError):
+        return f"a name has letters that cannot be written: {error}"
+    if isinstance(error, (HydraException, OmegaConfBaseException)):
+        return of_hydra(error, verb)
+    return None
+
+
+def _behind(error: BaseException | None) -> OSError | None:
+    """The system's error, also where Hydra or the logging has wrapped it."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno is not None:  # Hydra's of a group is one without
+            return error
+        wraps = isinstance(error, (HydraException, OmegaConfBaseException)) or "Unable to configure" in str(error)
+        error = (error.__cause__ or error.__context__) if wraps else None
+    return None
+
+
+def _paths(values: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, str]]:
+    """(key in dots, path) of every path in a config."""
+    for name, value in values.items():
+        key = f"{where}{name}"
+        if isinstance(value, Mapping):
+            yield from _paths(value, f"{key}.")
+        elif key in PATHS and value:
+            for path in value if isinstance(value, (list, tuple)) else [value]:
+                yield key, os.path.abspath(str(path))
+
+
+def _of_system(error: OSError, paths: Sequence[tuple[str, str]]) -> str | None:
+    reason = error.strerror or str(error)
+    if error.errno in _NOTHING_LEFT:
+        return f"the machine has nothing left of what this needs ({reason}); fewer workers=, or a higher limit (ulimit)"
+    if error.errno == errno.EPIPE:
+        return f"what reads the output is gone ({reason})"
+    if error.filename is None and error.errno not in _OF_WRITING:
+        return None
+    if error.filename is None:  # the file was open already
+        path = next((path for key, path in paths if key in _WRITTEN), "a file")
+    else:
+        path = os.path.abspath(os.fsdecode(error.filename))
+        path = str(Path(path).parent) if path.endswith(".partial") else path  # of files.appearing_whole
+    key = _key(path, paths)
+    if error.errno in _OF_WRITING or key in _WRITTEN:
+        return f"{path}: cannot be written ({reason}); choose another place by {key}=, or mend that one"
+    return f"{path}: cannot be used ({reason}); {key}= names it"
+
+
+def _key(path: str, paths: Sequence[tuple[str, str]]) -> str:
+    """The key of the longest path that holds this one, or that it holds: a folder above is made first."""
+    held = [(len(p), key) for key, p in paths if Path(path).is_relative_to(p) or Path(p).is_relative_to(path)]
+    return max(held, default=(0, "hydra.run.dir"))[1]
+
+
+def of_hydra(error: Exception, verb: str) -> str:
+    """Hydra's and OmegaConf's pages as one line with the way out."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    if text.startswith("Could not find 'hydra/launcher/"):
+        extra = "joblib" if "/joblib" in text else "slurm" if "/submitit" in text else None
+        text += f"; pip install 'fss-svf[{extra}]'" if extra else ""
+    if "Available options" in str(error):
+        at = next(i for i, line in enumerate(lines) if line.startswith("Available options"))
+        options = [line for line in lines[at + 1 :] if ":" not in line and " " not in line]
+        return f"{text}; available: {', '.join(options)}"
+    if text.startswith("Ambiguous value for argument"):
+        return ambiguous(text.split("'", 1)[1].rsplit("'", 1)[0])
+    if text.startswith("Could not override"):
+        key = text.split("'")[1]
+        return f"no key {key!r}{_closest_key(key, verb)}; 'fss-svf {verb} --cfg job' shows all keys"
+    if isinstance(error, OmegaConfBaseException) and getattr(error, "full_key", None):
+        return f"{error.full_key}: {text}"
+    return text
+
+
+def _closest_key(key: str, verb: str) -> str:
+    """Did-you-mean over every key of the verb's default config."""
+    try:
+        with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            composed = hydra.compose(verb)
+    except Exception:  # a broken config tree must not hide the first error
+        return ""
+    known: list[str] = []
+
+    def walk(node: Any, path: str) -> None:
+        if OmegaConf.is_dict(node):
+            for name in node:
+                known.append(f"{path}{name}")
+                if not OmegaConf.is_interpolation(node, name):
+                    walk(node._get_node(name), f"{path}{name}.")
+
+    walk(composed, "")
+    return did_you_mean(key, known)
