@@ -313,6 +313,13 @@ def test_links_to_files_that_are_not_there(root):
     assert len(folder(root, allow_missing=True).prepare(0)["train"]) == 28
 
 
+def test_masks_that_are_no_png(root):
+    for path in (root / "masks").iterdir():
+        path.rename(path.with_suffix(".jpg"))
+    with data_error("30 of 30 names", "masks are PNG files, photo 00.x.jpg is not"):
+        folder(root).prepare(0)
+
+
 def test_accents_capitals_and_hidden_files(root):
     composed, decomposed = "caf\N{LATIN SMALL LETTER E WITH ACUTE}", "cafe\N{COMBINING ACUTE ACCENT}"
     Image.new("RGB", (44, 30)).save(root / "images" / f"{composed}.JPEG")

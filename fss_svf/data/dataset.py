@@ -149,7 +149,8 @@ def require_folder(path: Path, key: str, name: str) -> None:
     """Raise DataError when the folder is missing; `key` is the config key that names it."""
     if not path.is_dir():
         raise DataError(
-            f"dataset={name}: no folder {path.absolute()}; set {key} to where it is (data/README.md shows the tree)"
+            f"dataset={name}: no folder {path.absolute()}{link_to_nothing(path)}; set {key} to where it is "
+            "(data/README.md shows the tree)"
         )
 
 

@@ -174,7 +174,9 @@ class Folder(Dataset):
     def _class_names(self) -> tuple[str, ...]:
         path = self.options.root / self.options.classes
         if not path.is_file():
-            raise DataError(f"dataset=folder: no {path}; write the class names into it, one a line, class 1 first")
+            raise DataError(
+                f"dataset=folder: no {path}{link_to_nothing(path)}; write the class names into it, one a line, class 1 first"
+            )
         names = [plain(line.strip()) for line in read_lines(path) if line.strip()]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice or not 1 <= len(names) <= 254:
@@ -194,9 +196,11 @@ class Folder(Dataset):
                 missing[name] = f"{'' if name in files else 'an image '}{path}{link_to_nothing(path)}"
         kept = [name for name in names if name not in missing]
         if missing and not (self.options.allow_missing and kept):
+            others = [] if masks else image_files(self.masks)
+            kind = f" (masks are PNG files, {others[0].name} is not)" if others else ""
             raise DataError(
                 f"dataset=folder: {len(missing)} of {len(names)} names lack image or mask, first "
-                f"{next(iter(missing.values()))}; add them, or set dataset.allow_missing=true to go on with the others"
+                f"{next(iter(missing.values()))}{kind}; add them, or set dataset.allow_missing=true to go on with the others"
             )
         below = in_subfolders(self.images)
         if not kept:
