@@ -79,8 +79,8 @@ def find_archive(root: Path, wanted: Sequence[str], tried: Collection[Path] = ()
                 if ENDING.sub("", archive.name) in wanted:
                     raise
                 damaged += [error] * (folder == root)
-    for what in damaged:
-        log.warning("passed over: %s", what)
+    for each in damaged:
+        log.warning("passed over: %s", each)
     return None
 
 

@@ -164,7 +164,8 @@ class Pascal(Dataset):
                     del of_split[name]
         report = self.options.prepared / "missing.txt"
         if not missing:
-            report.unlink(missing_ok=True)
+            if report.exists():  # a read-only folder refuses to delete even what is not there
+                report.unlink()
             return True
         self.options.prepared.mkdir(parents=True, exist_ok=True)
         report.write_text("".join(f"{file}\n" for file in missing))
