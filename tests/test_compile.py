@@ -116,7 +116,8 @@ def test_half_precision():
 def test_many_batch_sizes_stay_below_the_limit_of_compilations():
     method, plain = pair("baseline", "svf")
     for rows in (1, 2, 3, 4, 5, 3, 2):
-        torch.testing.assert_close(method.eval()(batch(0, rows)).logits, plain.eval()(batch(0, rows)).logits)
+        ours, theirs = (one.eval()(batch(0, rows)).logits for one in (method, plain))
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4 * float(theirs.abs().max()))
     # Once for the first size, for one image by itself, and once for all others.
     assert compiled_graphs() <= 3 * STAGES
     assert not counters["unimplemented"]

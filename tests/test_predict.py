@@ -20,6 +20,7 @@ from fss_svf.prediction.photos import find_photos, read_mask, read_photo
 from fss_svf.prediction.predict import overlay
 from fss_svf.prediction.segmenter import SupportCode
 from tests.one_line import data_error
+from tests.pixels import allowed
 from tests.test_cli import SMALL, one_line
 from tests.test_engine import SIZE, engine_of, lists_of, task_of
 
@@ -311,7 +312,8 @@ def test_predict_writes_masks_overlays_and_a_table(fss, runs, examples, tmp_path
     code = segmenter.learn([picture()], [square_mask(1)])
     for number, row in enumerate(rows):
         mask = np.asarray(Image.open(first / f"bild ü{number}.png"))
-        assert np.array_equal(mask, 255 * segmenter.segment([read_photo(queries / row["file"])], code)[0])
+        alone = 255 * segmenter.segment([read_photo(queries / row["file"])], code)[0]
+        assert (mask != alone).sum() <= allowed(mask.size)  # in float32, and there in a batch of two
         assert mask.shape == (40 - number, 60)
         assert float(row["share"]) == pytest.approx((mask == 255).mean(), abs=1e-5)
         assert float(row["seconds"]) > 0
@@ -322,7 +324,8 @@ def test_predict_writes_masks_overlays_and_a_table(fss, runs, examples, tmp_path
     arguments = ("predict", f"support={first / 'support.pt'}", f"query={queries / 'bild ü1.jpg'}", "out=second")
     status, _, err = fss(*arguments, f"checkpoint={runs[0]}")
     assert status == 0, err
-    assert (second / "bild ü1.png").read_bytes() == (first / "bild ü1.png").read_bytes()
+    masks = [np.asarray(Image.open(folder / "bild ü1.png")) for folder in (first, second)]
+    assert (masks[0] != masks[1]).sum() <= allowed(masks[0].size)
     status, _, err = fss(*arguments, f"checkpoint={runs[0]}")
     assert status == 1
     assert "second: exists already" in one_line(err)
