@@ -94,8 +94,20 @@ def assert_equal_runs(method, plain, precision="float32", bound=1e-4):
     assert not counters["graph_break"]
 
 
-@pytest.mark.parametrize(("tuning", "execution"), [("frozen", "auto"), ("svf", "factored"), ("svf", "rebuilt")])
+FORMS = [("frozen", "auto"), ("svf", "factored"), ("svf", "rebuilt")]
+
+
+# The C++ of each takes minutes where cores are few. "auto" has stages of both executions.
+@pytest.mark.parametrize(
+    ("tuning", "execution"), [("svf", "auto"), *(pytest.param(*form, marks=pytest.mark.long) for form in FORMS)]
+)
 def test_training_steps_equal_the_uncompiled_ones(tuning, execution):
+    assert_equal_runs(*pair("baseline", tuning, execution))
+
+
+@pytest.mark.usefixtures("traced")
+@pytest.mark.parametrize(("tuning", "execution"), FORMS)
+def test_the_graphs_of_every_form_take_the_steps_of_the_network(tuning, execution):
     assert_equal_runs(*pair("baseline", tuning, execution))
 
 

@@ -24,6 +24,8 @@ from tests.plain_evaluation import EvalEpisodes, as_float, mask_at_label, plain_
 from tests.test_plan import protocol
 from tests.test_precision import tf32
 
+pytestmark = pytest.mark.numeric
+
 SIZE = 65
 METHODS = ("baseline", "pfenet", "bam", "panet", "prototype")
 

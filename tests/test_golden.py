@@ -17,6 +17,8 @@ from fss_svf.registry import TUNINGS
 from tests.golden import episodes, fill
 from tests.test_config import shipped_tuning
 
+pytestmark = pytest.mark.numeric
+
 GOLDEN = Path(__file__).parent / "golden"
 METHODS = {"aspp": "baseline", "pfenet": "pfenet", "bam": "bam"}
 CASES = [f"{name}_r50_{case}" for name in METHODS for case in ("1shot", "5shot", "1shot_svf")]

@@ -24,6 +24,8 @@ from tests.test_bam import training_episode
 from tests.test_config import shipped_tuning
 from tests.test_training import steps
 
+pytestmark = pytest.mark.numeric
+
 NAMES = TUNINGS.names()
 DOCS = Path(__file__).parent.parent / "docs" / "tunings.md"
 # The parameters of a tiny backbone that train, as a regular expression.
