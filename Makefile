@@ -1,10 +1,10 @@
-# Two commands for a newcomer: `make quickstart` and `make test`. Both make .venv when it is missing.
+# Two commands for a newcomer: `make quickstart` and `make test`. They make .venv when it is missing, as all others do.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test lint format clean
+.PHONY: quickstart test numeric matrix lint format clean
 
 quickstart: $(INSTALLED) ## the main job on the toy dataset: prepare, pretrain, train, evaluate, report
 	$(BIN)/python scripts/quickstart.py
@@ -12,6 +12,13 @@ quickstart: $(INSTALLED) ## the main job on the toy dataset: prepare, pretrain, 
 # Files side by side, a thread each: threads of two processes would wait for each other.
 test: $(INSTALLED) ## the test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+numeric: $(INSTALLED) ## the tests that compare computations in floats, as on the plainest processor and with two threads
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m "numeric and not long"
+
+matrix: $(INSTALLED) ## every promised Python, release and kind of processor: docs/portability.md
+	rm -f .nox/.cache/matrix.md
+	$(BIN)/nox
 
 lint: $(INSTALLED) ## style and types
 	$(BIN)/ruff check .

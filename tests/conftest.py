@@ -1,6 +1,7 @@
 """Shared fixtures: a small toy dataset, and the command line called in this process."""
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -71,6 +72,16 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def kept_factors(tmp_path_factory):
+    """Factors on disk while a module runs: of a network that comes again and again the SVD is computed once."""
+    folder = tmp_path_factory.mktemp("factors")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FSS_SVF_CACHE", str(folder))
+        yield
+    shutil.rmtree(folder)
 
 
 @pytest.fixture

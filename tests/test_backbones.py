@@ -13,6 +13,8 @@ from fss_svf.errors import ConfigError, WeightsError
 from fss_svf.model import trainable_values
 from fss_svf.registry import TUNINGS
 
+pytestmark = pytest.mark.numeric
+
 
 def image(size=65):
     return torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))

@@ -94,8 +94,20 @@ def assert_equal_runs(method, plain, precision="float32", bound=1e-4):
     assert not counters["graph_break"]
 
 
-@pytest.mark.parametrize(("tuning", "execution"), [("frozen", "auto"), ("svf", "factored"), ("svf", "rebuilt")])
+FORMS = [("frozen", "auto"), ("svf", "factored"), ("svf", "rebuilt")]
+
+
+# The C++ of each takes minutes where cores are few. "auto" has stages of both executions.
+@pytest.mark.parametrize(
+    ("tuning", "execution"), [("svf", "auto"), *(pytest.param(*form, marks=pytest.mark.long) for form in FORMS)]
+)
 def test_training_steps_equal_the_uncompiled_ones(tuning, execution):
+    assert_equal_runs(*pair("baseline", tuning, execution))
+
+
+@pytest.mark.usefixtures("traced")
+@pytest.mark.parametrize(("tuning", "execution"), FORMS)
+def test_the_graphs_of_every_form_take_the_steps_of_the_network(tuning, execution):
     assert_equal_runs(*pair("baseline", tuning, execution))
 
 
@@ -116,7 +128,8 @@ def test_half_precision():
 def test_many_batch_sizes_stay_below_the_limit_of_compilations():
     method, plain = pair("baseline", "svf")
     for rows in (1, 2, 3, 4, 5, 3, 2):
-        torch.testing.assert_close(method.eval()(batch(0, rows)).logits, plain.eval()(batch(0, rows)).logits)
+        ours, theirs = (one.eval()(batch(0, rows)).logits for one in (method, plain))
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4 * float(theirs.abs().max()))
     # Once for the first size, for one image by itself, and once for all others.
     assert compiled_graphs() <= 3 * STAGES
     assert not counters["unimplemented"]

@@ -16,6 +16,8 @@ from fss_svf.model import choose_device
 from tests.conftest import TOY
 from tests.processes import TORCHRUN, starting
 
+pytestmark = pytest.mark.usefixtures("one_thread")  # as the processes beside it have one
+
 # fss-svf whose groups take some time, and of which process FAILS fails in its third group.
 SLOW = """
 import os, signal, time

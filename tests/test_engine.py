@@ -19,9 +19,12 @@ from fss_svf.evaluation.vote import vote
 from fss_svf.evaluation.work import group_episodes, roles_of_images, share
 from tests import test_methods
 from tests.conftest import toy_options
+from tests.pixels import assert_hardly_any_turned
 from tests.plain_evaluation import EvalEpisodes, as_float, mask_at_label, plain_counts
 from tests.test_plan import protocol
 from tests.test_precision import tf32
+
+pytestmark = pytest.mark.numeric
 
 SIZE = 65
 METHODS = ("baseline", "pfenet", "bam", "panet", "prototype")
@@ -44,14 +47,25 @@ def task_of(root, name="baseline", shot=1, way=1, dtype=torch.float64, **changes
 
 @torch.no_grad()
 def balance(task, episodes):
-    """Half of the pixels foreground: a head of random weights would say the same of all."""
+    """Half of the pixels foreground: a head of random weights would say the same of all.
+
+    The edge lies between two pixels' values, not on one: in float64 no rounding then turns a pixel.
+    """
     make, bias = EvalEpisodes(task.split, episodes, task.transform), task.model.classifier[-1].bias
     differences = []
     for number in range(6):
         prediction = task.model(as_float(make(number).episode, bias.dtype))
         logits = prediction.aux.get("meta", prediction.logits)
         differences.append((logits[:, 1] - logits[:, 0]).flatten())
-    bias[0] += torch.cat(differences).median()
+    bias[0] += edge(torch.cat(differences))
+
+
+def edge(differences):
+    """The middle of the widest gap between neighbouring values near the median."""
+    ranked, middle = differences.sort().values, len(differences) // 2
+    near = ranked[middle - 50 : middle + 51]
+    widest = near.diff().argmax()
+    return (near[widest] + near[widest + 1]) / 2
 
 
 def lists_of(root, shots=(1, 3), runs=2, episodes=25, way=1):
@@ -79,11 +93,17 @@ def compare(task, lists, evaluated):
                 assert counts == plain_counts(task, episodes, name)
 
 
-@pytest.mark.parametrize("label", ["original", "resized"])
-@pytest.mark.parametrize("resize", ["pad", "squash"])
-@pytest.mark.parametrize("name", METHODS)
+# The place of the label is the same lines for every method, and others for BAM's base labels.
+@pytest.mark.parametrize(
+    ("name", "resize", "label"),
+    [
+        *((name, "pad", "original") for name in METHODS),
+        *((name, "squash", "original") for name in ("baseline", "bam")),
+        *((name, resize, "resized") for name in ("baseline", "bam") for resize in ("pad", "squash")),
+    ],
+)
 def test_counts_equal_the_plain_loop(toy_root, tmp_path, name, resize, label):
-    task, lists = task_of(toy_root, name, shot=3, label=label, resize=resize), lists_of(toy_root)
+    task, lists = task_of(toy_root, name, shot=3, label=label, resize=resize), lists_of(toy_root, episodes=15)
     compare(task, lists, evaluate_lists(task, engine_of(tmp_path), lists))
     assert not (tmp_path / "codes").exists()
 
@@ -104,13 +124,8 @@ def test_supports_are_annotated_as_in_the_plain_loop(toy_root, tmp_path, annotat
 def test_in_float32_hardly_a_pixel_turns(toy_root, tmp_path):
     task, lists = task_of(toy_root, "pfenet", dtype=torch.float32), lists_of(toy_root, episodes=40)
     ours = evaluate_lists(task, engine_of(tmp_path), lists).runs
-    turned = counted = 0
-    for shot, runs in ours.items():
-        for run, episodes in zip(runs, lists[shot], strict=True):
-            theirs = plain_counts(task, episodes)
-            turned += sum(abs(a.foreground[0] - b.foreground[0]) for a, b in zip(run.episodes, theirs, strict=True))
-            counted += sum(count.counted for count in theirs)
-    assert turned <= counted / 100_000
+    found = [count for runs in ours.values() for run in runs for count in run.episodes]
+    assert_hardly_any_turned(found, [c for runs in lists.values() for e in runs for c in plain_counts(task, e)])
 
 
 @pytest.mark.parametrize("precision", ["float32", "tf32"])

@@ -17,6 +17,8 @@ from fss_svf.registry import TUNINGS
 from tests.golden import episodes, fill
 from tests.test_config import shipped_tuning
 
+pytestmark = pytest.mark.numeric
+
 GOLDEN = Path(__file__).parent / "golden"
 METHODS = {"aspp": "baseline", "pfenet": "pfenet", "bam": "bam"}
 CASES = [f"{name}_r50_{case}" for name in METHODS for case in ("1shot", "5shot", "1shot_svf")]
@@ -87,7 +89,7 @@ def test_equals_the_official_implementation(case):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_tuning_svf_official_does_to_a_plain_network_what_the_official_code_does(name):
+def test_tuning_svf_official_does_to_a_plain_network_what_the_official_code_does(kept_factors, name):
     golden = np.load(GOLDEN / f"{name}_r50_1shot_svf.npz")
     plain = read_official(checkpoint(name, "1shot"), METHODS[name], "resnet50", 1, "pascal", "frozen", None)
     backbone, _ = build_backbone(plain.backbone)

@@ -11,6 +11,8 @@ from fss_svf import Episode, load_official
 from fss_svf.errors import WeightsError
 from tests.golden import episodes, fill
 
+pytestmark = pytest.mark.numeric
+
 GOLDEN = Path(__file__).parent / "golden"
 
 

@@ -16,6 +16,8 @@ from fss_svf.methods.method import cross_entropy, flat_supports, regroup
 from fss_svf.methods.pfenet import PFENet, PFENetOptions
 from fss_svf.registry import METHODS
 
+pytestmark = pytest.mark.numeric
+
 BACKBONES = {
     "tiny": lambda: tiny(TinyOptions(width=8))[0],
     "vgg16": lambda: vgg16(VGGOptions())[0],

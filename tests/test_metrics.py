@@ -7,6 +7,8 @@ from torchmetrics import JaccardIndex
 
 from fss_svf.evaluation.counts import Counts, count_episode
 
+pytestmark = pytest.mark.numeric
+
 
 def plain(episodes, classes):
     """The definitions, pixel by pixel."""

@@ -17,6 +17,8 @@ from tests import official_written_out as written_out
 from tests.golden import episodes, fill
 from tests.test_golden import our_name
 
+pytestmark = pytest.mark.numeric
+
 GOLDEN = Path(__file__).parent / "golden"
 VGG_WIDTHS = (64, 128, 256, 512, 512)
 VGG_STARTS = (0, 7, 14, 24, 34)

@@ -23,6 +23,8 @@ from fss_svf.registry import BACKBONES, DATASETS, METHODS
 from fss_svf.training.train import train
 from tests.test_training import options_of, train_config
 
+pytestmark = pytest.mark.numeric
+
 SIZE = 33
 
 

@@ -19,7 +19,7 @@ from fss_svf.precision import autocast, computing, gradient_scaler, in_float32, 
 from fss_svf.training.optim import make_optimizer
 from tests.test_methods import episode, model
 
-pytestmark = pytest.mark.usefixtures("one_thread", "seeded")
+pytestmark = [pytest.mark.numeric, pytest.mark.usefixtures("one_thread", "seeded")]
 CPU = torch.device("cpu")
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 half = pytest.mark.parametrize("precision", HALF)

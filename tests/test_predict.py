@@ -20,6 +20,7 @@ from fss_svf.prediction.photos import find_photos, read_mask, read_photo
 from fss_svf.prediction.predict import overlay
 from fss_svf.prediction.segmenter import SupportCode
 from tests.one_line import data_error
+from tests.pixels import allowed
 from tests.test_cli import SMALL, one_line
 from tests.test_engine import SIZE, engine_of, lists_of, task_of
 
@@ -276,18 +277,23 @@ def test_a_wrong_folder_of_examples_is_one_line(tmp_path, examples):
 
 @pytest.fixture(scope="module")
 def runs(toy_root, tmp_path_factory):
-    """Checkpoints of two trainings."""
+    """The folder of a training, and another that differs from it in a single weight."""
+    import shutil
     import subprocess
     import sys
 
     folder = tmp_path_factory.mktemp("runs")
-    for fold in (0, 1):
-        subprocess.run(
-            [sys.executable, "-m", "fss_svf", "train", *SMALL, f"dataset.root={toy_root}", f"fold={fold}",
-             f"hydra.run.dir={folder / str(fold)}"],
-            check=True,
-        )  # fmt: skip
-    return folder / "0", folder / "1"
+    subprocess.run(
+        [sys.executable, "-m", "fss_svf", "train", *SMALL, f"dataset.root={toy_root}", "fold=0",
+         f"hydra.run.dir={folder / 'one'}"],
+        check=True,
+    )  # fmt: skip
+    shutil.copytree(folder / "one", folder / "other")
+    path = folder / "other" / "checkpoints" / "last.pt"
+    content = torch.load(path)
+    next(value for value in content["model"].values() if value.dim() == 4)[0, 0, 0, 0] += 1
+    torch.save(content, path)
+    return folder / "one", folder / "other"
 
 
 def test_predict_writes_masks_overlays_and_a_table(fss, runs, examples, tmp_path):
@@ -314,7 +320,8 @@ def test_predict_writes_masks_overlays_and_a_table(fss, runs, examples, tmp_path
     code = segmenter.learn([picture()], [square_mask(1)])
     for number, row in enumerate(rows):
         mask = np.asarray(Image.open(first / f"bild ü{number}.png"))
-        assert np.array_equal(mask, 255 * segmenter.segment([read_photo(queries / row["file"])], code)[0])
+        alone = 255 * segmenter.segment([read_photo(queries / row["file"])], code)[0]
+        assert (mask != alone).sum() <= allowed(mask.size)  # in float32, and there in a batch of two
         assert mask.shape == (40 - number, 60)
         assert float(row["share"]) == pytest.approx((mask == 255).mean(), abs=1e-5)
         assert float(row["seconds"]) > 0
@@ -325,7 +332,8 @@ def test_predict_writes_masks_overlays_and_a_table(fss, runs, examples, tmp_path
     arguments = ("predict", f"support={first / 'support.pt'}", f"query={queries / 'bild ü1.jpg'}", "out=second")
     status, _, err = fss(*arguments, f"checkpoint={runs[0]}")
     assert status == 0, err
-    assert (second / "bild ü1.png").read_bytes() == (first / "bild ü1.png").read_bytes()
+    masks = [np.asarray(Image.open(folder / "bild ü1.png")) for folder in (first, second)]
+    assert (masks[0] != masks[1]).sum() <= allowed(masks[0].size)
     status, _, err = fss(*arguments, f"checkpoint={runs[0]}")
     assert status == 1
     assert "second: exists already" in one_line(err)

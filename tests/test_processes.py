@@ -12,6 +12,8 @@ from fss_svf.training.step import Shares
 from tests.conftest import TOY
 from tests.processes import TORCHRUN, ended, starting
 
+pytestmark = pytest.mark.usefixtures("one_thread")  # as the processes beside it have one
+
 # fss-svf that keeps the gradients of its first step in GRADIENTS, without dropout where NO_DROPOUT is set; process FAILS
 # fails in its third step.
 CHANGED = """
@@ -80,6 +82,9 @@ def scores(folder):
 # ---------------------------------------------------------------------------------------------------------------------
 # The same steps
 
+# A score moves by the pixels that turn, over a union: in 6 episodes two at most, over the 200 of the smallest object.
+TWO_PIXELS = 2 / 200
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("method", "processes"), [("baseline", 3), pytest.param("pfenet", 2, marks=pytest.mark.long)])
@@ -120,7 +125,8 @@ def test_a_run_over_processes_is_one_run(start, fss, small, tmp_path):
         assert torch.allclose(shared["model"][name], value, rtol=1e-4, atol=1e-5), name
     for tag, values in scores(tmp_path / "alone").items():
         assert [step for step, _ in scores(folder)[tag]] == [step for step, _ in values]
-        assert [value for _, value in scores(folder)[tag]] == pytest.approx([v for _, v in values], rel=1e-4), tag
+        bound = {"rel": 1e-4} if tag == "loss/main" else {"abs": TWO_PIXELS}
+        assert [value for _, value in scores(folder)[tag]] == pytest.approx([v for _, v in values], **bound), tag
 
 
 def test_shares_are_all_items_once_in_order(monkeypatch):

@@ -13,6 +13,8 @@ from fss_svf.registry import METHODS
 from fss_svf.training.step import LossNotFinite, Step, in_steps
 from tests.test_methods import episode, model
 
+pytestmark = pytest.mark.numeric
+
 TRAINED = [name for name in METHODS.names() if METHODS.entry(name).build.trainable]
 
 

@@ -44,6 +44,7 @@ LINEARS: dict[str, tuple[int, int, dict]] = {
     "linear, no bias": (8, 8, {"bias": False}),
 }
 pytestmark = [
+    pytest.mark.numeric,
     pytest.mark.filterwarnings("ignore:Using padding='same'"),
     pytest.mark.usefixtures("one_thread", "seeded"),
 ]

@@ -14,7 +14,7 @@ from fss_svf import svf
 from fss_svf.backbones.joined import JoinedBasicBlock, JoinedBottleneck, JoinedSequential, join_units, recompute
 from fss_svf.svf.execution import factored_is_cheaper
 
-pytestmark = pytest.mark.usefixtures("one_thread", "seeded")
+pytestmark = [pytest.mark.numeric, pytest.mark.usefixtures("one_thread", "seeded")]
 
 
 @st.composite

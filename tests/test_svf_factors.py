@@ -13,7 +13,7 @@ from fss_svf.svf import cache as cache_module
 from fss_svf.svf.factors import by_gram, svd
 from tests.test_svf import image, net, same, snapshot
 
-pytestmark = pytest.mark.usefixtures("one_thread", "seeded")
+pytestmark = [pytest.mark.numeric, pytest.mark.usefixtures("one_thread", "seeded")]
 
 
 def with_spectrum(rows: int, columns: int, s: Tensor) -> Tensor:

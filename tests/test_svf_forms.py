@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fss_svf import svf
 from tests.test_svf import factored, image, make, net, relative_error, same, snapshot, through_torch_save
 
-pytestmark = pytest.mark.usefixtures("one_thread", "seeded")
+pytestmark = [pytest.mark.numeric, pytest.mark.usefixtures("one_thread", "seeded")]
 
 TRAINS = [("S",), ("U",), ("V",), ("S", "U"), ("S", "V"), ("U", "V"), ("S", "U", "V")]
 PARAMETRISATIONS = ["direct", "scale", "log"]

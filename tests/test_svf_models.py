@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fss_svf import svf
 from tests.test_svf import change, image, net, relative_error, svf_names
 
-pytestmark = pytest.mark.usefixtures("one_thread", "seeded")
+pytestmark = [pytest.mark.numeric, pytest.mark.usefixtures("one_thread", "seeded")]
 
 
 def small_vit() -> nn.Module:

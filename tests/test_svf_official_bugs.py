@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from fss_svf import svf
 
-pytestmark = pytest.mark.usefixtures("one_thread", "seeded")
+pytestmark = [pytest.mark.numeric, pytest.mark.usefixtures("one_thread", "seeded")]
 
 
 def assert_stays_and_follows_s(layer: nn.Module, x: Tensor) -> None:

@@ -10,7 +10,7 @@ from fss_svf import svf
 from fss_svf.svf.rank import Energy, Ranks, count
 from tests.test_svf import change, image, net, same, snapshot
 
-pytestmark = pytest.mark.usefixtures("one_thread", "seeded")
+pytestmark = [pytest.mark.numeric, pytest.mark.usefixtures("one_thread", "seeded")]
 
 
 def ranks(model: nn.Module) -> list[int]:

@@ -24,6 +24,8 @@ from tests.test_bam import training_episode
 from tests.test_config import shipped_tuning
 from tests.test_training import steps
 
+pytestmark = pytest.mark.numeric
+
 NAMES = TUNINGS.names()
 DOCS = Path(__file__).parent.parent / "docs" / "tunings.md"
 # The parameters of a tiny backbone that train, as a regular expression.
@@ -158,7 +160,7 @@ def pretrained(backbone):
 
 @pytest.mark.parametrize("tuning", OF_STAGES)
 @pytest.mark.parametrize("backbone", [name for name in BACKBONES.names() if name != "tiny"])
-def test_every_backbone_starts_unchanged_and_gets_gradients(backbone, tuning):
+def test_every_backbone_starts_unchanged_and_gets_gradients(kept_factors, backbone, tuning):
     net, x = copy.deepcopy(pretrained(backbone)), torch.randn(1, 3, 33, 33)
     with torch.no_grad():
         before = net(x)["layer4"]

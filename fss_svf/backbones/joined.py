@@ -82,16 +82,19 @@ class JoinedSequential(_Recomputable, nn.Sequential):
     """Sequential with every run of Conv2d, BatchNorm2d and ReLU, the latter two where they are there, as one step."""
 
     def run(self, x: Tensor) -> Tensor:
-        layers = list(self)
-        while layers:
-            first = layers.pop(0)
+        # By index: the torch.compile of PyTorch 2.6 breaks its graph at `bool(layers)` and at `del layers[:1]`.
+        layers, at = list(self), 0
+        while at < len(layers):
+            first = layers[at]
+            at += 1
             if not isinstance(first, nn.Conv2d):
                 x = first(x)
                 continue
-            bn = layers.pop(0) if layers and isinstance(layers[0], nn.BatchNorm2d) else None
-            relu = bool(layers) and _is_plain_relu(layers[0])
+            bn = layers[at] if at < len(layers) and isinstance(layers[at], nn.BatchNorm2d) else None
+            at += bn is not None
+            relu = at < len(layers) and _is_plain_relu(layers[at])
             x = conv_unit(first, bn, x, relu)
-            del layers[:relu]
+            at += relu
         return x
 
 

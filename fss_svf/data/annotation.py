@@ -120,7 +120,8 @@ def _long_path(depth: np.ndarray) -> np.ndarray:
         there = slice(dy, height), slice(max(0, dx), width + min(0, dx))
         both = inside[here] & inside[there]
         pairs.append(np.stack([node[here][both], node[there][both]]))
-    a, b = np.concatenate(pairs, axis=1)
+    # Of 32 bits, as the Dijkstra of SciPy 1.11 takes no others: there are a few thousand cells at most.
+    a, b = np.concatenate(pairs, axis=1).astype(np.int32)
     cost = np.hypot(*(cells[a] - cells[b]).T) * (2 / (deep[a] + deep[b]) + 2 / deep.max())
     graph = coo_array((np.r_[cost, cost], (np.r_[a, b], np.r_[b, a])), shape=(len(deep), len(deep))).tocsr()
 
