@@ -34,7 +34,7 @@ def normalised(images, mean, std):
 
 @pytest.mark.numeric
 def test_features_are_timms_own(backbone):
-    """At 8n + 1 pixels, where even padding is TensorFlow's SAME. timm gets mean and deviation 0.5, the backbone ImageNet's."""
+    """At 8n + 1 pixels, where even padding is TensorFlow's SAME. timm gets mean and deviation 0.5."""
     x = torch.rand(1, 3, 65, 81, generator=torch.Generator().manual_seed(0))
     net = reference(output_stride=8)
     with torch.no_grad():
