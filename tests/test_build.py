@@ -183,18 +183,21 @@ def test_index_that_was_there_is_checked_too(builder):
     assert builder.path.exists()
 
 
-def test_one_preparation_at_a_time(builder):
+def test_one_preparation_at_a_time(builder, tmp_path):
     """The second says so and touches nothing; one that has nothing to do needs no lock."""
-    builder()
+    (tmp_path / "list.txt").write_text("a")
+    made_from = {"sources": [tmp_path / "list.txt"]}
+    builder(**made_from)
     before = builder.path.read_bytes()
     builder.log()
     with locked(builder.path.parent):
-        assert len(builder()) == 5
+        assert len(builder(**made_from)) == 5
+        (tmp_path / "list.txt").write_text("b")
         with pytest.raises(ConfigError, match="another process prepares this dataset; end it, or wait"):
-            builder(written=lambda item: False)
+            builder(**made_from)
     assert builder.log() == []
     assert builder.path.read_bytes() == before
-    builder(written=lambda item: False)
+    builder(**made_from)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
