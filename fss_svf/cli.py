@@ -132,6 +132,8 @@ def _arguments(verb: str, arguments: list[str]) -> list[str]:
         behind = [f"overrides=[{','.join(quote(understood(a)) for a in arguments[at + 1 :])}]"]
         arguments = arguments[:at]
     sweep = _sweeps(arguments)
+    # Between overrides Hydra's parser does not take it.
+    arguments = sorted(arguments, key=lambda a: a not in ("-m", "--multirun"))
     return without_null_groups(verb, [understood(a, sweep) for a in arguments]) + behind
 
 

@@ -56,6 +56,16 @@ def show_any_letter() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def as_text(name: str) -> str:
+    """A name as UTF-8 can hold it: bytes that are no letters as \\udce4."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def is_text(name: str) -> bool:
+    """Whether every byte of a name is part of a letter."""
+    return as_text(name) == name
+
+
 def progress(total: int, title: str, unit: str, done: int = 0) -> Any:
     """A tqdm bar; in a log file, where each state is a line of its own, it moves every 15 seconds only.
 

@@ -13,6 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from fss_svf.console import is_text
 from fss_svf.errors import FssError, did_you_mean
 from fss_svf.overrides import PATHS, ambiguous, conf_dir
 
@@ -32,7 +33,8 @@ def one_line(error: BaseException, verb: str, values: Mapping[str, Any] | None =
     if of_system is not None:
         return _of_system(of_system, list(_paths(values or {})))
     if isinstance(error, UnicodeError):
-        return f"a name has letters that cannot be written: {error}"
+        found = [f"{key}={path}" for key, path in _paths(values or {}) if not is_text(path)]
+        return f"{found[0] if found else 'a name'}: is not UTF-8, and cannot be written here; rename it ({error})"
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return of_hydra(error, verb)
     return None

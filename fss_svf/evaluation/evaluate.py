@@ -133,6 +133,8 @@ def _delete_earlier(out: Path) -> None:
         for name in ("result.json", "episodes.csv", "episodes.png", "best.png", "worst.png"):
             (folder / name).unlink(missing_ok=True)
         shutil.rmtree(folder / "gallery", ignore_errors=True)
+        if folder != out and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _earlier(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:

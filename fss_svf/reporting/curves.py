@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from math import isfinite
 from pathlib import Path
 
+from fss_svf.console import is_text
+
 # (step, value), steps ascending
 Curve = list[tuple[int, float]]
 # More points than a chart has pixels show nothing more.
@@ -22,7 +24,8 @@ def run_folder(checkpoint: str) -> Path:
 def read_curves(run: Path) -> Mapping[str, Curve]:
     """Curves by name ("loss/main", "miou", "drift/layer2.0.conv1", ...), thinned; none without a file of them."""
     folder = run / "tensorboard"
-    if not any(folder.glob("events.out.tfevents.*")):
+    # TensorBoard writes and reads no folder whose name is not UTF-8.
+    if not is_text(str(folder)) or not any(folder.glob("events.out.tfevents.*")):
         return {}
     # Takes most of a second, which a report without curves need not spend.
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -41,7 +41,7 @@ def report(config: ReportConfig, out: Path) -> str:
     for suffix, path in zip(config.formats, paths):
         path.parent.mkdir(parents=True, exist_ok=True)
         with appearing_whole(path) as unfinished:
-            unfinished.write_text(write[suffix]() + "\n", encoding="utf-8")
+            unfinished.write_text(write[suffix]() + "\n", encoding="utf-8", errors="backslashreplace")
     log.info("%d results in %s: %s", len(results), paths[0].parent, ", ".join(path.name for path in paths))
     return text
 

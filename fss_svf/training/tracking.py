@@ -11,6 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from fss_svf.config import to_mapping
+from fss_svf.console import as_text
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +82,8 @@ def write_hparams(writer: SummaryWriter, config: Any, scores: tuple[str, ...]) -
     Through this writer: SummaryWriter.add_hparams makes a run of its own.
     """
     values = {name: value for name, value in _flat(to_mapping(config)) if isinstance(value, (bool, int, float, str))}
+    # A path may have letters that are none, and TensorBoard's files hold UTF-8.
+    values = {name: as_text(value) if isinstance(value, str) else value for name, value in values.items()}
     for summary in hparams(values, dict.fromkeys(scores, 0.0)):
         writer._get_file_writer().add_summary(summary)
 
