@@ -28,16 +28,16 @@ def conv_settings(backbone, stage):
 
 
 def test_torchvision_style_equals_torchvisions_own_dilation():
-    reference = torchvision.models.resnet50(replace_stride_with_dilation=[False, True, True]).eval()
-    backbone = resnet50(ResNetOptions(dilation="torchvision"))[0].eval()
+    reference = torchvision.models.resnet50(replace_stride_with_dilation=[False, True, True]).eval().double()
+    backbone = resnet50(ResNetOptions(dilation="torchvision"))[0].eval().double()
     state = {k: v for k, v in reference.state_dict().items() if not k.startswith("fc.")}
     backbone.load_state_dict({(f"layer0.{k}" if not k.startswith("layer") else k): v for k, v in state.items()})
-    x = image()
+    x = image().double()
     with torch.no_grad():
         y = reference.maxpool(reference.relu(reference.bn1(reference.conv1(x))))
         for i in (1, 2, 3, 4):
             y = getattr(reference, f"layer{i}")(y)
-        torch.testing.assert_close(backbone(x)["layer4"], y, rtol=1e-5, atol=1e-5 * float(y.max()))
+        torch.testing.assert_close(backbone(x)["layer4"], y, rtol=0, atol=1e-10 * float(y.max()))
 
 
 def test_pfenet_style_dilates_every_3x3_and_keeps_the_stride_at_8():
@@ -73,9 +73,9 @@ def test_stages_channels_and_stride(build, options, channels, stride):
 def test_plain_vgg_computes_panets_features():
     """Written out: five blocks, 3x3 pools of which the fourth keeps the size, block 5 dilated and without last ReLU."""
     torch.manual_seed(0)
-    backbone = vgg16_plain(VGGOptions())[0].eval()
+    backbone = vgg16_plain(VGGOptions())[0].eval().double()
     convs = iter([m for m in backbone.modules() if isinstance(m, torch.nn.Conv2d)])
-    x = image()
+    x = image().double()
     with torch.no_grad():
         for block, count in enumerate((2, 2, 3, 3, 3)):
             for i in range(count):
@@ -86,7 +86,7 @@ def test_plain_vgg_computes_panets_features():
             if block < 4:
                 x = torch.nn.functional.max_pool2d(x, 3, stride=1 if block == 3 else 2, padding=1)
         assert (x < 0).any()
-        torch.testing.assert_close(backbone(image())["layer4"], x)
+        torch.testing.assert_close(backbone(image().double())["layer4"], x)
 
 
 def test_stride_in_1x1_moves_the_stride():

@@ -11,7 +11,7 @@ from torch import nn
 from fss_svf.episode import Episode
 from fss_svf.registry import METHODS
 from fss_svf.training.step import LossNotFinite, Step, in_steps
-from tests.test_methods import episode, model
+from tests.test_methods import episode, in_float64, model
 
 pytestmark = pytest.mark.numeric
 
@@ -63,8 +63,7 @@ def gradients(method):
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_parts_make_the_step_of_the_whole(name):
-    method, e = without_dropout(model(name)).double(), uneven()
-    e = replace(e, query_image=e.query_image.double(), support_images=e.support_images.double())
+    method, e = without_dropout(model(name)).double(), in_float64(uneven())
     with torch.no_grad():  # losses of fresh heads are all near ln 2, whatever the part
         for key, value in method.named_parameters():
             if value.dim() > 1 and not key.startswith("backbone."):
