@@ -163,6 +163,25 @@ def test_layers_of_one_weight_stay_tied() -> None:
     assert rebuilds(model) < 1e-5
 
 
+@pytest.mark.parametrize("train", [("S",), ("S", "U")], ids="".join)
+def test_a_plain_state_dict_put_into_the_models_own(train: tuple[str, ...]) -> None:
+    # As many training scripts load what fits: state = model.state_dict(); state.update(pretrained).
+    pretrained, model = net(), svf.decompose(net(), train=train)
+    change(model)
+    model.load_state_dict({**model.state_dict(), **pretrained.state_dict()})
+    assert same(snapshot(model), snapshot(svf.decompose(pretrained, train=train)))
+
+
+def test_a_state_dict_that_was_rounded_keeps_what_was_trained(no_svd: None) -> None:
+    model = svf.decompose(net())
+    change(model)
+    rounded = copy.deepcopy(model).bfloat16().state_dict()
+    trained = snapshot(model)
+    model.load_state_dict(rounded)
+    assert torch.equal(model[0].S, trained["0.S"])
+    assert torch.equal(model[0].weight, trained["0.weight"].bfloat16().float())
+
+
 def test_a_wrapped_model() -> None:
     pretrained, model = net(), nn.ModuleDict({"backbone": svf.decompose(net()), "head": nn.Linear(5, 2)})
     model.load_state_dict({f"backbone.{k}": v for k, v in pretrained.state_dict().items()}, strict=False)

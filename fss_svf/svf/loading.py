@@ -33,7 +33,8 @@ def load_layer(
     With U, S0 and Vh in the state dict they are loaded, and no SVD is computed. A weight that comes without them is a
     plain model's. Where it is another than the layer's, the layer starts anew from it, at its rank, with S from the state
     dict where that has it; where it is the same, the factors stay. PyTorch still counts the factors as missing, so that
-    strict=True raises. A weight with some of the factors, or one that has none, is an error.
+    strict=True raises. A weight with some of the factors, or one that has none, is an error. Another weight beside the
+    factors that the layer has, as where a plain state dict was put into the layer's own, starts anew too.
     """
     holder, *_ = layer.form.parameters
     given, has_s = state.get(f"{prefix}weight"), f"{prefix}{holder}" in state
@@ -47,6 +48,8 @@ def load_layer(
             errors.append(f"{prefix}weight holds NaN or infinity, so its factors cannot be computed")
             return
     anew = isinstance(given, Tensor) and not factors and _replaces(layer.weight, given, metadata)
+    if len(factors) == 3 and isinstance(given, Tensor) and _is_mixed(layer, given, state, prefix):
+        anew, has_s = True, False
     # Also where a state dict in half precision is assigned, what trains is not of half precision.
     names = [f"{prefix}{name}" for name in (*layer.form.parameters, "S0")]
     wide = {name: state[name].to(widened(state[name].dtype)) for name in names if isinstance(state.get(name), Tensor)}
@@ -84,6 +87,21 @@ def _set(layer: SVFLayer, name: str, value: Tensor) -> None:
         own.copy_(value)
     else:
         setattr(layer, name, nn.Parameter(value.clone(), requires_grad=own.requires_grad))
+
+
+def _is_mixed(layer: SVFLayer, given: Tensor, state: dict[str, Any], prefix: str) -> bool:
+    """Whether the state dict is this layer's own, into which another weight was put: state = m.state_dict() | plain."""
+    own = {name: getattr(layer, name) for name in ("U", "S0", "Vh")}
+    if layer.weight.is_meta or given.is_meta or given.shape != layer.weight.shape:
+        return False
+    weight, other = (value.detach().to("cpu", widened(layer.weight.dtype)) for value in (layer.weight, given))
+    # Rounding to half precision is not another weight.
+    if not bool(torch.isfinite(other).all()) or float((weight - other).norm()) <= 2e-2 * float(weight.norm()):
+        return False
+    theirs = {name: state[f"{prefix}{name}"] for name in own}
+    return all(
+        own[n].shape == v.shape and torch.equal(own[n], v.to(own[n].device, own[n].dtype)) for n, v in theirs.items()
+    )
 
 
 def _replaces(own: Tensor, given: Tensor, metadata: dict[str, Any]) -> bool:
