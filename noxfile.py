@@ -2,10 +2,13 @@
 
 suite      every test, on each Python with the oldest and the newest releases of what the package needs
 processor  the numeric tests, at each level of instructions that this processor has, with one thread and with two
+quickstart the README's conclusion: SVF above frozen and five shots above one, over seeds, threads and instructions
 
 A session ends with a table of all cells so far, for docs/portability.md.
 """
 
+import itertools
+import json
 import time
 from pathlib import Path
 from xml.etree import ElementTree
@@ -15,6 +18,7 @@ import nox
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.error_on_missing_interpreters = True  # a cell that did not run proves nothing
 nox.options.stop_on_first_error = False
+nox.options.sessions = ["suite", "processor"]
 
 PYTHONS = ("3.10", "3.12", "3.13")
 OLDEST = {
@@ -61,6 +65,35 @@ def processor(session: nox.Session) -> None:
             arguments = [*(session.posargs or (SIDE_BY_SIDE if threads == 1 else ())), "-m", "numeric and not long"]
             results.append(cell(session, f"{name}, {threads} thread{'s' * (threads > 1)}", arguments, **environment))
     finish(session, results)
+
+
+@nox.session(python="3.12")
+def quickstart(session: nox.Session) -> None:
+    """Sixteen runs, of some five minutes each; finished steps are kept, so that it goes on where it was."""
+    install(session, "newest")
+    data, rows, holds = Path(session.create_tmp()).absolute(), [], True
+    runs = itertools.product(("AVX-512 or less", "SSE4.1"), (2, 1), (321, 322, 323, 324))
+    for level, threads, seed in runs:
+        aten, onednn, _ = LEVELS.get(level, ("", "DEFAULT", ""))
+        environment = {
+            "ONEDNN_MAX_CPU_ISA": onednn,
+            "OMP_NUM_THREADS": str(threads),
+            "FSS_SVF_DATA": str(data / "data"),
+        }
+        environment |= {"ATEN_CPU_CAPABILITY": aten} if aten else {}
+        out = data / f"{level[:3]}-{threads}-{seed}"
+        session.run("python", "scripts/quickstart.py", "--out", str(out), "--seed", str(seed), env=environment)
+        frozen1, frozen5, svf1, svf5 = (
+            100 * json.loads((out / f"evaluate/{tuning}/{shot}shot/result.json").read_text())["miou"]
+            for tuning in ("frozen", "svf")
+            for shot in (1, 5)
+        )
+        holds &= svf1 > frozen1 and svf5 > frozen5 and frozen5 > frozen1 and svf5 > svf1
+        rows.append(f"| {level} | {threads} | {seed} | {frozen1:.1f} | {frozen5:.1f} | {svf1:.1f} | {svf5:.1f} |")
+    print("| instructions | threads | seed | frozen, 1 shot | 5 shots | SVF, 1 shot | 5 shots |")
+    print("| --- | --- | --- | --- | --- | --- | --- |", *rows, sep="\n")
+    if not holds:
+        session.error("the order is not that of the README in every run")
 
 
 def install(session: nox.Session, releases: str) -> None:
