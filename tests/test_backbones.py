@@ -13,8 +13,6 @@ from fss_svf.errors import ConfigError, WeightsError
 from fss_svf.model import trainable_values
 from fss_svf.registry import TUNINGS
 
-pytestmark = pytest.mark.numeric
-
 
 def image(size=65):
     return torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
@@ -27,6 +25,7 @@ def conv_settings(backbone, stage):
     return [(c.stride[0], c.dilation[0], c.padding[0]) for c in convs]
 
 
+@pytest.mark.numeric
 def test_torchvision_style_equals_torchvisions_own_dilation():
     reference = torchvision.models.resnet50(replace_stride_with_dilation=[False, True, True]).eval().double()
     backbone = resnet50(ResNetOptions(dilation="torchvision"))[0].eval().double()
@@ -70,6 +69,7 @@ def test_stages_channels_and_stride(build, options, channels, stride):
     assert backbone.stride == stride
 
 
+@pytest.mark.numeric
 def test_plain_vgg_computes_panets_features():
     """Written out: five blocks, 3x3 pools of which the fourth keeps the size, block 5 dilated and without last ReLU."""
     torch.manual_seed(0)

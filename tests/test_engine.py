@@ -176,7 +176,7 @@ def test_svf_is_merged_while_it_runs_and_no_more_after(toy_root, tmp_path):
 
 @pytest.mark.parametrize("changes", [{"cache_gb": 0.0}, {"cache_gb": 3e-4}, {"batch_size": 1}, {"workers": 2}])
 def test_limits_and_batches_change_nothing(toy_root, tmp_path, changes):
-    task, lists = task_of(toy_root, "bam", shot=3), lists_of(toy_root)
+    task, lists = task_of(toy_root, "bam", shot=3), lists_of(toy_root, episodes=12)
     usual = evaluate_lists(task, engine_of(tmp_path), lists).runs
     assert evaluate_lists(task, engine_of(tmp_path, **changes), lists).runs[1][0].episodes == usual[1][0].episodes
     assert not (tmp_path / "codes").exists()

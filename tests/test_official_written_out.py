@@ -17,8 +17,6 @@ from tests import official_written_out as written_out
 from tests.golden import episodes, fill
 from tests.test_golden import our_name
 
-pytestmark = pytest.mark.numeric
-
 GOLDEN = Path(__file__).parent / "golden"
 VGG_WIDTHS = (64, 128, 256, 512, 512)
 VGG_STARTS = (0, 7, 14, 24, 34)
@@ -108,13 +106,13 @@ def decomposed(state):
     ("method", "backbone", "shot", "dataset", "svf", "bins"),
     [
         ("baseline", "vgg16", 1, "pascal", False, None),
-        ("baseline", "vgg16", 5, "pascal", True, None),
+        pytest.param("baseline", "vgg16", 5, "pascal", True, None, marks=pytest.mark.numeric),
         ("pfenet", "vgg16", 1, "pascal", False, ABSOLUTE),
-        ("pfenet", "vgg16", 2, "coco", True, RATIOS),
+        pytest.param("pfenet", "vgg16", 2, "coco", True, RATIOS, marks=pytest.mark.numeric),
         ("pfenet", "resnet101", 2, "coco", False, RATIOS),
         ("bam", "vgg16", 1, "coco", False, None),
         ("bam", "vgg16", 5, "pascal", True, None),
-        ("bam", "resnet101", 1, "coco", False, None),
+        pytest.param("bam", "resnet101", 1, "coco", False, None, marks=pytest.mark.numeric),
     ],
 )
 def test_equals_the_method_written_out(tmp_path, one_thread, method, backbone, shot, dataset, svf, bins):
