@@ -104,7 +104,7 @@ def test_the_commands_of_the_page(fss, toy_root, tmp_path, monkeypatch):
         "prepare": [*here, "workers=0"],
         "pretrain": [*here, *few, "validate_every=2"],
         "train": [*here, *few, "validate.every=2", "validate.episodes=4"],
-        "evaluate": ["protocol.episodes=10", "workers=0", "pictures=0"],
+        "evaluate": ["protocol.episodes=60", "workers=0", "pictures=0"],
         "report": [],
     }
     commands = [shlex.split(line)[1:] for line in PAGE.splitlines() if line.startswith("fss-svf ")]

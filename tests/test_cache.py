@@ -77,7 +77,7 @@ def test_images_are_decoded_once_and_only_when_asked_for(split):
 
 def test_only_as_many_images_as_the_limit_allows(split):
     limit = megabytes(split, range(30)) / 1e3
-    for gigabytes, slots in ((limit, 30), (limit - 1e-9, 29), (0.1, 80), (0, 0)):
+    for gigabytes, slots in ((limit + 5e-10, 30), (limit - 5e-10, 29), (0.1, 80), (0, 0)):
         cached = CachedSplit(split, gigabytes)
         expected = [cached.pair(number) for number in range(len(split.index))]
         assert f"{slots} of 80 images fit" in cached.describe()

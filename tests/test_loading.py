@@ -143,7 +143,7 @@ def test_training_episode(toy_root):
     assert np.mean([bool((mask == 1).any()) for mask in masks]) > 0.95
 
 
-def middle(label, size=161):
+def middle(label, size=225):
     """Where an image of the label's size lies in a larger crop that leaves it UNCHANGED."""
     top, left = ((size - side) // 2 for side in label.shape)
     return np.s_[top : top + label.shape[0], left : left + label.shape[1]]
@@ -151,7 +151,7 @@ def middle(label, size=161):
 
 def test_training_episode_holds_the_images_of_its_spec(toy_root):
     make = makers(toy_root)["train"][0]
-    make = TrainEpisodes(make.split, make.sampler, 161, UNCHANGED)
+    make = TrainEpisodes(make.split, make.sampler, 225, UNCHANGED)
     episode, spec = make(12), make.sampler[12]
     images = [episode.query_image[0], *episode.support_images[0]]
     masks = [episode.query_mask[0], *episode.support_masks[0]]
@@ -160,7 +160,7 @@ def test_training_episode_holds_the_images_of_its_spec(toy_root):
         window = middle(label)
         assert np.array_equal(image.numpy().transpose(1, 2, 0)[window], source)
         assert np.array_equal(mask.numpy()[window], binary_mask(label, spec.class_id))
-        assert (mask == 255).sum() == 161**2 - label.size + (label == 255).sum()
+        assert (mask == 255).sum() == 225**2 - label.size + (label == 255).sum()
 
 
 def test_augmentation_differs_between_the_images_of_an_episode(toy_root):
@@ -227,14 +227,14 @@ def test_base_label_lookup():
 
 def test_base_labels_show_every_image_once_an_epoch(toy_root):
     make = makers(toy_root)["labels"][0]
-    make = BaseLabels(make.split, make.sampler, 161, UNCHANGED)
+    make = BaseLabels(make.split, make.sampler, 225, UNCHANGED)
     base = tuple(range(6, 21))
     assert make.sampler.classes == base
     shown = []
     for number in range(len(make.sampler)):
         batch = make(number)
-        assert batch.images.shape == (1, 3, 161, 161)
-        assert batch.labels.shape == (1, 161, 161)
+        assert batch.images.shape == (1, 3, 225, 225)
+        assert batch.labels.shape == (1, 225, 225)
         assert batch.images.dtype == batch.labels.dtype == torch.uint8
         image, label = make.split.pair(make.sampler[number].query)
         # The filter left no novel object; class 6 is now 1, class 20 is 15.

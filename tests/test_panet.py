@@ -246,7 +246,7 @@ def test_it_trains_what_the_tuning_says_and_the_loss_falls(toy_root, tmp_path, t
     optimizer = replace(config.recipe.optimizer, backbone_lr=rate)
     recipe = replace(config.recipe, optimizer=optimizer, batch_size=4, size=97)
     models = []
-    for steps in (1, 20):
+    for steps in (1, 40):
         run = replace(config, recipe=replace(recipe, max_steps=steps), validate=replace(config.validate, every=100))
         train(run, tmp_path / str(steps))
         state = load_checkpoint(tmp_path / str(steps), "train")["model"]

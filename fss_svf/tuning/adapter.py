@@ -56,6 +56,7 @@ def adapter(backbone: Backbone, options: AdapterOptions) -> None:
         for name, layer in layers:
             stage.add_module(name, layer)
             if name in blocks:
+                convolutions = [m for m in layer.modules() if isinstance(m, nn.Conv2d)]
                 with apart():
-                    new = Adapter(channels, options.width)
+                    new = Adapter(convolutions[-1].out_channels if convolutions else channels, options.width)
                 stage.add_module(f"adapter{name}", new.to(like.device, like.dtype))

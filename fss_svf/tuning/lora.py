@@ -73,8 +73,11 @@ def leave_lora(conv: LoRAConv2d) -> None:
 
 @TUNINGS.register("lora", LoRAOptions)
 def lora(backbone: Backbone, options: LoRAOptions) -> None:
-    """Freeze the backbone and give every convolution of the chosen stages a change of low rank."""
+    """Freeze the backbone and give every convolution of the chosen stages a change of low rank.
+
+    Grouped convolutions stay as they are: a depthwise one has a matrix of one row a channel, whose rank is 1 already.
+    """
     for stage in chosen(backbone, options):
         for module in stage.modules():
-            if type(module) is nn.Conv2d:
+            if type(module) is nn.Conv2d and module.groups == 1:
                 become_lora(module, options.rank, options.alpha)
