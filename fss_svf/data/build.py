@@ -69,44 +69,29 @@ def build_index(
         check(there)
         return there
     with locked(path.parent, "prepares this dataset"):
-        return _build_anew(path, items, work, class_names, made_from, workers, title, files, sources, check)
-
-
-def _build_anew(
-    path: Path,
-    items: Sequence[Any],
-    work: Callable[[Any], ImageRow],
-    class_names: Sequence[str],
-    made_from: str,
-    workers: int | None,
-    title: str,
-    files: Callable[[Any], Sequence[Path]],
-    sources: Sequence[Path],
-    check: Callable[[Index], None],
-) -> Index:
-    records = [record(source) for source in sources]
-    # From here until everything is written anew there is no index, or it would describe files that are being replaced.
-    path.unlink(missing_ok=True)
-    parts = path.with_suffix(".parts")
-    (parts / made_from).mkdir(parents=True, exist_ok=True)
-    # What a part holds is told by its name: a later version with other chunks or rows passes it by.
-    chunks = [
-        (parts / made_from / f"v{FORMAT}-{CHUNK}-{start:08d}.json", items[start : start + CHUNK])
-        for start in range(0, len(items), CHUNK)
-    ]
-    todo = [(shard, chunk) for shard, chunk in chunks if not (shard.exists() and _holds(shard, map(files, chunk)))]
-    with progress(len(items), title, "image") as bar:
-        bar.update(len(items) - sum(len(chunk) for _, chunk in todo))
-        if workers == 0:
-            for shard, chunk in todo:
-                bar.update(_do_chunk(shard, chunk, work))
-        else:
-            _in_processes(todo, work, cores() if workers is None else workers, bar)
-    index = Index.from_rows(_read([shard for shard, _ in chunks]), class_names, made_from, records)
-    check(index)
-    index.save(path)
-    shutil.rmtree(parts, ignore_errors=True)  # what cannot be deleted does no harm
-    return index
+        records = [record(source) for source in sources]
+        # From here until everything is written anew there is no index, or it would describe files that are being replaced.
+        path.unlink(missing_ok=True)
+        parts = path.with_suffix(".parts")
+        (parts / made_from).mkdir(parents=True, exist_ok=True)
+        # What a part holds is told by its name: a later version with other chunks or rows passes it by.
+        chunks = [
+            (parts / made_from / f"v{FORMAT}-{CHUNK}-{start:08d}.json", items[start : start + CHUNK])
+            for start in range(0, len(items), CHUNK)
+        ]
+        todo = [(shard, chunk) for shard, chunk in chunks if not (shard.exists() and _holds(shard, map(files, chunk)))]
+        with progress(len(items), title, "image") as bar:
+            bar.update(len(items) - sum(len(chunk) for _, chunk in todo))
+            if workers == 0:
+                for shard, chunk in todo:
+                    bar.update(_do_chunk(shard, chunk, work))
+            else:
+                _in_processes(todo, work, cores() if workers is None else workers, bar)
+        index = Index.from_rows(_read([shard for shard, _ in chunks]), class_names, made_from, records)
+        check(index)
+        index.save(path)
+        shutil.rmtree(parts, ignore_errors=True)  # what cannot be deleted does no harm
+        return index
 
 
 def _finished(path: Path, made_from: str, files: Sequence[Sequence[str]], sources: Sequence[Path]) -> Index | None:

@@ -6,10 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from unicodedata import normalize
 
 from fss_svf.data.coco_annotations import AnnotatedImage
 from fss_svf.data.dataset import Split, absent
+from fss_svf.data.file_names import plain
 from fss_svf.errors import DataError
 from fss_svf.files import appearing_whole
 
@@ -34,8 +34,8 @@ def files_there(images: Path, listed: Sequence[str]) -> list[str | None]:
     same: dict[str, str] = {}
     if any(not file.isascii() for file in missing):
         there = (path.relative_to(images).as_posix() for path in images.rglob("*"))
-        same = {normalize("NFC", file): file for file in there}
-    return [same.get(normalize("NFC", file)) if file in missing else file for file in listed]
+        same = {plain(file): file for file in there}
+    return [same.get(plain(file)) if file in missing else file for file in listed]
 
 
 def write_file_names(folder: Path, made_from: str, items: Sequence[AnnotatedImage]) -> None:
