@@ -9,9 +9,9 @@ INSTALLED := $(VENV)/.installed
 quickstart: $(INSTALLED) ## the main job on the toy dataset: prepare, pretrain, train, evaluate, report
 	$(BIN)/python scripts/quickstart.py
 
-# Files side by side, a thread each: threads of two processes would wait for each other.
+# Tests side by side, a thread each: threads of two processes would wait for each other.
 test: $(INSTALLED) ## the test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 numeric: $(INSTALLED) ## the tests that compare computations in floats, as on the plainest processor and with two threads
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m "numeric and not long"

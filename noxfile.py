@@ -39,7 +39,7 @@ LEVELS = {
     "AVX2": ("avx2", "AVX2", "AVX2"),
     "AVX-512": ("avx512", "DEFAULT", "AVX512"),
 }
-SIDE_BY_SIDE = ("-n", "2", "--dist", "loadfile")
+SIDE_BY_SIDE = ("-n", "2", "--dist", "worksteal")
 HEAD = "| cell | passed | failed | skipped | minutes |\n| --- | --- | --- | --- | --- |\n"
 
 

@@ -19,17 +19,13 @@ def main() -> None:
     arguments = parser.parse_args()
     out, seed = arguments.out, f"seed={arguments.seed}"
     measured = ("shot=[1,5]", "protocol.episodes=400", seed)
-    untrained = ("dataset=toy", "backbone=efficientnet_lite0", "size=145")
 
     began = time.perf_counter()
     step("Draw the toy dataset and index it", out / "prepare", "prepare", "dataset=toy")
     step(
-        "Evaluate a control that has nothing to train: background everywhere",
-        *(out / "evaluate/background", "evaluate", "method=background", *untrained, *measured, "pictures=0"),
-    )
-    step(
         "Evaluate PANet on the frozen backbone, as ImageNet left it",
-        *(out / "evaluate/frozen", "evaluate", "method=panet", *untrained, *measured, "pictures=6"),
+        *(out / "evaluate/frozen", "evaluate", "method=panet", "dataset=toy", "backbone=efficientnet_lite0"),
+        *("size=145", *measured, "pictures=6"),
     )
     step(
         "Train PANet's backbone with SVF on the base classes of fold 0",

@@ -12,12 +12,12 @@ from fss_svf import cli
 # No test writes to the cache folder of whoever runs it.
 os.environ["FSS_SVF_CACHE"] = "off"
 
-TOY = ("dataset=toy", "dataset.train_images=120", "dataset.val_images=80", "dataset.seed=22")
+TOY = ("dataset=toy", "dataset.train_images=160", "dataset.val_images=100", "dataset.seed=21")
 
 
 @pytest.fixture(scope="session")
 def toy_root(tmp_path_factory):
-    """The root of a prepared toy dataset of 120 + 80 images."""
+    """The root of a prepared toy dataset of 160 + 100 images."""
     from fss_svf.registry import DATASETS
 
     root = tmp_path_factory.mktemp("toy")
@@ -32,9 +32,9 @@ def toy_options(root: Path, **changes):
     values = {
         "root": root,
         "prepared": root / "prepared",
-        "train_images": 120,
-        "val_images": 80,
-        "seed": 22,  # every class in enough images
+        "train_images": 160,
+        "val_images": 100,
+        "seed": 21,  # every class in enough images
         "class_partition": "contiguous",
         "min_area": 200,
         "filter_novel": True,

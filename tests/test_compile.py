@@ -97,11 +97,10 @@ def assert_equal_runs(method, plain, precision="float32", bound=1e-4):
 FORMS = [("frozen", "auto"), ("svf", "factored"), ("svf", "rebuilt")]
 
 
-# The C++ of each takes a minute of a free core. The others' graphs are those of the next test.
-@pytest.mark.parametrize(
-    ("tuning", "execution"),
-    [("svf", "factored"), *(pytest.param(*form, marks=pytest.mark.long) for form in FORMS if form[1] != "factored")],
-)
+# The C++ of each takes a minute of a free core. Their graphs are those of the next test, and test_svf_models.py has the
+# C++ of a small network.
+@pytest.mark.long
+@pytest.mark.parametrize(("tuning", "execution"), FORMS)
 def test_training_steps_equal_the_uncompiled_ones(tuning, execution):
     assert_equal_runs(*pair("baseline", tuning, execution))
 
@@ -136,6 +135,7 @@ def test_many_batch_sizes_stay_below_the_limit_of_compilations():
     assert not counters["unimplemented"]
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("traced")
 def test_recomputing_keeps_less_when_compiled():
     kept = {}

@@ -214,7 +214,7 @@ def paint(page, number, size, corner, end):
     page.mouse.up()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_whole_round_in_a_browser(toy_root, tmp_path):
     pytest.importorskip("gradio")
     run, port = tmp_path / "run", free_port()

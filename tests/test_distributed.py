@@ -106,7 +106,7 @@ def test_the_result_is_that_of_one_process(fss, start, control, tmp_path):
         assert len(re.findall(r"evaluate: 100%", err)) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_error_of_one_process_ends_all_and_another_number_goes_on(fss, start, control, tmp_path):
     assert fss(*control, "hydra.run.dir=whole")[0] == 0
     slow = start(*TORCHRUN, 2, "slow.py", *control, "hydra.run.dir=run", SECONDS="0.3", FAILS="1")

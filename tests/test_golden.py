@@ -88,7 +88,9 @@ def test_equals_the_official_implementation(case):
     compare_training(model, episode, golden)
 
 
-@pytest.mark.parametrize("name", ["pfenet", "bam"])  # the baseline's backbone is PFENet's
+@pytest.mark.parametrize(
+    "name", [pytest.param("pfenet", marks=pytest.mark.long), "bam"]
+)  # the baseline's backbone is PFENet's
 def test_tuning_svf_official_does_to_a_plain_network_what_the_official_code_does(kept_factors, name):
     golden = np.load(GOLDEN / f"{name}_r50_1shot_svf.npz")
     plain = read_official(checkpoint(name, "1shot"), METHODS[name], "resnet50", 1, "pascal", "frozen", None)

@@ -24,7 +24,7 @@ def test_info_on_a_machine_without_data(fss, tmp_path, monkeypatch):
 def test_info_of_a_prepared_dataset(fss, toy_root):
     status, out, _ = fss("info", *TOY, f"dataset.root={toy_root}")
     assert status == 0
-    assert "ready, 120 images of train, 80 images of val" in " ".join(out.split())
+    assert "ready, 160 images of train, 100 images of val" in " ".join(out.split())
 
 
 @pytest.mark.parametrize(

@@ -181,7 +181,7 @@ def test_a_scheduler_stops_a_run_before_its_first_step(start, small, tmp_path):
     assert last(tmp_path / "run")["step"] == 8
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_scheduler_stops_a_validation(start, fss, small, tmp_path):
     to_the_end(fss, *small, "hydra.run.dir=whole")
     process = start("slow.py", *small, GROUP="3")

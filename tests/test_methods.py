@@ -26,6 +26,7 @@ BACKBONES = {
     "resnet50": lambda: resnet50(ResNetOptions(dilation="pfenet"))[0],
     "resnet101": lambda: resnet101(ResNetOptions(stem="deep"))[0],
 }
+CONTROLS = ("prototype", "background")
 # What makes a method small and fast; a BAM takes the shots of its training.
 SMALL = {"width": 16, "bins": (9, 4, 0.5), "base_classes": 3}
 
@@ -59,8 +60,18 @@ def model(name, backbone="tiny", shot=1):
     return entry.build(net, options)
 
 
-@pytest.mark.parametrize(("backbone", "shot"), [("tiny", 1), ("tiny", 5), *((name, 2) for name in BACKBONES)])
-@pytest.mark.parametrize("name", METHODS.names())
+# A ResNet-101 has a ResNet-50's blocks, and the controls read one stage.
+LARGE = [
+    pytest.param(method, backbone, 2, marks=[pytest.mark.long] if backbone == "resnet101" or method in CONTROLS else [])
+    for method in METHODS.names()
+    for backbone in BACKBONES
+    if backbone != "tiny"
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "backbone", "shot"), [*((name, "tiny", shot) for name in METHODS.names() for shot in (1, 2, 5)), *LARGE]
+)
 def test_encoding_apart_equals_forward(name, backbone, shot):
     size = 65 if backbone == "tiny" else 33
     method, e = model(name, backbone, shot).eval(), episode(shot=shot, size=size)

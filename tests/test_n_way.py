@@ -286,7 +286,7 @@ SMALL = ("dataset=toy", *TOY[1:], "backbone=tiny", "backbone.width=8", "recipe=p
          "validate.every=3", "validate.episodes=6", "workers=0", "log_every=1")  # fmt: skip
 
 
-@pytest.mark.parametrize("tuning", ["full", "svf"])
+@pytest.mark.parametrize("tuning", [pytest.param("full", marks=pytest.mark.long), "svf"])
 def test_train_and_evaluate_two_ways(fss, toy_root, tmp_path, tuning):
     toy = f"dataset.root={toy_root}"
     status, _, err = fss("train", *SMALL, toy, "method=panet", "way=2", f"tuning={tuning}")

@@ -328,11 +328,11 @@ def test_commands_stand_in_stages(tmp_path):
 
 
 def test_a_table_from_one_command_and_again_nothing(fss, toy_root, tmp_path):
-    """Real jobs: two rows, one fold, one shot."""
+    """Real jobs: one row, one fold, one shot."""
     arguments = (
         "reproduce",
         "table=toy",
-        "only=[baseline]",
+        "only=[svf,baseline]",
         "table.folds=[0]",
         "table.shots=[1]",
         "--",
@@ -342,22 +342,20 @@ def test_a_table_from_one_command_and_again_nothing(fss, toy_root, tmp_path):
     assert status == 0, err
     assert "| all" in out
     folder = tmp_path / "outputs/reproduce/toy"
-    for name in ("baseline-frozen", "baseline-svf"):
-        assert json.loads((folder / "evaluate" / f"{name}-fold0-1shot-seed321" / "result.json").read_text())
+    result = json.loads((folder / "evaluate/baseline-svf-fold0-1shot-seed321/result.json").read_text())
     report = (folder / "report.md").read_text()
-    assert report.count("| baseline |") == 2
+    assert report.count("| baseline |") == 1
     assert {path.suffix for path in folder.glob("report.*")} == {".md", ".tex", ".csv", ".html"}
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.pt")}
-    assert len(before) >= 3
+    assert len(before) >= 2
+    # The report is over all that is there, not only what this call asks for: as if another row had been run before.
+    (folder / "evaluate/another").mkdir()
+    (folder / "evaluate/another/result.json").write_text(json.dumps({**result, "tuning": "frozen"}))
     status, out, err = fss(*arguments)
     assert status == 0
-    assert "all 5 jobs are finished, nothing to run" in err
+    assert "all 3 jobs are finished, nothing to run" in err
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.pt")} == before
-
-    # The report is over all that is there, not only what this call asks for.
-    status, _, err = fss(*arguments[:2], "only=[svf,baseline]", *arguments[3:])
-    assert status == 0, err
-    assert (folder / "report.md").read_text() == report
+    assert (folder / "report.md").read_text().count("| baseline |") == 2
 
     # Another training in the same folder would be another table.
     status, _, err = fss(*arguments, "recipe.optimizer.lr=0.5")

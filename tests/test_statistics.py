@@ -93,7 +93,10 @@ def test_spread_is_that_of_a_mean():
     assert four.miou.std() == pytest.approx(standard_error / 2, rel=0.04)
 
 
-@pytest.mark.parametrize(("episodes", "covered"), [(10, 0.87), (50, 0.93), (100, 0.94)])
+@pytest.mark.parametrize(
+    ("episodes", "covered"),
+    [pytest.param(10, 0.87, marks=pytest.mark.long), (50, 0.93), pytest.param(100, 0.94, marks=pytest.mark.long)],
+)
 def test_interval_holds_the_truth_as_often_as_documented(episodes, covered):
     """The numbers of docs/results.md."""
     random = np.random.default_rng(1)

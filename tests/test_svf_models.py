@@ -76,6 +76,7 @@ def worker(rank: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.long  # test_processes.py has whole runs
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this PyTorch has no torch.distributed")
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(worker, (str(tmp_path),), nprocs=2)

@@ -208,7 +208,9 @@ if __name__ == "__main__":
 # Sweeps
 
 
-@pytest.mark.parametrize("launcher", ["basic", "joblib", pytest.param("submitit_local", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "launcher", ["basic", *(pytest.param(n, marks=pytest.mark.long) for n in ("joblib", "submitit_local"))]
+)
 def test_a_failed_job_among_others(start, small, tmp_path, launcher):
     # Loaders too: joblib's processes start others in their own way.
     sweep = ("train", "-m", *small, "tuning=frozen,svf", "shot=1,90", "workers=1", *LAUNCHERS[launcher])
