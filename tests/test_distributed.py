@@ -80,30 +80,27 @@ def wait_for(groups, folder, process):
 
 
 @pytest.mark.slow
-def test_the_result_is_that_of_one_process(fss, start, control, tmp_path):
+@pytest.mark.parametrize("processes", [3, pytest.param(2, marks=pytest.mark.long)])
+def test_the_result_is_that_of_one_process(fss, start, control, tmp_path, processes):
     assert fss(*control, "hydra.run.dir=alone")[0] == 0
     # The time of the start is in the folder's name: process 0's.
-    both = [
-        start(*TORCHRUN, n, "-m", "fss_svf", *control, "pictures=1", f"name=of{n}", f"episodes.save=of{n}.csv")
-        for n in (2, 3)
-    ]
-    for n, process in zip((2, 3), both):
-        out, err = process.communicate(timeout=240)
-        assert process.returncode == 0, err
-        (folder,) = tmp_path.glob(f"outputs/evaluate/of{n}/*")
-        found = results(folder)
-        for shot, result in results(tmp_path / "alone").items():
-            # The same episodes, but said to be those of a file.
-            del result["protocol_hash"], found[shot]["protocol_hash"], found[shot]["data"]["episodes"]
-            assert found[shot] == result
-        assert {p.name for p in folder.iterdir()} == {
-            ".hydra", ".lock", "1shot", "3shot", "config.yaml", "log.txt", "provenance.json",
-        }  # fmt: skip
-        (began,) = json.loads((folder / "provenance.json").read_text())["starts"]
-        assert began["processes"] == n
-        # Process 0 alone speaks.
-        assert out.count("| prototype") == err.count("backbone: random weights") == 1
-        assert len(re.findall(r"evaluate: 100%", err)) == 1
+    process = start(*TORCHRUN, processes, "-m", "fss_svf", *control, "pictures=1", "name=many", "episodes.save=many.csv")
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    (folder,) = tmp_path.glob("outputs/evaluate/many/*")
+    found = results(folder)
+    for shot, result in results(tmp_path / "alone").items():
+        # The same episodes, but said to be those of a file.
+        del result["protocol_hash"], found[shot]["protocol_hash"], found[shot]["data"]["episodes"]
+        assert found[shot] == result
+    assert {p.name for p in folder.iterdir()} == {
+        ".hydra", ".lock", "1shot", "3shot", "config.yaml", "log.txt", "provenance.json",
+    }  # fmt: skip
+    (began,) = json.loads((folder / "provenance.json").read_text())["starts"]
+    assert began["processes"] == processes
+    # Process 0 alone speaks.
+    assert out.count("| prototype") == err.count("backbone: random weights") == 1
+    assert len(re.findall(r"evaluate: 100%", err)) == 1
 
 
 @pytest.mark.long

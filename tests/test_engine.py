@@ -109,7 +109,7 @@ def test_counts_equal_the_plain_loop(toy_root, tmp_path, name, resize, label):
 
 
 def test_counts_of_several_ways_equal_the_plain_loop(toy_root, tmp_path):
-    task, lists = task_of(toy_root, "panet"), lists_of(toy_root, shots=(1, 2), way=2)
+    task, lists = task_of(toy_root, "panet"), lists_of(toy_root, shots=(1, 2), way=2, episodes=60)
     evaluated = evaluate_lists(task, engine_of(tmp_path), lists)
     compare(task, lists, evaluated)
     assert {len(count.classes) for count in evaluated.runs[1][0].episodes} == {1, 2}

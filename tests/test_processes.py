@@ -86,8 +86,8 @@ def scores(folder):
 TWO_PIXELS = 2 / 200
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("method", "processes"), [("baseline", 3), pytest.param("pfenet", 2, marks=pytest.mark.long)])
+@pytest.mark.long  # the next test has the weights of whole runs
+@pytest.mark.parametrize(("method", "processes"), [("baseline", 3), ("pfenet", 2)])
 def test_gradients_are_those_of_one_process(start, small, tmp_path, method, processes):
     """Items hold different numbers of pixels that are not ignored: a mean of the processes' means would be another."""
     arguments = (*small, f"method={method}", "recipe.max_steps=1", "validate.episodes=3")
@@ -152,12 +152,10 @@ def test_shares_are_all_items_once_in_order(monkeypatch):
 @pytest.mark.slow
 def test_an_exception_of_one_process_ends_the_job(start, fss, small, tmp_path):
     process = start(*TORCHRUN, 2, "changed.py", *small, "workers=1", "hydra.run.dir=run", FAILS="1")
-    began = time.monotonic()
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=180)  # the other process would wait for 30 minutes
     assert process.returncode != 0
     assert err.count("fss-svf train: process 1: unexpected error") == err.count("ZeroDivisionError: a defect") == 1
     assert "ZeroDivisionError: a defect" in (tmp_path / "run" / "log.txt").read_text()
-    assert time.monotonic() - began < 60  # two starts of PyTorch among them
     assert trained(tmp_path / "run")["step"] == 2
     # Goes on with another number of processes.
     assert fss("train", "resume=run")[0] == 0

@@ -45,12 +45,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as f:
             start = f.read(512)
-        problem = _no_weights(path, start)
-        if problem:
+        if problem := _no_weights(path, start):
             raise WeightsError(f"{path}: not a readable checkpoint ({problem})")
         if path.suffix == ".safetensors" or start[8:10] == b'{"':
             return dict(load_file(path))
         content, left_out = _load(path)
+    except WeightsError:
+        raise
     except FileNotFoundError:
         raise WeightsError(f"{path.absolute()}: no such checkpoint") from None
     except (SafetensorError, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
