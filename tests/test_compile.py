@@ -113,7 +113,15 @@ def test_the_graphs_of_every_form_take_the_steps_of_the_network(tuning, executio
 
 @pytest.mark.usefixtures("traced")
 @pytest.mark.parametrize(
-    ("name", "again"), [("pfenet", False), ("bam", False), ("panet", False), ("baseline", True), ("bam", True)]
+    ("name", "again"),
+    [
+        ("panet", False),
+        ("bam", True),
+        *(
+            pytest.param(*pair, marks=pytest.mark.long)
+            for pair in (("pfenet", False), ("bam", False), ("baseline", True))
+        ),
+    ],
 )
 def test_every_method_and_bams_disabled_branch(name, again):
     assert_equal_runs(*pair(name, "svf", again=again))
@@ -124,6 +132,7 @@ def test_half_precision():
     assert_equal_runs(*pair("baseline", "svf"), "bf16", bound=2e-2)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("traced")
 def test_many_batch_sizes_stay_below_the_limit_of_compilations():
     method, plain = pair("baseline", "svf")

@@ -84,7 +84,9 @@ def wait_for(groups, folder, process):
 def test_the_result_is_that_of_one_process(fss, start, control, tmp_path, processes):
     assert fss(*control, "hydra.run.dir=alone")[0] == 0
     # The time of the start is in the folder's name: process 0's.
-    process = start(*TORCHRUN, processes, "-m", "fss_svf", *control, "pictures=1", "name=many", "episodes.save=many.csv")
+    process = start(
+        *TORCHRUN, processes, "-m", "fss_svf", *control, "pictures=1", "name=many", "episodes.save=many.csv"
+    )
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
     (folder,) = tmp_path.glob("outputs/evaluate/many/*")
@@ -190,7 +192,7 @@ def test_processes_that_share_a_gpu_are_refused(monkeypatch):
 # Going on
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_interrupted_then_killed_an_evaluation_goes_on_where_it_was(fss, start, control, tmp_path, monkeypatch):
     ran = []
     run = Runner._run

@@ -198,10 +198,8 @@ def test_a_scheduler_stops_a_validation(start, fss, small, tmp_path):
     assert_same(last(run), last(tmp_path / "whole"))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "number", [signal.SIGINT, *(pytest.param(n, marks=pytest.mark.long) for n in (signal.SIGTERM, signal.SIGKILL))]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_nothing_is_left_behind(start, small, tmp_path, number):
     """No process, and no named shared memory or semaphore. SIGKILL: of the main process alone."""
     process = start("slow.py", *small, "recipe.max_steps=200", "validate.every=200", STEP="0.05")
@@ -283,7 +281,7 @@ main()
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_full_disk_stops_the_run_with_its_last_checkpoint(start, fss, small, tmp_path):
     (tmp_path / "full.py").write_text(FULL)
     _, err = ended(start("full.py", *small), status=1)

@@ -1,7 +1,6 @@
 """Training over processes: the steps of one process, one run folder, and an end for all when one fails."""
 
 import json
-import time
 
 import pytest
 import torch
@@ -149,7 +148,7 @@ def test_shares_are_all_items_once_in_order(monkeypatch):
 # The end of one
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_exception_of_one_process_ends_the_job(start, fss, small, tmp_path):
     process = start(*TORCHRUN, 2, "changed.py", *small, "workers=1", "hydra.run.dir=run", FAILS="1")
     _, err = process.communicate(timeout=180)  # the other process would wait for 30 minutes
@@ -162,7 +161,7 @@ def test_an_exception_of_one_process_ends_the_job(start, fss, small, tmp_path):
     assert trained(tmp_path / "run")["step"] == 4
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_mistake_is_told_once(start, small):
     _, err = start(*TORCHRUN, 2, "-m", "fss_svf", *small, "recipe.batch_size=5").communicate(timeout=120)
     assert err.count("recipe.batch_size=5: does not divide into 2 processes x accumulate=1") == 1

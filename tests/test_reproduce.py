@@ -370,6 +370,7 @@ def test_an_unprepared_dataset_is_told_before_anything_runs(fss, tmp_path):
     assert not (tmp_path / "outputs/reproduce/toy/pretrain").exists()
 
 
+@pytest.mark.long
 def test_sigterm_ends_its_jobs_and_says_so(toy_root, tmp_path):
     arguments = (
         "table=toy",

@@ -208,9 +208,8 @@ if __name__ == "__main__":
 # Sweeps
 
 
-@pytest.mark.parametrize(
-    "launcher", ["basic", *(pytest.param(n, marks=pytest.mark.long) for n in ("joblib", "submitit_local"))]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_a_failed_job_among_others(start, small, tmp_path, launcher):
     # Loaders too: joblib's processes start others in their own way.
     sweep = ("train", "-m", *small, "tuning=frozen,svf", "shot=1,90", "workers=1", *LAUNCHERS[launcher])
@@ -265,8 +264,8 @@ def test_sixteen_jobs_killed_half_way(start, small, tmp_path, launcher):
     killed_and_started_again(start, sweep, 16, 6, tmp_path)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["joblib", pytest.param("submitit_local", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_an_interrupted_sweep_leaves_nothing_running(start, small, tmp_path, launcher):
     process = start("train", "-m", *small, "tuning=frozen,svf", "recipe.max_steps=9000", "validate.every=9000", "workers=1",
                     *LAUNCHERS[launcher])  # fmt: skip
