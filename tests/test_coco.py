@@ -514,6 +514,8 @@ def test_missing_images(root):
     with data_error(root / "images", "2 of 6 images", "first a.jpg", "dataset.allow_missing=true"):
         dataset(root).prepare(0)
     index = dataset(root, allow_missing=True).prepare(0)["train"]
+    with data_error("not prepared"):  # a part is not taken for the whole
+        dataset(root).split("train")
     assert index.names.tolist() == [name for name in LISTED if name not in ("a", "sub/b")]
     # Once the download is finished all of them are taken up.
     write_images(root / "images")

@@ -144,6 +144,8 @@ def test_missing_mask(root):
     with data_error("1 of 30 names", root / "masks" / "photo 07.x.png", "allow_missing=true"):
         folder(root).prepare(0)
     index = folder(root, allow_missing=True).prepare(0)["train"]
+    with data_error("not prepared"):  # a part is not taken for the whole
+        folder(root).split("train")
     assert len(index) == 29
     assert "photo 07.x" not in index.names
 

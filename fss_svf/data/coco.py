@@ -85,12 +85,13 @@ class Coco(Dataset):
         unpack_until(annotations.exists, self.options.root, (str(Path(where.annotations).parent),))
 
     def _prepared(self, name: SplitName) -> Path:
-        # Each way of drawing masks has its own folder, so that choosing another one cannot read the wrong labels.
+        # Each way of drawing masks has its own folder, so that choosing another one cannot read the wrong labels; and so
+        # has what may lack images, or a part would be taken for the whole.
         train, val = self.options.train, self.options.val
         stem = Path(getattr(self.options, name).annotations).stem
         if train != val and Path(train.annotations).stem == Path(val.annotations).stem:
             stem = f"{name}-{stem}"  # train/instances.json and val/instances.json
-        return self.options.prepared / f"{stem}-{self.options.mask_mode}"
+        return self.options.prepared / f"{stem}-{self.options.mask_mode}{'-part' * self.options.allow_missing}"
 
     def _prepare_split(self, name: SplitName, workers: int | None) -> Index:
         where: CocoSplit = getattr(self.options, name)

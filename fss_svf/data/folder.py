@@ -161,8 +161,8 @@ class Folder(Dataset):
     def _index_path(self, split: SplitName) -> Path:
         listed = self._list(split)
         o, names = self.options, None if listed is None else self._listed_names(split, listed)
-        # Other images, masks or lists have an index of their own: a run cannot read the wrong one.
-        decided_by = fingerprint(o.images, o.masks, o.classes, names)[:8]
+        # Other images, masks or lists have an index of their own: a run cannot read the wrong one, nor a part for the whole.
+        decided_by = fingerprint(o.images, o.masks, o.classes, names, o.allow_missing)[:8]
         return o.prepared / f"{'all' if listed is None else Path(listed).stem}-{decided_by}.npz"
 
     def _listed_names(self, split: SplitName, listed: str) -> list[str]:
