@@ -155,19 +155,19 @@ def test_the_novel_classes_choose_as_before(toy_root):
 
 
 def test_too_few_images_of_a_held_out_class(toy_root, caplog):
-    """butterfly has 4 val images without a novel class, mushroom 8."""
-    names = ("mushroom", "butterfly")
+    """flower has 3 val images without a novel class, rabbit 8."""
+    names = ("rabbit", "flower")
     with pytest.raises(DataError, match=r"fold 0, val, in images without cat.* need 5 .*; or hold out others by"):
         selected(toy_root, held_out=names, shot=4)
     options = toy_options(toy_root, too_few_images="skip")
     selection, _ = selected(toy_root, held_out=names, shot=4, dataset=Choice("toy", options))
-    assert selection.held_out == (13, 19)
-    assert selection.validating.classes == (13,)
-    assert selection.shown == "held-out base classes: mushroom"
-    assert not {13, 19} & set(selection.training.classes)
+    assert selection.held_out == (16, 17)
+    assert selection.validating.classes == (16,)
+    assert selection.shown == "held-out base classes: rabbit"
+    assert not {16, 17} & set(selection.training.classes)
     with caplog.at_level("WARNING"):
         selection.announce()
-    assert "validation leaves out 1 classes with too few images: butterfly" in caplog.text
+    assert "validation leaves out 1 classes with too few images: flower" in caplog.text
 
 
 # ---------------------------------------------------------------------------------------------------------------------
