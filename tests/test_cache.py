@@ -138,21 +138,23 @@ def test_cache_of_no_gigabytes_is_none(split, caplog):
 def test_a_split_of_its_own_kind_keeps_its_ways(split):
     """Folders of one's own name their files otherwise."""
 
+    sizes = split.index.sizes
+    number, meant = next((a, b) for b in range(120) for a in range(b) if np.array_equal(sizes[a], sizes[b]))
+    further = meant - number
+
     class Other(Split):
         def image_path(self, number):
-            return super().image_path(number + 1)
+            return super().image_path(number + further)
 
         def label(self, number):
-            return super().label(number + 1)
+            return super().label(number + further)
 
     other = Other(split.index, split.images, split.image_ending, split.labels)
-    sizes = split.index.sizes
-    number = next(n for n in range(79) if np.array_equal(sizes[n], sizes[n + 1]))
     cached = CachedSplit(other, 0.1)
     assert isinstance(cached, Split)
-    assert cached.image_path(number) == split.image_path(number + 1)
+    assert cached.image_path(number) == split.image_path(meant)
     for _ in range(2):
-        assert same(cached.pair(number), split.pair(number + 1))
+        assert same(cached.pair(number), split.pair(meant))
 
 
 def test_arrays_outlive_the_cache(split):

@@ -124,7 +124,7 @@ def makers(root, annotation="mask", way=2, shot=2):
     testing = make_sampler(val.index, options, 0, "val", shot, 5, "in_order", way=way)
     return {
         "train": (TrainEpisodes(train, training, 97, AUGMENT, annotation), collate_episodes),
-        "eval": EvalEpisodes(val, EpisodeList.drawn(testing, 40), EvalTransform(97, "pad"), annotation),
+        "eval": EvalEpisodes(val, EpisodeList.drawn(testing, 200), EvalTransform(97, "pad"), annotation),
     }
 
 
@@ -153,8 +153,9 @@ def test_training_episodes(toy_root):
 
 def test_evaluation_episodes_are_labelled_by_way(toy_root):
     make = makers(toy_root)["eval"]
-    several = 0
-    for number in range(40):
+    several, areas = 0, make.split.index.areas
+    holds_two = [n for n in range(200) if all(areas[(spec := make.episodes[n]).query, list(spec.class_ids)])]
+    for number in [*range(20), *holds_two[:5]]:
         batch, spec = make(number), make.episodes[number]
         label = make.split.label(spec.query)
         expected = np.zeros_like(label)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from importlib.resources import files
 from pathlib import Path
 
 from PIL import Image
@@ -72,13 +73,15 @@ class Toy(VocFolder):
         if len(split.index) != wanted or (rendered.exists() and Index.load(rendered).fingerprint != _made_from(o)):
             raise DataError(
                 f"dataset=toy: prepared by other options than dataset.train_images={o.train_images}, val_images="
-                f"{o.val_images}, seed={o.seed}; run {self._prepare}, or give the options it was prepared by"
+                f"{o.val_images}, seed={o.seed}, or by another release; run {self._prepare}, or give the options it was prepared by"
             )
         return split
 
 
 def _made_from(options: ToyOptions) -> str:
-    return fingerprint("toy", options.seed, options.train_images + options.val_images, CLASS_NAMES)
+    # The code that draws too: another release may draw other pictures.
+    code = [(files("fss_svf.data") / name).read_text() for name in ("toy_render.py", "toy_things.py")]
+    return fingerprint("toy", options.seed, options.train_images + options.val_images, code)
 
 
 def toy_name(number: int) -> str:

@@ -50,7 +50,9 @@ class _Object:
 
 
 def render(seed: int, number: int) -> tuple[Bytes, Bytes]:
-    """Draw one image of the dataset: one to three things, mostly one, on a soft background. The result depends on the arguments alone.
+    """Draw one image of the dataset: one to three things, mostly one, on a soft background.
+
+    The result depends on the arguments alone.
 
     Args:
         seed: which dataset, 0 or more.
