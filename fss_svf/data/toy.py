@@ -73,7 +73,8 @@ class Toy(VocFolder):
         if len(split.index) != wanted or (rendered.exists() and Index.load(rendered).fingerprint != _made_from(o)):
             raise DataError(
                 f"dataset=toy: prepared by other options than dataset.train_images={o.train_images}, val_images="
-                f"{o.val_images}, seed={o.seed}, or by another release; run {self._prepare}, or give the options it was prepared by"
+                f"{o.val_images}, seed={o.seed}, or by another release; run {self._prepare}, or give the options it was "
+                "prepared by"
             )
         return split
 
