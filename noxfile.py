@@ -69,7 +69,7 @@ def processor(session: nox.Session) -> None:
 
 @nox.session(python="3.12")
 def quickstart(session: nox.Session) -> None:
-    """Sixteen runs, of some five minutes each; finished steps are kept, so that it goes on where it was."""
+    """Sixteen runs, of some four minutes each; finished steps are kept, so that it goes on where it was."""
     install(session, "newest")
     data, rows, holds = Path(session.create_tmp()).absolute(), [], True
     runs = itertools.product(("AVX-512 or less", "SSE4.1"), (2, 1), (321, 322, 323, 324))

@@ -353,6 +353,20 @@ def test_toy_prepared_by_other_options_is_told(small):
             other.split("train")
 
 
+def test_toy_drawn_by_another_release_is_told(small, tmp_path, monkeypatch):
+    before = Toy(small).prepare(0)["train"]
+    for name in ("toy_render.py", "toy_things.py"):
+        (tmp_path / name).write_text(f"# as another release has {name}\n")
+    monkeypatch.setattr(toy_module, "files", lambda package: tmp_path)
+    with data_error("or by another release", "fss-svf prepare dataset=toy"):
+        Toy(small).split("train")
+    picture = small.root / "JPEGImages" / "toy_000000.jpg"
+    picture.write_bytes(b"")
+    assert Toy(small).prepare(0)["train"].hash == before.hash  # drawn anew
+    assert picture.stat().st_size > 0
+    Toy(small).split("train")
+
+
 def test_toy_unprepared(small):
     with data_error(small.prepared / "train.npz", "fss-svf prepare dataset=toy"):
         Toy(small).split("train")
