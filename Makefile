@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 
 .PHONY: quickstart test numeric matrix lint format clean
 
-quickstart: $(INSTALLED) ## the main job on the toy dataset: prepare, pretrain, train, evaluate, report
+quickstart: $(INSTALLED) ## the main job on the toy dataset: prepare, evaluate frozen, train, evaluate, report
 	$(BIN)/python scripts/quickstart.py
 
 # Tests side by side, a thread each: threads of two processes would wait for each other.

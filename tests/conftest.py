@@ -12,12 +12,13 @@ from fss_svf import cli
 # No test writes to the cache folder of whoever runs it.
 os.environ["FSS_SVF_CACHE"] = "off"
 
-TOY = ("dataset=toy", "dataset.train_images=180", "dataset.val_images=120", "dataset.seed=3")
+SMALL_TOY = {"train_images": 180, "val_images": 120, "seed": 3}  # every class in enough images
+TOY = ("dataset=toy", *(f"dataset.{key}={value}" for key, value in SMALL_TOY.items()))
 
 
 @pytest.fixture(scope="session")
 def toy_root(tmp_path_factory):
-    """The root of a prepared toy dataset of 180 + 120 images."""
+    """The root of the small toy dataset, prepared."""
     from fss_svf.registry import DATASETS
 
     root = tmp_path_factory.mktemp("toy")
@@ -32,9 +33,7 @@ def toy_options(root: Path, **changes):
     values = {
         "root": root,
         "prepared": root / "prepared",
-        "train_images": 180,
-        "val_images": 120,
-        "seed": 3,  # every class in enough images
+        **SMALL_TOY,
         "class_partition": "contiguous",
         "min_area": 200,
         "filter_novel": True,

@@ -24,7 +24,7 @@ from fss_svf.model import restore_model
 from fss_svf.registry import DATASETS
 from fss_svf.training.pretrain import pretrain
 from fss_svf.training.train import train
-from tests.conftest import toy_options
+from tests.conftest import TOY, toy_options
 from tests.plain_evaluation import EvalEpisodes, as_float
 from tests.test_bam import bam_config
 from tests.test_cli import one_line
@@ -157,8 +157,7 @@ def test_evaluate_reports_final_meta_and_base(fss, toy_root, bam_run, tmp_path, 
 
 
 def test_what_cannot_be_evaluated_is_refused(fss, toy_root, bam_run, tmp_path):
-    status, _, err = fss("evaluate", "method=background", "backbone=tiny", "dataset=toy", f"dataset.root={toy_root}",
-                         "dataset.train_images=180", "dataset.val_images=120", "dataset.seed=3", "size=65",
+    status, _, err = fss("evaluate", "method=background", "backbone=tiny", *TOY, f"dataset.root={toy_root}", "size=65",
                          "protocol=bam_generalized")  # fmt: skip
     assert status == 1
     assert "protocol=bam_generalized: method=background segments no base classes; use method=bam" in err

@@ -21,8 +21,10 @@ from fss_svf.data.cache import CachedSplit
 from fss_svf.data.dataset import Split
 from fss_svf.data.images import read_image, read_label
 from fss_svf.data.toy import Toy
-from tests.conftest import toy_options
+from tests.conftest import SMALL_TOY, toy_options
 from tests.one_line import data_error
+
+IMAGES = SMALL_TOY["val_images"]
 
 FORK = multiprocessing.get_context("fork") if hasattr(os, "fork") else None
 needs_fork = pytest.mark.skipif(FORK is None, reason="this system does not fork processes")
@@ -77,18 +79,21 @@ def test_images_are_decoded_once_and_only_when_asked_for(split):
 
 def test_only_as_many_images_as_the_limit_allows(split):
     limit = megabytes(split, range(30)) / 1e3
-    for gigabytes, slots in ((limit + 5e-10, 30), (limit - 5e-10, 29), (0.1, 120), (0, 0)):
+    for gigabytes, slots in ((limit + 5e-10, 30), (limit - 5e-10, 29), (0.1, IMAGES), (0, 0)):
         cached = CachedSplit(split, gigabytes)
         expected = [cached.pair(number) for number in range(len(split.index))]
-        assert f"{slots} of 120 images fit" in cached.describe()
-        kept = [number for number in range(120) if not cached.pair(number)[0].flags.writeable]
+        assert f"{slots} of {IMAGES} images fit" in cached.describe()
+        kept = [number for number in range(IMAGES) if not cached.pair(number)[0].flags.writeable]
         assert kept == list(range(slots))
         assert all(same(cached.pair(number), pair) for number, pair in enumerate(expected))
 
 
 def test_description_names_the_memory(split):
     cached = CachedSplit(split, 0.05)
-    assert cached.describe() == f"cache: 120 of 120 images fit, {megabytes(split, range(120)) / 1e3:.2f} of 0.05 GB"
+    assert (
+        cached.describe()
+        == f"cache: {IMAGES} of {IMAGES} images fit, {megabytes(split, range(IMAGES)) / 1e3:.2f} of 0.05 GB"
+    )
     assert "\n" not in cached.describe()
 
 
@@ -97,7 +102,7 @@ def test_chosen_numbers_get_their_places_first_in_their_order(split):
     limit = megabytes(split, [70, 4, 5]) / 1e3
     cached = CachedSplit(split, limit, numbers)
     assert "3 of 5 images fit" in cached.describe()
-    for number in range(120):
+    for number in range(IMAGES):
         cached.pair(number)
     lose_files(split)
     for number in (70, 4, 5):
@@ -139,7 +144,7 @@ def test_a_split_of_its_own_kind_keeps_its_ways(split):
     """Folders of one's own name their files otherwise."""
 
     sizes = split.index.sizes
-    number, meant = next((a, b) for b in range(120) for a in range(b) if np.array_equal(sizes[a], sizes[b]))
+    number, meant = next((a, b) for b in range(IMAGES) for a in range(b) if np.array_equal(sizes[a], sizes[b]))
     further = meant - number
 
     class Other(Split):
@@ -183,7 +188,7 @@ def test_limit_beyond_the_memory_names_its_key(split, tmp_path, monkeypatch):
     # A system that does not tell.
     for text in (None, "MemTotal: 9000000 kB\n"):
         meminfo.write_text(text) if text else meminfo.unlink()
-        assert "120 of 120" in CachedSplit(split, 1e6).describe()
+        assert f"{IMAGES} of {IMAGES}" in CachedSplit(split, 1e6).describe()
 
 
 def test_memory_that_the_system_refuses(split, monkeypatch):
@@ -278,7 +283,7 @@ def test_workers_that_fill_the_cache_at_once(split):
 
     def work(seed):
         start.wait(20)
-        order = np.random.default_rng(seed).permutation(np.tile(np.arange(120), 3))
+        order = np.random.default_rng(seed).permutation(np.tile(np.arange(IMAGES), 3))
         os._exit(0 if all(same(cached.pair(n), expected[n]) for n in order) else 1)
 
     processes = [FORK.Process(target=work, args=(seed // 2,)) for seed in range(4)]  # two by two in the same order
@@ -302,8 +307,8 @@ def test_pickled_it_decodes_and_says_so_once(split, caplog):
     assert len(pickle.dumps(cached)) < 2e5  # without the memory
     for copy in copies:
         assert all(same(copy.pair(number), pair) for number, pair in enumerate(expected))
-    assert "120 of 120" in cached.describe()
-    assert "0 of 120" in copies[0].describe()
+    assert f"{IMAGES} of {IMAGES}" in cached.describe()
+    assert f"0 of {IMAGES}" in copies[0].describe()
     lose_files(split)
     assert same(cached.pair(0), expected[0])
     with data_error("no such file"):

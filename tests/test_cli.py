@@ -1,7 +1,7 @@
 """The command line from end to end on a small toy dataset, and the one clear line of every mistake."""
 
+import csv
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fss_svf.data.toy_render import CLASS_NAMES
 from tests.conftest import TOY
 
 SMALL = ("experiment=toy", *TOY, "recipe.size=65", "recipe.batch_size=2", "recipe.max_steps=2", "validate.every=2",
@@ -224,7 +225,9 @@ def test_saved_episodes_are_evaluated_again(fss, toy, tmp_path):
         assert saved[shot]["protocol_hash"] == loaded[shot]["protocol_hash"]
     status, _, err = fss(*control, "episodes.load=e.csv", "fold=1")
     assert status == 1
-    assert re.search(r"line 2: class [1-5] \(\w+\) is not novel in this fold", err)
+    with (tmp_path / "e.csv").open() as file:
+        drawn = int(next(csv.DictReader(file))["class"])
+    assert f"line 2: class {drawn} ({CLASS_NAMES[drawn - 1]}) is not novel in this fold" in err
 
 
 def test_support_annotation_and_cache_reach_training_and_evaluation(fss, toy, tmp_path):

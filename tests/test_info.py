@@ -51,7 +51,7 @@ def test_info_of_a_spoilt_dataset(fss, tmp_path_factory, spoil, said):
         f"dataset.root={root}",
         "dataset.train_images=6",
         "dataset.val_images=3",
-        "dataset.seed=3",
+        f"dataset.seed={options.seed}",
     )
     assert status == 0
     assert said in " ".join(out.split())

@@ -155,7 +155,7 @@ def test_evaluation_episodes_are_labelled_by_way(toy_root):
     make = makers(toy_root)["eval"]
     several, areas = 0, make.split.index.areas
     holds_two = [n for n in range(200) if all(areas[(spec := make.episodes[n]).query, list(spec.class_ids)])]
-    for number in [*range(20), *holds_two[:5]]:
+    for number in [*range(40), *holds_two[:5]]:
         batch, spec = make(number), make.episodes[number]
         label = make.split.label(spec.query)
         expected = np.zeros_like(label)

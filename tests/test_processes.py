@@ -1,6 +1,7 @@
 """Training over processes: the steps of one process, one run folder, and an end for all when one fails."""
 
 import json
+import time
 
 import pytest
 import torch
@@ -151,10 +152,15 @@ def test_shares_are_all_items_once_in_order(monkeypatch):
 @pytest.mark.long
 def test_an_exception_of_one_process_ends_the_job(start, fss, small, tmp_path):
     process = start(*TORCHRUN, 2, "changed.py", *small, "workers=1", "hydra.run.dir=run", FAILS="1")
-    _, err = process.communicate(timeout=180)  # the other process would wait for 30 minutes
+    log, until = tmp_path / "run" / "log.txt", time.monotonic() + 120
+    while "ZeroDivisionError" not in (log.read_text() if log.exists() else "") and time.monotonic() < until:
+        time.sleep(0.1)
+    began = time.monotonic()
+    _, err = process.communicate(timeout=120)
     assert process.returncode != 0
     assert err.count("fss-svf train: process 1: unexpected error") == err.count("ZeroDivisionError: a defect") == 1
-    assert "ZeroDivisionError: a defect" in (tmp_path / "run" / "log.txt").read_text()
+    assert "ZeroDivisionError: a defect" in log.read_text()
+    assert time.monotonic() - began < 60  # the other process by itself would wait for 30 minutes
     assert trained(tmp_path / "run")["step"] == 2
     # Goes on with another number of processes.
     assert fss("train", "resume=run")[0] == 0
