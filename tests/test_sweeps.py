@@ -249,12 +249,11 @@ def killed_and_started_again(start, sweep, jobs, half, tmp_path):
         assert starts(run) == (2 if run in begun else 1)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_sweep_runs_what_is_missing(start, small, tmp_path):
     killed_and_started_again(start, ("train", "-m", *small, "fold=0,1", "tuning=frozen,svf"), 4, 2, tmp_path)
 
 
-@pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_sixteen_jobs_killed_half_way(start, small, tmp_path, launcher):
