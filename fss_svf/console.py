@@ -1,4 +1,4 @@
-"""What a person sees while something runs: log lines and progress bars that do not overwrite each other."""
+"""Console output: log lines and progress bars that do not overwrite each other."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from tqdm import tqdm
 
 from fss_svf import distributed
 
-# Whether other jobs write to the same screen: then lines say whose they are, and there are no bars.
+# Whether other jobs write to the same screen. If so, lines begin with the job's number and there are no bars.
 _shared = False
 
 
 def share_screen() -> None:
-    """From now on, other jobs write to this process's screen too."""
+    """Note that other jobs write to this screen too: lines get the job's number, bars are off."""
     global _shared
     _shared = True
 
 
 class ConsoleHandler(logging.Handler):
-    """Writes log lines to the standard error above any progress bar; job: the number of a sweep's job."""
+    """Writes log lines to standard error, above any progress bar. job: the number of a sweep's job."""
 
     def __init__(self, job: int | None = None) -> None:
         super().__init__()
@@ -35,41 +35,41 @@ class ConsoleHandler(logging.Handler):
 
 
 class LogFile(logging.FileHandler):
-    """A log.txt that takes any letter; one that cannot be written, on a full disk, is told once and ends nothing."""
+    """A log.txt for any characters. If it cannot be written (a full disk), one line says so and the run continues."""
 
     def __init__(self, filename: str | Path, delay: bool = False) -> None:
         super().__init__(filename, encoding="utf-8", errors="backslashreplace", delay=delay)
-        self._told = False
+        self._reported = False
 
     def handleError(self, record: logging.LogRecord) -> None:
-        if not self._told:
-            self._told = True
+        if not self._reported:
+            self._reported = True
             tqdm.write(
                 f"{self.baseFilename}: cannot be written ({sys.exc_info()[1]}); the log ends here", file=sys.stderr
             )
 
 
 def show_any_letter() -> None:
-    """File names may have letters that the terminal does not know, or that are none: they are shown as \\udce4."""
+    """Print characters that the terminal cannot encode, and bytes that are not UTF-8, as \\udce4."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def as_text(name: str) -> str:
-    """A name as UTF-8 can hold it: bytes that are no letters as \\udce4."""
+    """A name as valid UTF-8: other bytes are written as \\udce4."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
 def is_text(name: str) -> bool:
-    """Whether every byte of a name is part of a letter."""
+    """Whether a name is valid UTF-8."""
     return as_text(name) == name
 
 
 def progress(total: int, title: str, unit: str, done: int = 0) -> Any:
-    """A tqdm bar; in a log file, where each state is a line of its own, it moves every 15 seconds only.
+    """A tqdm bar. In a log file, where each update is a new line, it updates every 15 seconds.
 
-    Of several processes the first alone shows its own. unit: what is counted; of bytes, "B", it shows kB, MB, GB.
+    Of several processes only the first has a bar. unit: what is counted; "B" is displayed as kB, MB, GB.
     """
     return tqdm(
         total=total,

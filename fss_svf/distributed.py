@@ -1,6 +1,6 @@
-"""Several processes of one job, as torchrun starts them: the only place that knows torch.distributed.
+"""Several processes of one job, started by torchrun. No other module imports torch.distributed.
 
-Without torchrun, and before start(), there is one process: rank 0 of 1, for which everything here is nothing to do.
+Without torchrun, and before start(), there is one process: rank 0 of 1. Every function here then does nothing special.
 """
 
 from __future__ import annotations
@@ -19,15 +19,17 @@ from fss_svf.errors import ConfigError
 
 T = TypeVar("T")
 
-# One process may work for days while the others wait for it. That it ended they see by its closed connection, and
-# torchrun ends them.
-_PATIENCE = timedelta(days=7)
+# One process may work for days while the others wait for it. If it ends, its connection closes and torchrun ends the
+# others; no timeout is needed for that. GPUs wait for each other only within a training step, with NCCL's default timeout.
+_TIMEOUT = timedelta(days=7)
 _rank, _world = 0, 1
 _store: Any = None
+# The group of objects and of tensors on the CPU; None: the default group.
+_cpu_group: Any = None
 
 
 class PeerLost(Exception):
-    """Another process of the job has ended before what was to be done together."""
+    """Another process of the job ended before a collective operation."""
 
 
 def launched() -> tuple[int, int]:
@@ -38,50 +40,54 @@ def launched() -> tuple[int, int]:
 
 
 def start() -> None:
-    """Join the other processes that torchrun started; returns when all have.
+    """Join the other processes that torchrun started. Returns when all have joined.
 
-    Tensors on GPUs go over NCCL, where there is one; those on the CPU, and objects, over Gloo.
+    Tensors on GPUs use NCCL, if available; tensors on the CPU and objects use Gloo.
     """
-    global _rank, _world, _store
+    global _rank, _world, _store, _cpu_group
     rank, world = launched()
     if world == 1:
         return
-    # 'fss-svf --help' comes without torch.
+    # Imported here, so that 'fss-svf --help' does not load torch.
     import torch
     from torch import distributed
 
     nccl = torch.cuda.is_available() and distributed.is_nccl_available()
-    _store, _, _ = next(distributed.rendezvous("env://", timeout=_PATIENCE))
-    distributed.init_process_group(
-        "cpu:gloo,cuda:nccl" if nccl else "gloo", store=_store, rank=rank, world_size=world, timeout=_PATIENCE
-    )
+    _store, _, _ = next(distributed.rendezvous("env://", timeout=_TIMEOUT))
+    options = {"store": _store, "rank": rank, "world_size": world}
+    if nccl:
+        distributed.init_process_group("nccl", **options)
+        _cpu_group = distributed.new_group(backend="gloo", timeout=_TIMEOUT)
+    else:
+        distributed.init_process_group("gloo", timeout=_TIMEOUT, **options)
     _rank, _world = rank, world
 
 
 def end() -> None:
-    """Leave the other processes, when the work of all is done: NCCL waits here for those of this machine, so that a process
-    which has failed must end without it.
+    """Leave the process group when all processes have done their work.
+
+    NCCL waits here for the processes of this machine, so a process that failed must not call it.
     """
-    global _rank, _world, _store
+    global _rank, _world, _store, _cpu_group
     if _world > 1:
         from torch import distributed
 
         distributed.destroy_process_group()
-    _rank, _world, _store = 0, 1, None
+    _rank, _world, _store, _cpu_group = 0, 1, None, None
 
 
 def rank() -> int:
-    """The number of this process, from 0."""
+    """The number of this process, counted from 0."""
     return _rank
 
 
 def world() -> int:
-    """How many processes there are."""
+    """The number of processes."""
     return _world
 
 
 def local_rank() -> int:
-    """The number of this process on its machine, from 0."""
+    """The number of this process on its machine, counted from 0."""
     return int(os.environ["LOCAL_RANK"]) if _world > 1 else 0
 
 
@@ -92,7 +98,7 @@ def broadcast(value: T) -> T:
     from torch import distributed
 
     values = [value]
-    _together(lambda: distributed.broadcast_object_list(values, 0))
+    _together(lambda: distributed.broadcast_object_list(values, 0, group=_cpu_group))
     return values[0]
 
 
@@ -103,70 +109,80 @@ def gather(value: T) -> list[T]:
     from torch import distributed
 
     values: list[Any] = [None] * _world
-    _together(lambda: distributed.all_gather_object(values, value))
+    _together(lambda: distributed.all_gather_object(values, value, group=_cpu_group))
     return values
 
 
 def total(values: Sequence[float]) -> list[float]:
-    """The sums of these over all processes, in every process, as float64 on the CPU. Raises PeerLost."""
+    """The sums of `values` over all processes, in every process, computed in float64 on the CPU. Raises PeerLost."""
     if _world == 1:
         return list(values)
     import torch
     from torch import distributed
 
     sums = torch.tensor(values, dtype=torch.float64)
-    _together(lambda: distributed.all_reduce(sums))
+    _together(lambda: distributed.all_reduce(sums, group=_cpu_group))
     return sums.tolist()
 
 
-def data_parallel(module: Any, backwards: int) -> Any:
-    """The torch module with gradients that are the mean over processes. Every process must use the same parameters each
-    time; all start from process 0's parameters and buffers. One process: the module itself. backwards: how many there are
-    before the gradients are wanted.
+def total_on_device(values: Any) -> Any:
+    """The sums of a tensor over all processes, in place on its device. On a GPU this does not wait. Raises PeerLost."""
+    if _world > 1:
+        from torch import distributed
 
-    Buffers stay each process's own: those of a frozen BatchNorm never change. A BatchNorm that trains takes its
-    statistics over all processes on GPUs; PyTorch has none of this kind for the CPU. Raises ConfigError where two
-    processes share a GPU.
+        _together(lambda: distributed.all_reduce(values, group=_group_of(values.device)))
+    return values
+
+
+def data_parallel(module: Any, backwards: int) -> Any:
+    """Wrap `module` so that its gradients are the mean over processes. One process gets `module` itself.
+
+    All processes start from the parameters and buffers of process 0, and must use the same parameters in each step.
+    backwards: the number of backward passes before the gradients are read.
+
+    Buffers are not synchronised: those of a frozen BatchNorm never change. A BatchNorm that trains takes its statistics
+    over all processes on GPUs; PyTorch has no such BatchNorm for the CPU. Raises ConfigError if two processes share a GPU.
     """
     if _world == 1:
         return module
     from torch import nn
 
-    # Gradients of 1x1 convolutions in channels-last, which are copied; PyTorch tells it once a process.
+    # Gradients of 1x1 convolutions in channels-last are copied, of which PyTorch warns once a process.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     device = next(module.parameters()).device
     if device.type == "cuda":
-        _require_own_gpus(device)
+        _require_separate_gpus(device)
         module = nn.SyncBatchNorm.convert_sync_batchnorm(module) if _trains_statistics(module) else module
     return nn.parallel.DistributedDataParallel(
         module,
         device_ids=[device] if device.type == "cuda" else None,
-        **_buffers_once(module),
-        # With no_sync it fails inside PyTorch (2.15: expect_autograd_hooks_).
+        process_group=_group_of(device),
+        **_buffers_once(module, device),
+        # A static graph with no_sync fails inside PyTorch (2.15: expect_autograd_hooks_).
         static_graph=backwards == 1,
     )
 
 
 def barrier() -> None:
     """Wait until every process is here. Raises PeerLost."""
-    gather(None)  # torch's own would take the GPU where there is one
+    gather(None)  # torch's barrier would use the GPU, if there is one
 
 
-def say_once(text: str, say: Callable[[], None]) -> None:
-    """Call `say` in the first process that comes with this text: the same mistake is told once.
+def log_once(text: str, log: Callable[[], None]) -> None:
+    """Call `log` in the first process that arrives with this text, so that an error of all processes is logged once.
 
-    Returns when it is told: torchrun ends all processes as soon as one ends with an error.
+    Returns when it is logged: torchrun ends all processes as soon as one ends with an error.
     """
     if _store is None:
-        say()
+        log()
         return
-    key = f"said/{hashlib.sha256(text.encode()).hexdigest()}"
+    key = f"logged/{hashlib.sha256(text.encode()).hexdigest()}"
     first = True
-    with suppress(RuntimeError):  # the store may be gone, with torchrun; better twice than not at all
-        _store.add("said", 1)
+    with suppress(RuntimeError):  # the store may have ended with torchrun; log twice rather than never
+        _store.add("logged", 1)
         first = _store.add(key, 1) == 1
     if first:
-        say()
+        log()
     with suppress(RuntimeError):
         if first:
             _store.set(f"{key}/done", "")
@@ -174,27 +190,31 @@ def say_once(text: str, say: Callable[[], None]) -> None:
             _store.wait([f"{key}/done"], timedelta(seconds=10))
 
 
-def anything_said() -> bool:
-    """Whether a process has said something by say_once."""
+def anything_logged() -> bool:
+    """Whether any process has logged something with log_once."""
     with suppress(RuntimeError):
-        return _store is not None and bool(_store.check(["said"]))
+        return _store is not None and bool(_store.check(["logged"]))
     return False
 
 
-def _buffers_once(module: Any) -> dict[str, Any]:
-    """Options of DistributedDataParallel for buffers (the factors of SVF) that are process 0's at the start, and not sent
-    again with every forward."""
+def _group_of(device: Any) -> Any:
+    """The process group for tensors on this device; None: the default one."""
+    return None if device.type == "cuda" else _cpu_group
+
+
+def _buffers_once(module: Any, device: Any) -> dict[str, Any]:
+    """Options of DistributedDataParallel that send buffers (the factors of SVF) once, at the start, from process 0."""
     from torch import distributed, nn
 
     if "forward_sync_buffers" in inspect.signature(nn.parallel.DistributedDataParallel).parameters:  # PyTorch 2.13
         return {"forward_sync_buffers": False}
     for buffer in module.buffers():
-        distributed.broadcast(buffer, 0)
+        distributed.broadcast(buffer, 0, group=_group_of(device))
     return {"broadcast_buffers": False}
 
 
-def _require_own_gpus(device: Any) -> None:
-    """Raise ConfigError where two processes have one GPU: NCCL refuses it, with a page."""
+def _require_separate_gpus(device: Any) -> None:
+    """Raise ConfigError if two processes use one GPU, which NCCL refuses with a long message."""
     import torch
 
     gpus = gather((platform.node(), str(torch.cuda.get_device_properties(device).uuid)))
@@ -211,5 +231,5 @@ def _trains_statistics(module: Any) -> bool:
 def _together(call: Callable[[], object]) -> None:
     try:
         call()
-    except RuntimeError as error:  # "Connection closed by peer", and its kin
+    except RuntimeError as error:  # such as "Connection closed by peer"
         raise PeerLost(str(error)) from error

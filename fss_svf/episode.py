@@ -3,25 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-# A method's encoding of images: a plain dict of tensors, first dimension = the image.
-Code = dict[str, Tensor]
+# A method's features of images: a plain dict of tensors, first dimension = the image.
+Features = dict[str, Tensor]
 
 # What a term of a loss may be a mean over: the pixels of a mask that are not ignored, or the episodes of the batch.
-MeanOver = Literal["query_mask", "base_mask", "episodes"]
+MeanOver = Literal["query_mask", "support_masks", "base_mask", "episodes"]
 
 IGNORE = 255
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+_B = TypeVar("_B", bound="Batch")
+
+
+class Batch:
+    """What a loader yields: a dataclass of tensors, and how it travels to a device."""
+
+    def to(self: _B, device: torch.device | str) -> _B:
+        """The same batch on another device."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self: _B) -> _B:
+        """Called by DataLoader(pin_memory=True)."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self: _B, change: Callable[[Tensor], Tensor]) -> _B:
+        tensors = {name: change(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **tensors)  # type: ignore[type-var]
+
+
 @dataclass(frozen=True)
-class Episode:
+class Episode(Batch):
     """A batch of B episodes with K supports each.
 
     Loaders yield images as uint8 RGB, which is a quarter of the bytes on the way to the device;
@@ -34,10 +54,10 @@ class Episode:
     class_id        (B,)             int64, the class of each episode, 1..C
     number          (B,)             int64, the episode's number, from which it was drawn
     base_mask       (B, H, W)        uint8 in {0..n, 255}: the query's base classes, renumbered 1..n in ascending order;
-                                     only for methods that ask for it (segments_base)
+                                     only for methods that segment them (BaseClassMethod)
     base_class      (B,)             int64, the episode's class in base_mask's numbers; 0 where it is not a base class
 
-    An episode of N classes at once (PANet alone) has a dimension of ways behind the batch: support_images
+    An episode of N classes at once (methods with many_ways) has a dimension of ways behind the batch: support_images
     (B, N, K, 3, H, W) and support_masks (B, N, K, H, W), 1 on the class of the support's own way and 255 on the classes
     of the other ways; query_mask is in {0..N, 255} and class_id (B, N).
     """
@@ -82,18 +102,6 @@ class Episode:
         mask = getattr(self, over)
         return 0 if mask is None else int((mask != IGNORE).sum())
 
-    def to(self, device: torch.device | str) -> Episode:
-        """The same episode on another device."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def pin_memory(self) -> Episode:
-        """Called by DataLoader(pin_memory=True)."""
-        return self._map(lambda tensor: tensor.pin_memory())
-
-    def _map(self, change: Callable[[Tensor], Tensor]) -> Episode:
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: change(t) for name, t in tensors.items() if t is not None})
-
     def normalized(self) -> Episode:
         """Images as float32, (value / 255 - mean) / deviation of ImageNet. Float images are left as they are."""
         return replace(self, query_image=normalize(self.query_image), support_images=normalize(self.support_images))
@@ -103,9 +111,18 @@ def normalize(images: Tensor) -> Tensor:
     """(..., 3, H, W) uint8 RGB to float32 in ImageNet's normalisation; float input is returned as it is."""
     if images.dtype != torch.uint8:
         return images
-    mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(3, 1, 1) * 255
-    std = torch.tensor(IMAGENET_STD, device=images.device).view(3, 1, 1) * 255
-    return (images.float() - mean) / std
+    mean, deviation = imagenet_statistics(images.device)
+    return (images.float() - mean) / deviation
+
+
+@cache
+def imagenet_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    """ImageNet's mean and deviation of pixels in 0..255, (3, 1, 1) float32 each; made once a device, and nothing is sent."""
+    mean, deviation = (
+        torch.stack([torch.full((1, 1), value, device=device) for value in values]) * 255
+        for values in (IMAGENET_MEAN, IMAGENET_STD)
+    )
+    return mean, deviation
 
 
 class Outputs(Mapping[str, Tensor]):

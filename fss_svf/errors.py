@@ -1,11 +1,11 @@
-"""The failures a user can cause and mend. Each message is one line: what was asked, what was found, what to do."""
+"""Errors that a user can cause and correct. Each message is one line: the request, the problem, the way out."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-MORE_SHARED_MEMORY = "give it more (docker run --shm-size=8g), or load without processes of their own (workers=0)"
+MORE_SHARED_MEMORY = "give it more (docker run --shm-size=8g), or load without loader processes (workers=0)"
 LOADER_LOST = f"a loader process was killed, out of memory or of shared memory; {MORE_SHARED_MEMORY}"
 
 
@@ -17,8 +17,12 @@ class ConfigError(FssError):
     """A key or value of the configuration is wrong."""
 
 
+class PluginError(FssError):
+    """A plugin is missing, cannot be imported, or registers a name that is taken."""
+
+
 class DataError(FssError):
-    """A dataset is missing, incomplete or damaged, or too small for the episodes asked of it."""
+    """A dataset is missing, incomplete or damaged, or too small for the requested episodes."""
 
 
 class WeightsError(FssError):
@@ -30,7 +34,7 @@ class TrainingError(FssError):
 
 
 class Stopped(FssError):
-    """A training was asked to stop by a signal, has written a checkpoint, and can go on."""
+    """A signal stopped a training. It has written a checkpoint and can be resumed."""
 
 
 def listing(items: Iterable[object], limit: int = 5) -> str:

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic files: they appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from uuid import uuid4
 
 
 @contextmanager
-def appearing_whole(path: Path) -> Iterator[Path]:
-    """A file to write, which takes the name `path` when the block ends, and is gone when the block fails.
+def atomic_write(path: Path) -> Iterator[Path]:
+    """A temporary file to write. It is renamed to `path` when the block ends, and removed when the block fails.
 
-    Its own name is nobody else's, should two processes write the same file.
+    Its name is unique, so that two processes may write the same `path`.
     """
     unfinished = path.with_name(f"{uuid4().hex}.partial")
     try:

@@ -1,4 +1,4 @@
-"""fss-svf info: what is installed, which datasets are ready, and what can be chosen. It writes nothing."""
+"""fss-svf info: lists what is installed, which datasets are ready, and what can be chosen. It writes nothing."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from fss_svf.cli import conf_dir
+from fss_svf import plugins
+from fss_svf.conf_files import conf_folders, options
 from fss_svf.config import InfoConfig, from_mapping
 from fss_svf.data.build import cores
 from fss_svf.data.dataset import Dataset, DatasetOptions, Split
 from fss_svf.data.file_names import present
 from fss_svf.errors import ConfigError, FssError, listing
+from fss_svf.plugins import Plugin
 from fss_svf.registry import BACKBONES, DATASETS, METHODS, TUNINGS, Choice
 
 _PACKAGES = (
@@ -32,23 +34,24 @@ _PACKAGES = (
     "hydra-core",
     "pillow",
 )
-# launcher: module, the extra of this package that brings it, what for
+# launcher: its module, the extra of this package that installs it, its use
 _LAUNCHERS = {
     "joblib": ("hydra_plugins.hydra_joblib_launcher", "joblib", "sweeps side by side on one machine"),
     "submitit_slurm": ("hydra_plugins.hydra_submitit_launcher", "slurm", "sweeps on a Slurm cluster"),
 }
 _WIDTH = 80
 
-# A line: what, and what is said of it.
+# A line: a name and its text.
 Line = tuple[str, str]
 
 
 def info(config: InfoConfig, _: Path) -> None:
-    """Print it all, in lines of at most 80 columns but for long paths. What is missing is said, and is no error."""
+    """Print everything, in lines of at most 80 columns except for long paths. Missing parts are listed, not errors."""
     parts: dict[str, Iterable[Line]] = {
         "Versions": _versions(),
         "Devices": _devices(),
         "Datasets": _datasets(config.dataset),
+        "Plugins": _plugins(),
         "To choose from": _choices(),
         "Launchers of sweeps": _launchers(),
     }
@@ -57,13 +60,13 @@ def info(config: InfoConfig, _: Path) -> None:
 
 
 def _table(lines: list[Line]) -> str:
-    width = max(len(what) for what, _ in lines)
-    shown = []
-    for what, said in lines:
+    width = max(len(name) for name, _ in lines)
+    rows = []
+    for name, text in lines:
         indent = " " * (width + 4)
-        wrapped = textwrap.wrap(said, _WIDTH - len(indent), break_long_words=False, break_on_hyphens=False)
-        shown.append(f"  {what.ljust(width)}  {f'{chr(10)}{indent}'.join(wrapped)}".rstrip())
-    return "\n".join(shown)
+        wrapped = textwrap.wrap(text, _WIDTH - len(indent), break_long_words=False, break_on_hyphens=False)
+        rows.append(f"  {name.ljust(width)}  {f'{chr(10)}{indent}'.join(wrapped)}".rstrip())
+    return "\n".join(rows)
 
 
 def _versions() -> Iterator[Line]:
@@ -83,18 +86,19 @@ def _version(name: str) -> str | None:
 
 
 def _devices() -> Iterator[Line]:
-    threads = f"{torch.get_num_threads()} threads of PyTorch's (OMP_NUM_THREADS sets them)"
+    threads = f"{torch.get_num_threads()} PyTorch threads (set by OMP_NUM_THREADS)"
     yield "cpu", f"{cores()} cores, {threads}"
     if not torch.cuda.is_available():
-        yield "cuda", f"none that this PyTorch sees (built for {_built_for()}); device=auto is the CPU"
+        yield "cuda", f"none visible to this PyTorch (built for {_built_for()}); device=auto is the CPU"
     for number in range(torch.cuda.device_count()):
-        of = torch.cuda.get_device_properties(number)
-        yield f"cuda:{number}", f"{of.name}, {of.total_memory / 2**30:.0f} GB, compute capability {of.major}.{of.minor}"
+        gpu = torch.cuda.get_device_properties(number)
+        memory = f"{gpu.total_memory / 2**30:.0f} GB"
+        yield f"cuda:{number}", f"{gpu.name}, {memory}, compute capability {gpu.major}.{gpu.minor}"
 
 
 def _built_for() -> str:
     version: Any = torch.version
-    return f"CUDA {version.cuda}" if version.cuda else f"ROCm {version.hip}" if version.hip else "the CPU alone"
+    return f"CUDA {version.cuda}" if version.cuda else f"ROCm {version.hip}" if version.hip else "the CPU only"
 
 
 # Datasets
@@ -102,7 +106,7 @@ def _built_for() -> str:
 
 def _datasets(chosen: Mapping[str, Any]) -> Iterator[Line]:
     data = os.environ.get("FSS_SVF_DATA")
-    yield "FSS_SVF_DATA", data or "not set: datasets are looked for in data/ of the current folder"
+    yield "FSS_SVF_DATA", data or "not set: datasets are expected in data/ of the current folder"
     for name in DATASETS.names():
         try:
             values = dict(chosen) if chosen.get("name") == name else _defaults(name)
@@ -115,55 +119,74 @@ def _datasets(chosen: Mapping[str, Any]) -> Iterator[Line]:
 
 def _defaults(name: str) -> dict[str, Any]:
     """The values of conf/dataset/NAME.yaml."""
-    path = conf_dir() / "dataset" / f"{name}.yaml"
-    if not path.is_file():
-        raise ConfigError(f"no {path.name} in conf/dataset; say fss-svf info dataset={name} --config-dir=YOURS")
+    paths = [folder / "dataset" / f"{name}.yaml" for folder in conf_folders()]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        raise ConfigError(f"no {name}.yaml in conf/dataset; run fss-svf info dataset={name} --config-dir=YOURS")
     values: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     return values
 
 
 def _state(dataset: Dataset) -> str:
-    """Whether a dataset is there, prepared and whole, by its folders and indexes: no image is opened."""
+    """Whether a dataset is there, prepared and complete, by its folders and indexes; no image is opened."""
     name, options = dataset.name, dataset.options
     prepare = f"fss-svf prepare dataset={name}"
     if not options.root.is_dir():
-        get = f"'{prepare}' renders it" if name == "toy" else "data/README.md shows what goes where"
+        get = f"'{prepare}' renders it" if name == "toy" else "data/README.md lists the expected files"
         return f"not there; {get}"
     try:
         splits = {split: dataset.split(split) for split in ("train", "val")}
     except FssError as error:
-        return f"not ready; '{prepare}' says what is missing, or prepares it ({error})"
+        return f"not ready; '{prepare}' prepares it, or lists what is missing ({error})"
     counts = ", ".join(f"{len(split.index):,} images of {name}" for name, split in splits.items())
     missing = sorted({path for split in splits.values() for path in _missing(split)})
     if missing:
-        return f"prepared ({counts}), but {len(missing):,} files are gone: {listing(missing, 1)}; '{prepare}' again"
+        return f"prepared ({counts}), but {len(missing):,} files are gone: {listing(missing, 1)}; run '{prepare}' again"
     left_out = options.prepared / "missing.txt"
     if left_out.exists():
-        return f"prepared, {counts}; in parts: {left_out} lists the files it was prepared without"
+        return f"prepared, {counts}; incomplete: {left_out} lists the missing files"
     return f"ready, {counts}"
 
 
 def _missing(split: Split) -> list[str]:
-    """The files of images and labels that are not in their folders any more; lists folders, which is fast."""
+    """The files of images and labels that no longer exist. Folders are listed, which is fast."""
     try:
         images = [split.image_path(number) for number in range(len(split.index))]
         labels = [split.label_path(number) for number in range(len(split.index))]
     except FssError as error:
         return [str(error)]
-    there: set[Path] = set().union(*map(present, {path.parent for path in (*images, *labels)}))
-    return [str(path) for path in (*images, *labels) if path not in there]
+    existing: set[Path] = set().union(*map(present, {path.parent for path in (*images, *labels)}))
+    return [str(path) for path in (*images, *labels) if path not in existing]
 
 
-# What conf/ and the registries hold
+# Plugins, and choices of conf/ and the registries
+
+
+def _plugins() -> Iterator[Line]:
+    for plugin in plugins.known():
+        failure = plugins.load_one(plugin)
+        yield plugin.module, str(failure) if failure else f"{plugin.source}; adds {_added(plugin)}"
+    if not plugins.known():
+        yield "none", "docs/extending.md describes how to write one"
+
+
+def _added(plugin: Plugin) -> str:
+    names = [
+        f"{registry.kind}={name}"
+        for registry in (METHODS, BACKBONES, TUNINGS, DATASETS)
+        for name, module in registry.modules().items()
+        if plugins.plugin_of(module) == plugin
+    ]
+    folder = plugins.conf_folder(plugin)
+    files = [] if folder is None else [f"configs in {folder}"]
+    return ", ".join([*names, *files]) or "nothing that is registered"
 
 
 def _choices() -> Iterator[Line]:
     for registry in (METHODS, BACKBONES, TUNINGS):
         yield registry.kind, ", ".join(registry.names())
     for group in ("protocol", "recipe", "experiment"):
-        folder = conf_dir() / group
-        names = (path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
-        yield group, ", ".join(sorted(names)) or "none"
+        yield group, ", ".join(options(group)) or "none"
 
 
 def _launchers() -> Iterator[Line]:

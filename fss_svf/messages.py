@@ -1,9 +1,10 @@
-"""Errors as one line: what was found, in which file or key, and the way out."""
+"""Errors as one line: the problem, the file or key, and the way out."""
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,37 +14,43 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from fss_svf.conf_files import conf_dir, options
 from fss_svf.console import is_text
-from fss_svf.errors import FssError, did_you_mean
-from fss_svf.overrides import PATHS, ambiguous, conf_dir
+from fss_svf.errors import FssError, did_you_mean, listing
+from fss_svf.overrides import PATHS, ambiguous
 
-# Errors of the system that only writing brings about.
+# System errors that only writing causes.
 _OF_WRITING = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EEXIST, errno.ENOTDIR}
-# Keys of what is written.
+# Keys of paths that are written to.
 _WRITTEN = ("hydra.run.dir", "hydra.sweep.dir", "out", "target", "save_support", "episodes.save", "dataset.prepared")
-# Memory, processes, open files.
-_NOTHING_LEFT = {errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE}
+# Out of memory, processes or open files.
+_EXHAUSTED = {errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE}
+
+# Options that a plugin may bring.
+_PLUGGED = re.compile(r"Could not find '(dataset|backbone|method|tuning|protocol|recipe|experiment|table)/")
 
 
 def one_line(error: BaseException, verb: str, values: Mapping[str, Any] | None = None) -> str | None:
-    """What to say of an error; None of one that nobody expects. values: of the config, to name the key of a path."""
+    """The message of an error, or None for an unexpected one. values: those of the config, to name the key of a path."""
     if isinstance(error, FssError):
         return str(error)
     of_system = _behind(error)
     if of_system is not None:
         return _of_system(of_system, list(_paths(values or {})))
     if isinstance(error, UnicodeError):
-        found = [f"{key}={path}" for key, path in _paths(values or {}) if not is_text(path)]
-        return f"{found[0] if found else 'a name'}: is not UTF-8, and cannot be written here; rename it ({error})"
+        not_text = [f"{key}={path}" for key, path in _paths(values or {}) if not is_text(path)]
+        return f"{not_text[0] if not_text else 'a name'}: is not UTF-8 and cannot be written here; rename it ({error})"
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return of_hydra(error, verb)
+    if isinstance(error, ValueError) and "Config group override" in str(error):
+        return "null is no option of a config group in a sweep, nor one that Hydra needs; leave it out"
     return None
 
 
 def _behind(error: BaseException | None) -> OSError | None:
-    """The system's error, also where Hydra or the logging has wrapped it."""
+    """The system's error, unwrapped from those of Hydra or logging."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno is not None:  # Hydra's of a group is one without
+        if isinstance(error, OSError) and error.errno is not None:  # Hydra raises one without errno for a missing group
             return error
         wraps = isinstance(error, (HydraException, OmegaConfBaseException)) or "Unable to configure" in str(error)
         error = (error.__cause__ or error.__context__) if wraps else None
@@ -51,7 +58,7 @@ def _behind(error: BaseException | None) -> OSError | None:
 
 
 def _paths(values: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, str]]:
-    """(key in dots, path) of every path in a config."""
+    """(dotted key, path) of every path in a config."""
     for name, value in values.items():
         key = f"{where}{name}"
         if isinstance(value, Mapping):
@@ -63,42 +70,47 @@ def _paths(values: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, st
 
 def _of_system(error: OSError, paths: Sequence[tuple[str, str]]) -> str | None:
     reason = error.strerror or str(error)
-    if error.errno in _NOTHING_LEFT:
-        return f"the machine has nothing left of what this needs ({reason}); fewer workers=, or a higher limit (ulimit)"
+    if error.errno in _EXHAUSTED:
+        return f"the machine is out of a resource ({reason}); use fewer workers=, or raise the limit (ulimit)"
     if error.errno == errno.EPIPE:
-        return f"what reads the output is gone ({reason})"
+        return f"the program that reads the output has ended ({reason})"
     if error.filename is None and error.errno not in _OF_WRITING:
         return None
     if error.filename is None:  # the file was open already
         path = next((path for key, path in paths if key in _WRITTEN), "a file")
     else:
         path = os.path.abspath(os.fsdecode(error.filename))
-        path = str(Path(path).parent) if path.endswith(".partial") else path  # of files.appearing_whole
+        path = str(Path(path).parent) if path.endswith(".partial") else path  # of files.atomic_write
     key = _key(path, paths)
     if error.errno in _OF_WRITING or key in _WRITTEN:
-        return f"{path}: cannot be written ({reason}); choose another place by {key}=, or mend that one"
-    return f"{path}: cannot be used ({reason}); {key}= names it"
+        return f"{path}: cannot be written ({reason}); choose another path with {key}=, or make this one writable"
+    return f"{path}: cannot be used ({reason}); it is set by {key}="
 
 
 def _key(path: str, paths: Sequence[tuple[str, str]]) -> str:
-    """The key of the longest path that holds this one, or that it holds: a folder above is made first."""
-    held = [(len(p), key) for key, p in paths if Path(path).is_relative_to(p) or Path(p).is_relative_to(path)]
-    return max(held, default=(0, "hydra.run.dir"))[1]
+    """The key of the longest path above or below this one; parent folders are created first."""
+    related = [(len(p), key) for key, p in paths if Path(path).is_relative_to(p) or Path(p).is_relative_to(path)]
+    return max(related, default=(0, "hydra.run.dir"))[1]
 
 
 def of_hydra(error: Exception, verb: str) -> str:
-    """Hydra's and OmegaConf's pages as one line with the way out."""
+    """Hydra's or OmegaConf's long message as one line with the way out."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
+    if text.startswith("ConfigError raised while resolving"):  # by an interpolation of this package
+        return text.partition(": ")[2]
     if text.startswith("Could not find 'hydra/launcher/"):
         extra = "joblib" if "/joblib" in text else "slurm" if "/submitit" in text else None
         text += f"; pip install 'fss-svf[{extra}]'" if extra else ""
     if "Available options" in str(error):
         at = next(i for i, line in enumerate(lines) if line.startswith("Available options"))
-        options = [line for line in lines[at + 1 :] if ":" not in line and " " not in line]
-        return f"{text}; available: {', '.join(options)}"
+        available = [line for line in lines[at + 1 :] if ":" not in line and " " not in line]
+        named = "; one of a plugin that is not installed: plugins=[MODULE]" if _PLUGGED.search(text) else ""
+        return f"{text}; available: {', '.join(available)}{named}"
     if text.startswith("Ambiguous value for argument"):
-        return ambiguous(text.split("'", 1)[1].rsplit("'", 1)[0])
+        return ambiguous(text.split("'", 1)[1].rsplit("'", 1)[0].replace('"', ""))
+    if (left_out := re.match(r"Interpolation key '(\w+)\.name' not found", text)) and options(left_out[1]):
+        return f"{left_out[1]}: {verb} needs {left_out[1]}=one of {listing(options(left_out[1]), 20)}"
     if text.startswith("Could not override"):
         key = text.split("'")[1]
         return f"no key {key!r}{_closest_key(key, verb)}; 'fss-svf {verb} --cfg job' shows all keys"
@@ -108,7 +120,7 @@ def of_hydra(error: Exception, verb: str) -> str:
 
 
 def _closest_key(key: str, verb: str) -> str:
-    """Did-you-mean over every key of the verb's default config."""
+    """' (did you mean KEY?)' over all keys of the verb's default config."""
     try:
         with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
             composed = hydra.compose(verb)

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from fss_svf import distributed, svf
 from fss_svf.allocator import keep_freed_memory
-from fss_svf.backbones.backbone import STAGES, Backbone
+from fss_svf.backbones.backbone import Backbone
 from fss_svf.backbones.weights import LoadReport
+from fss_svf.base_weights import build_on_base, completed
 from fss_svf.data.synonyms import Synonyms, same_things
 from fss_svf.errors import ConfigError, WeightsError, did_you_mean, listing
+from fss_svf.methods.base_classes import BaseClassMethod
 from fss_svf.methods.method import FewShotMethod
 from fss_svf.registry import BACKBONES, METHODS, TUNINGS, Choice
 
@@ -34,16 +36,50 @@ def build_model(method: Choice, backbone: Choice, tuning: Choice) -> tuple[FewSh
 
 
 def restore_model(
-    method: Choice, backbone: Choice, tuning: Choice, state: Mapping[str, Any], what: str
+    method: Choice,
+    backbone: Choice,
+    tuning: Choice,
+    state: Mapping[str, Any],
+    what: str,
+    base: Mapping[str, Any] | None = None,
+    weights: str | None = None,
 ) -> FewShotMethod:
-    """The model of a checkpoint. Raises WeightsError naming the tensors that do not fit; `what` is the file."""
+    """The model of a checkpoint. Raises WeightsError naming the tensors that do not fit; `what` is the file.
+
+    base     the checkpoint's entry of that name, where it holds what trained alone (base_weights.py)
+    weights  backbone.weights in place of those that `base` names. Raises ConfigError where the checkpoint holds them all
+    """
+    if base is not None:
+        model, _, _ = start_on_base(method, backbone, tuning, state, base, what, weights)
+        load_state(model, completed(model, state, base, what), what)
+        return model
+    if weights is not None:
+        raise ConfigError(f"backbone.weights={weights}: {what} holds all its weights; leave it out")
     # On the meta device nothing is initialised or decomposed only to be overwritten.
     with torch.device("meta"):
         model, _ = build_model(without_weights(method), without_weights(backbone), tuning)
-        model.fit_state(state)
+        if isinstance(model, BaseClassMethod):
+            model.fit_state(state)
         svf.fit_ranks(model, state)
     load_state(model, state, what, assign=True)
     return model
+
+
+def start_on_base(
+    method: Choice,
+    backbone: Choice,
+    tuning: Choice,
+    state: Mapping[str, Any],
+    base: Mapping[str, Any],
+    what: str,
+    weights: str | None = None,
+) -> tuple[FewShotMethod, LoadReport, Choice]:
+    """The model of a checkpoint that holds what trained alone, before `state` is loaded; the rest is build_on_base's."""
+    net, loaded, found = build_on_base(backbone, tuning, base, what, weights)
+    model: FewShotMethod = METHODS.build(without_weights(method), net)
+    if isinstance(model, BaseClassMethod):
+        model.fit_state(state)
+    return model, loaded, found
 
 
 def without_weights(choice: Choice) -> Choice:
@@ -113,15 +149,16 @@ def compile_stages(backbone: Backbone) -> None:
     """Compile the stages of a placed and tuned backbone in place, for training; names and state dicts stay.
 
     A forward without gradients (an evaluation, BAM's base branch) runs as it is: SVF's weights change their kind there,
-    merged or disabled, and image sizes vary, so that each would be compiled for a few batches. The head is left out too:
-    the prior's number of object positions, and so its shapes, is another one in every batch.
+    merged or disabled, and image sizes vary, so that each would be compiled for a few batches. The head is left out too: on
+    a CPU, where prior_mask compares object positions alone, its shapes are others in every batch; on a GPU prior_mask takes
+    all positions.
     """
     # PyTorch counts this over all stages together, since they enter by the same line; beyond it nothing would be compiled.
-    limit = 8 * len(STAGES)
+    stages = backbone.stages.values()
+    limit = 8 * len(stages)
     torch._dynamo.config.cache_size_limit = max(limit, torch._dynamo.config.cache_size_limit)
-    for name in STAGES:
-        stage: nn.Module = getattr(backbone, name)
-        stage.compile()
+    for stage in stages:
+        stage.compile(dynamic=backbone.compiled_dynamic)
         compiled = stage._compiled_call_impl  # what a call of the stage runs; copies and pickles go without it
         assert compiled is not None
         stage._compiled_call_impl = _for_gradients(compiled, stage._call_impl)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
+from fss_svf.conf_files import options
 from fss_svf.errors import ConfigError
 
 # Keys whose value is a path. A folder may be named 2026, 1e3 or true.
@@ -26,17 +25,35 @@ PATHS = frozenset(
 )
 # Those of them that may be a list.
 _LISTS = ("runs", "a", "b")
-# What the grammar takes as one string, whatever the key.
-_PLAIN = re.compile(r"[\w\-./:@?|+*%$ \\]*", re.ASCII)
+# A word that needs no quotes, and is no number.
+_PLAIN = re.compile(r"(?!(?:true|false|null|nan|inf)$)[a-z_/][\w./:@-]*", re.ASCII | re.IGNORECASE)
+# What Hydra's grammar gives a meaning, beside commas: null, quotes, lists, interpolations, functions of sweeps.
+_GRAMMAR = re.compile(r"""null$|['"\[{]|.*\$\{|\w+\(""", re.DOTALL)
+# A value in quotes, or what stands between commas and brackets.
+_PART = re.compile(r"""\s*(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|(?:\\.|[^,\[\]\\])+)""")
 
-# A sweep that is not written with commas alone.
-_FUNCTION = re.compile(r"(choice|range|interval|glob|shuffle|sort|tag)\(.*\)")
+
+def understood_all(verb: str, arguments: Sequence[str]) -> list[str]:
+    """The arguments of a verb as Hydra's grammar understands them.
+
+    What stands behind -- becomes the key of reproduce that hands it on to every training. Raises ConfigError.
+    """
+    at = arguments.index("--") if verb == "reproduce" and "--" in arguments else len(arguments)
+    # Interpolations are for the training to resolve.
+    behind = [f"overrides=[{','.join(quote(understood(a)) for a in arguments[at + 1 :])}]"] if arguments[at:] else []
+    # Between overrides Hydra's parser does not take -m.
+    ordered = sorted(arguments[:at], key=lambda a: a not in ("-m", "--multirun"))
+    return [*(understood(a, is_sweep(ordered)) for a in ordered), *behind]
 
 
-def conf_dir() -> Path:
-    """The Hydra tree: inside the package when installed from a wheel, at the top of the repository otherwise."""
-    packaged = Path(__file__).parent / "conf"
-    return packaged if packaged.is_dir() else Path(__file__).parent.parent / "conf"
+def key_of(override: str) -> str:
+    """The dotted key of key=value, +key=value and ~key."""
+    return override.partition("=")[0].lstrip("+~")
+
+
+def is_sweep(arguments: Sequence[str]) -> bool:
+    """Whether -m is among them, as Hydra reads it."""
+    return any(a == "-m" or a.startswith(("--mu", "hydra.mode=MULTIRUN")) for a in arguments)
 
 
 def quote(text: str, interpolations: bool = False) -> str:
@@ -46,48 +63,54 @@ def quote(text: str, interpolations: bool = False) -> str:
     return '"' + (escaped if interpolations else escaped.replace("${", "\\${")) + '"'
 
 
-def is_plain(value: str) -> bool:
-    """Whether Hydra's grammar takes it as one value without quotes, whatever the key."""
-    return _PLAIN.fullmatch(value) is not None
-
-
 def given(key: str, value: object) -> str:
-    """The override that gives a key this text, in quotes where Hydra would not understand it without."""
+    """The override that gives a key this path, word or whole number."""
     text = str(value)
-    plain = is_plain(text) and not (key in PATHS and _differs(text))
-    return f"{key}={text if plain else quote(text)}"
+    return f"{key}={text if isinstance(value, int) or _PLAIN.fullmatch(text) else quote(text)}"
 
 
 def understood(argument: str, sweep: bool = False) -> str:
     """key=value with quotes where Hydra would not understand the value, or not as the path that it is.
 
-    What has quotes, brackets or interpolations of Hydra's grammar already keeps them. sweep: commas part the values of
-    several jobs. Raises ConfigError for a path without a value, and for several paths without a sweep.
+    What Hydra reads already keeps its meaning, but for a path that exists: that is this path. sweep: commas part the values
+    of several jobs. GROUP=null becomes ~GROUP, as Hydra takes no null. Raises ConfigError for a path without a value.
     """
     key, equals, value = argument.partition("=")
     name = key.lstrip("+")
     if argument.startswith(("-", "~")) or not equals:
         return argument
-    if name not in PATHS:
-        return argument if _parsed(argument) else f"{key}={_quoted(value, sweep)}"
-    if not value:
-        raise ConfigError(
-            f"{argument}: there is no path (a variable of the shell that is not set?); {name}=null is none"
-        )
-    if value.startswith("~"):  # the shell leaves it behind an equals sign
-        value = str(Path(value).expanduser())
-    several = "," in value and (sweep or _all_there(value))
-    if _there(value) and not several:
-        return f"{key}={quote(value) if _differs(value) else value}"
-    if several and not sweep and not value.startswith(("[", "'", '"')):
-        raise ConfigError(ambiguous(f"{key}={value}"))
-    return f"{key}={_quoted(value, sweep, of_paths=True)}"
+    if value in ("", "null") and options(name):
+        return f"~{name}"
+    if name in PATHS:
+        if not value:
+            raise ConfigError(
+                f"{argument}: there is no path (a variable of the shell that is not set?); {name}=null is none"
+            )
+        if value.startswith("~"):  # the shell leaves it behind an equals sign
+            value = str(Path(value).expanduser())
+        exists = value != "null" and os.path.exists(value) and not (sweep and "," in value)
+        # Without -m a comma is a letter of the path, unless it stands between paths that exist.
+        parts = value.split(",")
+        several = len(parts) > 1 and (sweep or name in _LISTS or all(map(os.path.exists, parts)))
+        if exists or not (several or _GRAMMAR.match(value)):
+            return given(key, value)
+    if _parsed(f"{key}={value}") is None:
+        value = _PART.sub(lambda part: _quoted(part[0].strip()), value)
+    return f"{key}={value}"
 
 
-def value_of(argument: str) -> str:
-    """The value of key=value as text, without quotes."""
-    override = _parsed(argument)
-    return argument.partition("=")[2] if override is None or override.is_sweep_override() else str(override.value())
+def plugins_of(arguments: Sequence[str]) -> list[str]:
+    """The modules of plugins=[...] on a command line. Raises ConfigError for anything but one list of words."""
+    found: list[str] = []
+    for argument in arguments:
+        if argument.partition("=")[0].lstrip("+") != "plugins":
+            continue
+        override = _parsed(argument)
+        value = None if override is None or override.is_sweep_override() else override.value()
+        if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
+            raise ConfigError(f"{argument}: expected one list of modules, plugins=[one,two], for all jobs")
+        found = value
+    return found
 
 
 def ambiguous(argument: str) -> str:
@@ -100,98 +123,8 @@ def ambiguous(argument: str) -> str:
     )
 
 
-def without_null_groups(verb: str, arguments: list[str]) -> list[str]:
-    """GROUP=null and ~GROUP left out, where a verb can do without the config group; raises ConfigError where it cannot.
-
-    Hydra takes neither null, nor the name of a group with nothing chosen.
-    """
-    defaults = _defaults(verb)
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        group = key.lstrip("+~").split("@")[0]
-        options = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
-        if not ((options and group) or group.startswith("hydra/")) or argument.startswith("-"):
-            continue
-        nothing = (equals and value in ("null", "")) or key.startswith("~")
-        if equals and "null" in value.split(",")[:-1] + value.split(",")[1:]:
-            raise ConfigError(
-                f"{argument}: null is no value of a sweep over {group}; run it without {group} on its own"
-            )
-        if not nothing:
-            continue
-        if group in defaults and defaults[group] is None:
-            arguments = [a for a in arguments if a.partition("=")[0].lstrip("+~") != group]
-        elif group in defaults or not key.startswith("~"):
-            of = f"one of {', '.join(options)}" if options else "one of its options"
-            raise ConfigError(f"{argument}: {verb} needs {group}={of}")
-    return arguments
-
-
-@cache
-def _defaults(name: str) -> dict[str, Any]:
-    """Config groups of a verb and what is chosen by default; None where a group is optional."""
-    found: dict[str, Any] = {}
-    for entry in yaml.safe_load((conf_dir() / f"{name}.yaml").read_text(encoding="utf-8")).get("defaults", ()):
-        if isinstance(entry, dict):
-            found.update({key.removeprefix("override ").lstrip("/"): value for key, value in entry.items()})
-        elif entry != "_self_":
-            found.update(_defaults(entry))
-    return found
-
-
-def _quoted(value: str, sweep: bool, of_paths: bool = False) -> str:
-    """A value, its parts where it is a list, or of several jobs, each in quotes where it needs them."""
-    if value.startswith("[") and value.endswith("]") and len(parts := list(_parts(value))) == 1:
-        inner = ",".join(_quoted(part.strip(), False, of_paths) for part in _parts(value[1:-1]))
-        return f"[{inner}]"
-    if sweep and not _FUNCTION.fullmatch(value) and len(parts := list(_parts(value))) > 1:
-        return ",".join(_quoted(part, False, of_paths) for part in parts)
-    override = _parsed(f"key={value}")
-    if override is None:
-        return quote(value, interpolations=True)
-    # A comma without a sweep is left to Hydra's error.
-    if not of_paths or override.is_sweep_override() or value == "null":
-        return value
-    wrong = isinstance(override.value(), (int, float, bool)) or override.value() == value.strip() != value
-    return quote(value, interpolations=True) if wrong else value
-
-
-def _parts(value: str) -> Iterator[str]:
-    """What stands between the commas that are in no quotes, brackets or braces."""
-    depth, inside, begin, escaped = 0, "", 0, False
-    for at, letter in enumerate(value):
-        if inside:
-            inside = "" if letter == inside and not escaped else inside
-        elif letter in "'\"" and not value[begin:at].strip(" [{("):
-            inside = letter
-        elif letter in "[{(":
-            depth += 1
-        elif letter in "]})":
-            depth -= 1
-        elif letter == "," and depth <= 0 and not escaped:
-            yield value[begin:at]
-            begin = at + 1
-        escaped = letter == "\\" and not escaped
-    yield value[begin:]
-
-
-def _differs(value: str) -> bool:
-    """Whether Hydra understands something else than this text."""
-    override = _parsed(f"key={value}")
-    if override is None or override.is_sweep_override() or "${" in value:
-        return True
-    return value != "null" and override.value() != value
-
-
-def _there(value: str) -> bool:
-    try:
-        return value != "null" and Path(value).exists()
-    except (OSError, ValueError):  # too long, a zero byte
-        return False
-
-
-def _all_there(value: str) -> bool:
-    return not _there(value) and all(map(_there, value.split(",")))
+def _quoted(value: str) -> str:
+    return value if _parsed(f"key={value}") is not None else quote(value, interpolations=True)
 
 
 def _parsed(argument: str) -> Override | None:

@@ -20,11 +20,11 @@ from omegaconf import DictConfig, OmegaConf
 from fss_svf.errors import FssError
 from fss_svf.provenance import write_json
 
-_BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+_AT_WORK = "did not come to its end (killed, or still at work)"
 
 
 class Logged(Exception):
-    """A job ended with an error that its log, and with it the console, has told already."""
+    """The result of a job that ended with an error, which its log has already. Raised, it would end Hydra's sweep."""
 
 
 class Outcomes(Callback):
@@ -34,7 +34,7 @@ class Outcomes(Callback):
     when the folder is gone: the sweep was interrupted.
     """
 
-    sweep: Outcomes | None = None  # that of this process
+    sweep: Outcomes | None = None  # the one that this process began
 
     def __init__(self) -> None:
         self.folder: Path | None = None
@@ -53,8 +53,8 @@ class Outcomes(Callback):
         if Outcomes.sweep is not self:
             if not self.folder.exists():  # a job that waited in a queue
                 sys.exit(130)
-            Thread(target=self._watch, daemon=True).start()
-        self._note(config, "did not come to its end (killed, or still at work)")
+            Thread(target=self._watch, args=(self.folder,), daemon=True).start()
+        self._note(config, _AT_WORK)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         if self.folder is None:
@@ -64,10 +64,9 @@ class Outcomes(Callback):
         value = job_return._return_value
         self._note(config, str(value) if isinstance(value, Exception) else None)
 
-    def _watch(self) -> None:
-        assert self.folder is not None
+    def _watch(self, folder: Path) -> None:
         while not self.ended.wait(1):
-            if not self.folder.exists():
+            if not folder.exists():
                 os.kill(os.getpid(), signal.SIGINT)
                 return
 
@@ -78,31 +77,18 @@ class Outcomes(Callback):
             write_json(self.folder / f"{config.hydra.job.num:06d}.json", {"overrides": overrides, "error": error})
 
 
-def failed_job(error: Exception, sweeper: str) -> Logged:
-    """What the job returns. Sweepers that search want it raised; Hydra's own would end the sweep after the batch."""
-    logged = Logged(gist(error))
-    if sweeper != _BASIC:
-        raise logged
-    return logged
-
-
 def gist(error: Exception) -> str:
     """The first line of an error, with its kind where that is no message for people."""
     first = str(error).strip().split("\n")[0]
     return first if isinstance(error, FssError) else f"{type(error).__name__}: {first}"
 
 
-def running() -> bool:
-    """Whether this process has begun a sweep."""
-    return Outcomes.sweep is not None
-
-
-def tell_outcome(again: bool) -> bool:
-    """Say on the screen how many jobs of this process's sweep finished, and what failed; whether all did.
+def report(again: bool) -> bool:
+    """End this process's sweep: print how many jobs finished, and what failed; whether all did. True without a sweep.
 
     again: the same command runs what is missing.
     """
-    sweep = Outcomes.sweep
+    sweep, Outcomes.sweep = Outcomes.sweep, None
     if sweep is None or sweep.folder is None:
         return True
     jobs = [json.loads(path.read_text()) for path in sorted(sweep.folder.glob("*.json"))]
@@ -114,16 +100,14 @@ def tell_outcome(again: bool) -> bool:
     if failed and again:
         lines.append("the same command again runs what is missing")
     print("\n".join(lines), file=sys.stderr)
+    # Where a launcher gave up, jobs may be at work on other machines: they go on.
+    if not any(job["error"] == _AT_WORK for job in failed):
+        shutil.rmtree(sweep.folder, ignore_errors=True)
     return not failed
 
 
-def leave() -> None:
-    """This process's sweep is over; jobs that still run somewhere go on."""
-    Outcomes.sweep = None
-
-
-def end() -> None:
-    """This process's sweep is over; jobs that still run somewhere end."""
+def interrupt() -> None:
+    """End this process's sweep with the jobs that still run somewhere."""
     if Outcomes.sweep is not None and Outcomes.sweep.folder is not None:
         shutil.rmtree(Outcomes.sweep.folder, ignore_errors=True)
-    leave()
+    Outcomes.sweep = None

@@ -48,26 +48,31 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from fss_svf import svf
-from fss_svf.backbones.backbone import STAGES, Backbone
-from fss_svf.cli import conf_dir
+from fss_svf.backbones.backbone import Backbone
+from fss_svf.backbones.stages import STAGES
+from fss_svf.conf_files import conf_dir
 from fss_svf.config import EpisodeFiles, Protocol, from_mapping
 from fss_svf.data.augment import EvalTransform, query_mask
 from fss_svf.data.dataset import Dataset, Split
-from fss_svf.data.episodes import split_classes
+from fss_svf.data.fold import Fold
 from fss_svf.data.loading import Episodes, base_label_lookup
 from fss_svf.data.manifest import EpisodeList
-from fss_svf.episode import IGNORE, Code, Episode
+from fss_svf.episode import IGNORE, Episode, Features
 from fss_svf.errors import FssError
 from fss_svf.evaluation import runs
 from fss_svf.evaluation.at_label import at_label
-from fss_svf.evaluation.counts import EpisodeCount, count_episode, count_labels
-from fss_svf.evaluation.engine import Engine, Outcome, Runner, Task
+from fss_svf.evaluation.engine import Engine, GroupCounts, Masks
+from fss_svf.evaluation.episode_table import EpisodeTable
+from fss_svf.evaluation.groups import EpisodeId, Query, QueryGroup, Support, group_episodes, roles_of_images, share
+from fss_svf.evaluation.metric import count_labels, count_masks
 from fss_svf.evaluation.plan import make_plan
-from fss_svf.evaluation.work import Group, Place, Query, Support, group_episodes, roles_of_images, share
+from fss_svf.evaluation.task import EngineOptions, EvaluationTask
+from fss_svf.evaluation.timer import Timer
+from fss_svf.methods.base_classes import BaseClassMethod, further_predictions
 from fss_svf.methods.method import FewShotMethod, regroup
 from fss_svf.model import build_backbone, place
 from fss_svf.registry import BACKBONES, DATASETS, METHODS, TUNINGS
-from fss_svf.tuning.pretrained import pretrained_copy
+from fss_svf.tuned import plain_copy
 
 Lists = dict[int, list[EpisodeList]]  # of each shot, one a seed
 
@@ -78,11 +83,11 @@ Lists = dict[int, list[EpisodeList]]  # of each shot, one a seed
 
 @dataclass(frozen=True)
 class Plain:
-    """What a plain loop gave for an episode: (H, W) masks, counts by output, seconds."""
+    """What a plain loop gave for an episode: (H, W) masks, counts (3, 2) by output, seconds."""
 
     said: Tensor
     truth: Tensor
-    counts: dict[str, EpisodeCount]
+    counts: dict[str, Tensor]
     seconds: float
 
 
@@ -90,7 +95,7 @@ def make_plain(model: FewShotMethod, backbone: nn.Module, pretrained: nn.ModuleD
     """`model` on another backbone, with all that the official code runs besides."""
     plain = copy.deepcopy(model)
     plain.backbone = backbone
-    if plain.segments_base:
+    if isinstance(plain, BaseClassMethod):
         plain.base.stages = pretrained  # a base branch that holds every stage begins at the image
     for head, within in zip(getattr(plain, "auxiliary", ()), getattr(plain, "within", ())):
         within.register_forward_hook(partial(_run_auxiliary, head))
@@ -101,7 +106,7 @@ def _run_auxiliary(head: nn.Module, _: nn.Module, __: tuple, output: Tensor) -> 
     head(output)
 
 
-def read_episode(task: Task, episodes: EpisodeList, number: int) -> tuple[Episode, np.ndarray]:
+def read_episode(task: EvaluationTask, episodes: EpisodeList, number: int) -> tuple[Episode, np.ndarray]:
     """The normalised episode, and the query's label at its original size."""
     spec, make = episodes[number], Episodes(task.split, task.annotation)
     image, label = task.split.pair(spec.query)
@@ -112,19 +117,19 @@ def read_episode(task: Task, episodes: EpisodeList, number: int) -> tuple[Episod
 
 
 @torch.inference_mode()
-def plain_loop(task: Task, model: FewShotMethod, episodes: EpisodeList, number: int) -> Plain:
+def plain_loop(task: EvaluationTask, model: FewShotMethod, episodes: EpisodeList, number: int) -> Plain:
     """One episode from its files to its counts."""
     began = time.perf_counter()
     episode, label = read_episode(task, episodes, number)
     prediction = official(model, episode)
-    size, measured = (label.shape[0], label.shape[1]), episodes.measured(episodes[number])
+    size = (label.shape[0], label.shape[1])
     truth = torch.from_numpy(query_mask(label, episodes[number].class_ids))
-    outputs = {"": prediction.logits, **{name: prediction.aux[name] for name in model.also_evaluated}}
+    outputs = {"": prediction.logits, **{name: prediction.aux[name] for name in further_predictions(model)}}
     masks = {name: mask_of(logits, size, task.protocol) for name, logits in outputs.items()}
-    counts = {name: count_episode(measured, mask, truth) for name, mask in masks.items()}
+    counts = {name: count_masks(mask[None], truth)[0] for name, mask in masks.items()}
     if task.base is not None:
         base = mask_of(prediction.aux["base"], size, task.protocol)
-        count_labels(base, torch.from_numpy(base_label_lookup(task.base)[label]), (0, *task.base))
+        count_labels(base[None], torch.from_numpy(base_label_lookup(task.base)[label]), len(task.base) + 1)
     return Plain(masks[""], truth, counts, time.perf_counter() - began)
 
 
@@ -140,30 +145,31 @@ def mask_of(logits: Tensor, size: tuple[int, int], protocol: Protocol) -> Tensor
 class Watch:
     """What is kept of an engine's run: the masks of the episodes `wanted`, and the supports' positions compared in all."""
 
-    wanted: set[Place]
-    masks: dict[Place, Tensor] = field(default_factory=dict)
+    wanted: set[EpisodeId]
+    masks: dict[EpisodeId, Tensor] = field(default_factory=dict)
     positions: int = 0
 
 
-class WatchedRunner(Runner):
-    """The engine's runner, watched."""
+class WatchedEngine(Engine):
+    """The engine, watched."""
 
     def __init__(self, watch: Watch, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.watch = watch
+        compare = self.inference.compare
 
-    def __iter__(self) -> Iterator[tuple[int, Outcome]]:
-        for position, outcome in super().__iter__():
-            for images, places in self.groups[position].episodes.items():
-                for where in self.watch.wanted.intersection(places):
-                    self.watch.masks[where] = self.masks[images][0]
-            yield position, outcome
+        def watched(query: Features, supports: Sequence[Features]) -> list[Features]:
+            watch.positions += sum(support["deep"].shape[-1] for support in supports)
+            return compare(query, supports)
 
-    def _code(self, key: Query | Support) -> Code:
-        code = super()._code(key)
-        if isinstance(key, Support):  # asked for once a pair, to be compared
-            self.watch.positions += code["deep"].shape[-1]
-        return code
+        self.inference.compare = watched  # type: ignore[method-assign]
+
+    def __iter__(self) -> Iterator[tuple[int, GroupCounts[np.ndarray], Masks]]:
+        for position, counts, masks in super().__iter__():
+            for images, ids in self.groups[position].episodes.items():
+                for where in self.watch.wanted.intersection(ids):
+                    self.watch.masks[where] = masks[images][0]
+            yield position, counts, masks
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -186,7 +192,7 @@ class Work:
         return sum(self.different.values())
 
     @classmethod
-    def of(cls, groups: Sequence[Group]) -> Work:
+    def of(cls, groups: Sequence[QueryGroup]) -> Work:
         different: dict[int, int] = defaultdict(int)
         for group in groups:
             for images in group.episodes:
@@ -197,8 +203,8 @@ class Work:
             different=dict(different),
             pairs=sum(len(group.all_supports()) for group in groups),
             images=len(roles),
-            queries=sum(image.query is not None for image in roles),
-            supports=sum(len(image.supports) for image in roles),
+            queries=sum(isinstance(key, Query) for keys in roles.values() for key in keys),
+            supports=sum(isinstance(key, Support) for keys in roles.values() for key in keys),
         )
 
 
@@ -211,12 +217,12 @@ def flops_needed(model: FewShotMethod, episode: Episode, work: Work, positions: 
     support, as_support = flops(lambda: model.encode_support(image, mask))
     _, as_both = flops(lambda: model.encode_both(image, first, first, mask))
     shared = as_query + as_support - as_both
-    kept = regroup(model.kept(support), 1)
+    kept = regroup(model.kept(support)[0], 1)
     found, to_compare = flops(lambda: model.compare(query, kept))
-    code = {**kept, **found}
+    compared = {**kept, **found}
     to_segment = {
-        shot: flops(lambda shot=shot: model.segment(query, {n: v.expand(-1, shot, *v.shape[2:]) for n, v in code.items()},
-                                                    episode.size))[1]
+        shot: flops(lambda shot=shot: model.segment(query, {n: v.expand(-1, shot, *v.shape[2:])
+                                                            for n, v in compared.items()}, episode.size))[1]
         for shot in work.different
     }  # fmt: skip
     svf.unmerge(model)
@@ -274,7 +280,7 @@ def make_backbones(options: argparse.Namespace) -> tuple[Backbone, dict[str, nn.
     plain = {"plain": unjoined(copy.deepcopy(merged))}
     if options.factored:
         plain["factored"] = official_backbone(merged)
-    return net, plain, nn.ModuleDict({name: unjoined(pretrained_copy(getattr(net, name))) for name in STAGES})
+    return net, plain, nn.ModuleDict({name: unjoined(plain_copy(getattr(net, name))) for name in STAGES})
 
 
 def make_model(name: str, net: Backbone, shot: int) -> FewShotMethod:
@@ -284,7 +290,7 @@ def make_model(name: str, net: Backbone, shot: int) -> FewShotMethod:
 
 
 @torch.no_grad()
-def balance(task: Task, episodes: EpisodeList) -> None:
+def balance(task: EvaluationTask, episodes: EpisodeList) -> None:
     """Half of the pixels of some episodes become object: a head of random weights would say the same of all."""
     differences = []
     for number in range(0, len(episodes), -(-len(episodes) // 4)):
@@ -324,11 +330,11 @@ def part_of(lists: Lists, parts: int) -> Lists:
     }
 
 
-def sample_of(lists: Lists, number: int) -> list[Place]:
+def sample_of(lists: Lists, number: int) -> list[EpisodeId]:
     """So many places of each shot, evenly spaced over all its runs."""
     found = []
     for shot, of_shot in lists.items():
-        places = [Place(shot, run, n) for run, episodes in enumerate(of_shot) for n in range(len(episodes))]
+        places = [EpisodeId(shot, run, n) for run, episodes in enumerate(of_shot) for n in range(len(episodes))]
         chosen = min(number, len(places))
         found += [places[i * len(places) // chosen] for i in range(chosen)]
     return found
@@ -338,15 +344,15 @@ def sample_of(lists: Lists, number: int) -> list[Place]:
 # The comparison
 
 
-def compare(task: Task, sides: dict[str, FewShotMethod], lists: Lists, options: argparse.Namespace) -> bool:
+def compare(task: EvaluationTask, sides: dict[str, FewShotMethod], lists: Lists, options: argparse.Namespace) -> bool:
     """Print what one setting took, and whether its masks are the plain loop's but for 1 pixel in 100,000.
 
     The model of `task` is the engine's, those of `sides` the plain loops'.
     """
     sample = sample_of(lists, options.plain_episodes)
-    done: dict[str, dict[Place, Plain]] = {name: {} for name in sides}
+    done: dict[str, dict[EpisodeId, Plain]] = {name: {} for name in sides}
 
-    def run_plain(places: Sequence[Place]) -> None:
+    def run_plain(places: Sequence[EpisodeId]) -> None:
         for where in places:
             for name, model in sides.items():
                 done[name][where] = plain_loop(task, model, lists[where.shot][where.run], where.number)
@@ -355,10 +361,11 @@ def compare(task: Task, sides: dict[str, FewShotMethod], lists: Lists, options: 
     run_plain(sample[::2])
     peaks = [peak()]
     watch = Watch(set(sample))
-    with tempfile.TemporaryDirectory() as folder, mock.patch.object(runs, "Runner", partial(WatchedRunner, watch)):
-        engine = Engine(torch.device("cpu"), options.batch, 0, options.cache_gb, Path(folder) / "codes")
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(runs, "Engine", partial(WatchedEngine, watch)):
+        how = EngineOptions(torch.device("cpu"), options.batch, 0, options.cache_gb, Path(folder) / "features")
         began = time.perf_counter()
-        evaluated = runs.evaluate_lists(task, engine, lists)
+        timer = Timer(how.device)
+        tables = runs.evaluate_lists(task, how, lists, timer=timer)
         wall = time.perf_counter() - began
     peaks.append(peak())
     run_plain(sample[1::2])
@@ -377,13 +384,13 @@ def compare(task: Task, sides: dict[str, FewShotMethod], lists: Lists, options: 
         print(
             f"  {name:10}{work.episodes / total:8.3f} episodes/s, {shown}; the engine is {total / wall:.1f} times as fast"
         )
-        turned, counted = difference(plain, watch, evaluated)
+        turned, counted = difference(plain, watch, tables)
         print(f"{'':12}{turned} of {counted:,} pixels turned ({turned / counted:.1e}) in {len(plain)} episodes")
         equal &= name != "plain" or turned <= 1e-5 * counted  # factors round S anew in every layer
-    tell_time(evaluated.seconds, wall, work)
+    tell_time(timer.seconds(), wall, work)
     samples = {shot: read_episode(task, of_shot[0], 0)[0] for shot, of_shot in lists.items() if len(of_shot[0])}
     needed = flops_needed(task.model, next(iter(samples.values())), work, watch.positions)
-    tell_limit(needed, evaluated.seconds, wall, peaks)
+    tell_limit(needed, timer.seconds(), wall, peaks)
     loop = {shot: flops(lambda e=e: official(sides["plain"], e))[1] for shot, e in samples.items()}
     theirs = sum(loop[shot] * sum(map(len, of_shot)) for shot, of_shot in lists.items())
     each_one = ", ".join(f"{f / 1e9:.0f} GFLOP at {shot}-shot" for shot, f in loop.items())
@@ -415,19 +422,19 @@ def tell_limit(
     )
 
 
-def difference(plain: dict[Place, Plain], watch: Watch, evaluated: runs.Evaluated) -> tuple[int, int]:
+def difference(plain: dict[EpisodeId, Plain], watch: Watch, tables: dict[int, list[EpisodeTable]]) -> tuple[int, int]:
     """Pixels that turned in the masks, and at least so many in the counts of further outputs; and all counted ones."""
     turned = counted = 0
     for where, one in plain.items():
-        run = evaluated.runs[where.shot][where.run]
+        table = tables[where.shot][where.run]
         in_mask = int(((one.said != watch.masks[where]) & (one.truth != IGNORE)).sum())
-        for name, episodes in {"": run.episodes, **run.others}.items():
-            ours, theirs = episodes[where.number], one.counts[name]
-            apart = max(abs(a - b) for a, b in zip(ours.foreground, theirs.foreground))
-            assert ours.counted == theirs.counted
+        for name, counts in {"": table.counts, **table.further}.items():
+            (background, ours), (of_background, theirs) = counts[where.number, :2], one.counts[name][:2].numpy()
+            apart = int(np.abs(ours - theirs).max())
+            assert background[0] + ours[1] == of_background[0] + theirs[1]
             assert name or apart <= in_mask
             turned += apart if name else in_mask
-            counted += theirs.counted
+            counted += int(of_background[0] + theirs[1])
     return turned, counted
 
 
@@ -440,22 +447,23 @@ def compare_all(options: argparse.Namespace) -> bool:
         f"pascal fold {options.fold}, {len(split.index)} test images; {options.backbone}, SVF merged, random heads; "
         f"{options.size} pixels; {torch.get_num_threads()} threads, PyTorch {torch.__version__}"
     )
-    base = split_classes(split.index, dataset.options, options.fold, "train")
+    fold = Fold(dataset.options, split.index.class_names, options.fold)
     equal = True
     for setting in options.settings:
         shots, seeds = [int(shot) for shot in setting.split(":")[0].split("+")], int(setting.split(":")[1])
         protocol = make_protocol(options, seeds)
-        plan = make_plan(split.index, dataset.options, options.fold, shots, protocol, EpisodeFiles(None, None))
+        plan = make_plan(split.index, fold, shots, protocol, EpisodeFiles(None, None))
         lists = part_of(plan.episodes, options.part)
         for name in options.methods:
             model = make_model(name, net, max(shots))
-            task = Task(
+            task = EvaluationTask(
                 model,
                 split,
                 "mask",
                 EvalTransform(options.size, protocol.resize, protocol.pad),
                 protocol,
-                base if model.segments_base else None,
+                fold.novel,
+                fold.base if isinstance(model, BaseClassMethod) else None,
             )
             balance(task, lists[shots[0]][0])
             sides = {side: make_plain(model, backbone, pretrained) for side, backbone in backbones.items()}

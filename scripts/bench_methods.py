@@ -31,9 +31,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fss_svf import svf
-from fss_svf.cli import conf_dir
+from fss_svf.conf_files import conf_dir
 from fss_svf.config import from_mapping
-from fss_svf.episode import Code, Episode, Prediction
+from fss_svf.episode import Episode, Features, Prediction
+from fss_svf.methods.base_classes import BaseClassMethod
 from fss_svf.methods.method import FewShotMethod, flat_supports, regroup
 from fss_svf.model import build_backbone, choose_device, place, trainable_values
 from fss_svf.registry import BACKBONES, METHODS, TUNINGS, Choice, Registry
@@ -56,13 +57,13 @@ def looped(model: FewShotMethod, episode: Episode) -> Prediction:
     support = rows([model.encode_support(*pair) for pair in zip(images.split(1), masks.split(1))])
     query = rows([model.encode_query(image) for image in episode.query_image.split(1)])
     if model.training and episode.base_class is not None:
-        query["own"] = episode.base_class  # as BAM's forward adds it
+        query["base_class"] = episode.base_class  # as BAM's forward adds it
     return model.segment(query, regroup(support, episode.shot, episode.way), episode.size)
 
 
-def rows(codes: list[Code]) -> Code:
-    """Codes of single images as the code of all."""
-    return {name: torch.cat([code[name] for code in codes]) for name in codes[0]}
+def rows(of_images: list[Features]) -> Features:
+    """Features of single images as those of all."""
+    return {name: torch.cat([features[name] for features in of_images]) for name in of_images[0]}
 
 
 Side = Callable[[FewShotMethod, Episode], Prediction]
@@ -234,7 +235,7 @@ def compare(options: argparse.Namespace) -> None:
     print(f"{'':20}{'loop':>13}{'batched':>13}{'ratio':>8}{'loop':>13}{'batched':>13}{'ratio':>8}")
     for name in options.methods:
         model: FewShotMethod = METHODS.build(choice(METHODS, name, options.shot), copy.deepcopy(net))
-        base_classes = model.base.classes if model.segments_base else 0
+        base_classes = model.base.classes if isinstance(model, BaseClassMethod) else 0
         episode = make_episode(options.batch, options.shot, options.size, base_classes)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "model.pt"

@@ -22,14 +22,14 @@ import sys, time
 began = time.perf_counter()
 from pathlib import Path
 from fss_svf.data.dataset import DatasetOptions
-from fss_svf.data.episodes import make_sampler
+from fss_svf.data.fold import Fold
 from fss_svf.data.index import Index
 imported = time.perf_counter()
 path = Path(sys.argv[1])
 index = Index.load(path)
 loaded = time.perf_counter()
 options = DatasetOptions(path.parent, path.parent, "mod4", 2048, True, "error", "mask")
-sampler = make_sampler(index, options, 0, "train", 5, 321, "shuffled_epochs")
+sampler = Fold(options, index.class_names, 0).sampler(index, "train", 5, 321, "shuffled_epochs")
 sampler[0]
 first = time.perf_counter()
 for number in range(1, 1001):

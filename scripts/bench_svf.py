@@ -1,5 +1,7 @@
 """SVF's training step and evaluation against the official form of it, and against the undecomposed network.
 
+With model=NAME instead: a training step of a network of timm under SVF, LoRA and full tuning (bench_transformer.py).
+
 official   every convolution of layer0 to layer4 as conv_V, a product with S, conv_U; BatchNorm and ReLU as modules;
            queries and supports apart, a loop over shots; the prior by autograd through all pairs of positions
 ours       layers 2 to 4 in the execution asked for, the rest plain; convolutions joined with BatchNorm, residual and
@@ -14,6 +16,7 @@ model. The allocator is as installed for all; with --kept all keep freed memory,
     OMP_NUM_THREADS=2 python scripts/bench_svf.py
     OMP_NUM_THREADS=2 python scripts/bench_svf.py --kept --no-memory
     python scripts/bench_svf.py --device cuda
+    OMP_NUM_THREADS=2 python scripts/bench_svf.py model=vit_small_patch14_dinov2 --size 224 --batch 4
 """
 
 from __future__ import annotations
@@ -37,8 +40,8 @@ from torchvision.models.resnet import Bottleneck
 
 from fss_svf import svf
 from fss_svf.allocator import keep_freed_memory
-from fss_svf.backbones.backbone import STAGES
 from fss_svf.backbones.joined import JoinedBottleneck, JoinedSequential
+from fss_svf.backbones.stages import STAGES
 from fss_svf.episode import Episode, Prediction
 from fss_svf.methods import prior_guided
 from fss_svf.methods.method import FewShotMethod
@@ -214,9 +217,12 @@ def measure(file: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="SVF against its official form.")
+    parser.add_argument("model", nargs="?", help="model=NAME: a network of timm in place of all that follows")
+    parser.add_argument("--blocks", type=int, help="with model=: how many of the last blocks are tuned; else all")
+    parser.add_argument("--bf16", action="store_true", help="with model=: by autocast")
     parser.add_argument("--methods", nargs="+", default=["baseline", "pfenet"], choices=["baseline", "pfenet"])
     parser.add_argument("--shots", nargs="+", type=int, default=[1, 5])
-    parser.add_argument("--size", type=int, default=473)
+    parser.add_argument("--size", type=int, help="of images; 473, and with model= the network's own")
     parser.add_argument("--batch", type=int, default=2, help="episodes")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--device", default="cpu")
@@ -224,6 +230,15 @@ def main() -> None:
     parser.add_argument("--kept", action="store_true", help="all keep freed memory")
     parser.add_argument("--measure", help=argparse.SUPPRESS)  # what peak_memory starts
     options = parser.parse_args()
+    if options.model:
+        key, _, options.model = options.model.partition("=")
+        if key != "model" or not options.model:
+            parser.error("expected model=NAME, such as model=vit_small_patch14_dinov2")
+        import bench_transformer
+
+        bench_transformer.compare(options)
+        return
+    options.size = options.size or 473
     if options.measure:
         measure(options.measure)
     else:

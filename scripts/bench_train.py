@@ -35,9 +35,10 @@ from torch import nn
 
 from fss_svf.config import Optimizer, Precision
 from fss_svf.data.dataset import Dataset
-from fss_svf.data.episodes import make_sampler, split_classes
+from fss_svf.data.fold import Fold
 from fss_svf.data.loading import TrainEpisodes, batches, collate_episodes
 from fss_svf.episode import Episode
+from fss_svf.methods.base_classes import BaseClassMethod
 from fss_svf.methods.method import FewShotMethod
 from fss_svf.model import build_backbone, choose_device, compile_stages, place
 from fss_svf.precision import autocast, gradient_scaler, set_tf32
@@ -121,7 +122,7 @@ def compare(options: argparse.Namespace) -> None:
 
 def compare_ways(model: FewShotMethod, ways: list[Way], device: torch.device, options: argparse.Namespace) -> None:
     """Print the rows of one method and tuning."""
-    base_classes = model.base.classes if model.segments_base else 0
+    base_classes = model.base.classes if isinstance(model, BaseClassMethod) else 0
     episode = make_episode(options.batch, options.shot, options.size, base_classes)
     peaks = [peak_memory(way, model, episode, device, options.no_memory) for way in ways]
     sides = [Side(way, copy.deepcopy(model), device) for way in ways]
@@ -150,9 +151,10 @@ def timed(side: Side, episode: Episode) -> tuple[float, float]:
 def print_waits(side: Side, options: argparse.Namespace) -> None:
     """Print the share of time without a batch, while loader processes run."""
     dataset: Dataset = DATASETS.build(choice(DATASETS, options.dataset, options.shot))
-    split, fold = dataset.split("train"), 0
-    sampler = make_sampler(split.index, dataset.options, fold, "train", options.shot, 0, "shuffled_epochs")
-    base = split_classes(split.index, dataset.options, fold, "train") if side.model.segments_base else None
+    split = dataset.split("train")
+    fold = Fold(dataset.options, split.index.class_names, 0)
+    sampler = fold.sampler(split.index, "train", options.shot, 0, "shuffled_epochs")
+    base = fold.base if isinstance(side.model, BaseClassMethod) else None
     make = TrainEpisodes(split, sampler, options.size, AUGMENT, dataset.options.support_annotation, base)
     start, steps = max(5, options.workers), max(20, 4 * options.workers)
     numbers = range((start + steps) * options.batch)

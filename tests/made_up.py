@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fss_svf.evaluation.episode_table import EpisodeTable, Shown
+from fss_svf.evaluation.episode_table import EpisodeNames, EpisodeTable
 
 CLASSES = ("cat", "dog", "cow", "sheep", "horse")
 
@@ -12,37 +12,29 @@ def made_up_table(random, episodes, classes=CLASSES, seed=0, drawn=None):
     drawn = random.integers(len(classes), size=episodes) if drawn is None else np.asarray(drawn)
     true_pixels = random.integers(200, 20_000, size=episodes)
     found = (random.beta(1.0 + drawn, 3.0) * true_pixels).astype(np.int64)
-    intersection, union = np.zeros((2, episodes, len(classes)), np.int64)
-    here = np.arange(episodes), drawn
-    intersection[here], union[here] = found, true_pixels
+    counted = random.integers(20_000, 40_000, size=episodes)
+    counts = np.zeros((episodes, 2 + len(classes), 2), np.int64)
+    every = np.arange(episodes)
+    counts[every, 2 + drawn] = counts[:, 1] = np.stack([found, true_pixels], axis=1)
+    counts[:, 0] = np.stack([counted - true_pixels, counted - found], axis=1)
     measured = np.zeros((episodes, len(classes)), bool)
-    measured[here] = True
-    return EpisodeTable(
-        seed=seed,
-        classes=tuple(classes),
-        shown=tuple(Shown((classes[c],), f"q{n}", (f"s{n}",)) for n, c in enumerate(drawn)),
-        measured=measured,
-        intersection=intersection,
-        union=union,
-        foreground=np.stack([found, true_pixels], axis=1),
-        counted=random.integers(20_000, 40_000, size=episodes),
-    )
+    measured[every, drawn] = True
+    names = tuple(EpisodeNames((classes[c],), f"q{n}", (f"s{n}",)) for n, c in enumerate(drawn))
+    return EpisodeTable(seed, tuple(classes), names, measured, counts)
 
 
-def counts_of(table, order=None):
-    """The table's episodes, or those of `order`, through evaluation/counts.py; class c is number c + 1."""
-    from fss_svf.evaluation.counts import Counts, EpisodeCount
-
-    counts = Counts(len(table.classes))
+def plain_scores(table, order=None, zero=False):
+    """mIoU, FB-IoU and {column: IoU} of the table's episodes, or of those of `order`, by loops and the definitions."""
+    pixels = [[0, 0] for _ in range(2 + len(table.classes))]
     for n in range(len(table)) if order is None else order:
-        own = np.flatnonzero(table.measured[n])
-        counts.add(
-            EpisodeCount(
-                classes=tuple(int(c) + 1 for c in own),
-                intersection=tuple(int(table.intersection[n, c]) for c in own),
-                union=tuple(int(table.union[n, c]) for c in own),
-                foreground=(int(table.foreground[n, 0]), int(table.foreground[n, 1])),
-                counted=int(table.counted[n]),
-            )
-        )
-    return counts
+        for row, (both, either) in enumerate(table.counts[n].tolist()):
+            pixels[row][0] += both
+            pixels[row][1] += either
+    parts = [both / either for both, either in pixels[:2] if either]
+    per_class = {c: both / either if either else 0.0 for c, (both, either) in enumerate(pixels[2:]) if either or zero}
+    return mean(per_class.values()), mean(parts), per_class
+
+
+def mean(values):
+    values = list(values)
+    return sum(values) / len(values) if values else 0.0

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -9,7 +10,6 @@ from fss_svf import svf
 from fss_svf.data import loading
 from fss_svf.episode import Episode
 from fss_svf.evaluation.at_label import at_label
-from fss_svf.evaluation.counts import count_episode
 
 
 @dataclass(frozen=True)
@@ -31,23 +31,37 @@ class EvalEpisodes(loading.Episodes):
         spec = self.episodes[number]
         query = self.query(spec)
         transformed = [self.transform(*pair) for pair in [query, *self.supports(spec)]]
-        return EvalEpisode(loading._episode(transformed, spec, number), torch.from_numpy(query[1]))
+        return EvalEpisode(loading.episode_of(transformed, spec, number), torch.from_numpy(query[1]))
 
 
 @torch.inference_mode()
 def plain_counts(task, episodes, name=""):
-    """EpisodeCounts of an EpisodeList in order, of the method's prediction or of Prediction.aux[name]."""
+    """(E, 2 + C, 2) counts of an EpisodeList in order, of the method's prediction or of Prediction.aux[name]."""
     make, model = EvalEpisodes(task.split, episodes, task.transform, task.annotation), task.model.eval()
     svf.merge(model)
-    found = []
+    counts = np.zeros((len(episodes), 2 + len(task.classes), 2), np.int64)
     for n in range(len(episodes)):
         one = make(n)
         prediction = model(as_float(one.episode, next(model.backbone.parameters()).dtype))
         mask = mask_at_label(prediction.aux[name] if name else prediction.logits, one, task.protocol)
         truth = one.episode.query_mask[0] if task.protocol.label == "resized" else one.original_mask
-        found.append(count_episode(episodes.measured(episodes[n]), mask, truth))
+        counts[n] = plain_count(mask.numpy(), truth.numpy(), episodes.measured(episodes[n]), task.classes)
     svf.unmerge(model)
-    return found
+    return counts
+
+
+def plain_count(mask, truth, measured, classes):
+    """(2 + C, 2) pixels of one episode: background, foreground, and each of `classes`, by the definitions."""
+    counts = np.zeros((2 + len(classes), 2), np.int64)
+    mask, truth = mask[truth != 255], truth[truth != 255]
+    counts[0] = ((mask == 0) & (truth == 0)).sum(), ((mask == 0) | (truth == 0)).sum()
+    counts[1] = ((mask > 0) & (truth > 0)).sum(), ((mask > 0) | (truth > 0)).sum()
+    for way, c in measured.items():
+        counts[2 + list(classes).index(c)] = (
+            ((mask == way) & (truth == way)).sum(),
+            ((mask == way) | (truth == way)).sum(),
+        )
+    return counts
 
 
 def as_float(episode, dtype):

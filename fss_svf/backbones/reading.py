@@ -1,7 +1,7 @@
-"""Files of weights and checkpoints, read without running what is in them.
+"""Reads files of weights and checkpoints without running code in them.
 
-torch.load(weights_only=True) refuses every class that it does not know, as of an argparse.Namespace or a NumPy number that
-stands beside the weights. Here such a class is replaced by an empty one, so that the tensors are read and nothing runs.
+torch.load(weights_only=True) refuses unknown classes, such as an argparse.Namespace or a NumPy number saved with the
+weights. Here such a class is replaced by an empty one: the tensors are read, and nothing runs.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from torch import Tensor
 from fss_svf.errors import WeightsError, listing
 
 _REFUSED = re.compile(r"GLOBAL (\S+) was not an allowed global")
-# Classes that may stand in one file.
+# The most unknown classes in one file.
 _LIMIT = 100
-# How files begin that are no weights, and what to do.
+# First bytes of files that are not weights, and what to do.
 _BEGINNINGS: tuple[tuple[bytes, str], ...] = (
-    (b"version https://git-lfs", "a Git LFS pointer in place of the file; fetch it with 'git lfs pull'"),
-    (b"\x89HDF", "an HDF5 file, as of Keras; give PyTorch weights"),
-    (b"\x93NUMPY", "a NumPy array; give a state dict, as torch.save writes it"),
+    (b"version https://git-lfs", "a Git LFS pointer instead of the file; fetch it with 'git lfs pull'"),
+    (b"\x89HDF", "an HDF5 file, as Keras writes it; use PyTorch weights"),
+    (b"\x93NUMPY", "a NumPy array; use a state dict, as torch.save writes it"),
     (b"\x1f\x8b", "a gzip archive; unpack it first"),
     (b"7z\xbc\xaf", "a 7z archive; unpack it first"),
     (b"Rar!", "a RAR archive; unpack it first"),
@@ -37,10 +37,10 @@ _SAVED = "torch.save(model.state_dict(), FILE)"
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The content of a file of torch.save, or of a safetensors file. No code of the file runs.
+    """The content of a file written by torch.save or safetensors. No code in the file runs.
 
-    Objects of unknown classes are empty dicts; a whole nn.Module is one whose attributes hold its tensors.
-    Raises WeightsError naming the file and what it is instead.
+    Objects of unknown classes become empty dicts. A pickled nn.Module becomes a dict whose attributes hold its tensors.
+    Raises WeightsError naming the file and its actual kind.
     """
     try:
         with path.open("rb") as f:
@@ -56,18 +56,20 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise WeightsError(f"{path.absolute()}: no such checkpoint") from None
     except (SafetensorError, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise WeightsError(
-            f"{path}: not a readable checkpoint ({_reason(error)}); half a download? get it anew"
+            f"{path}: not a readable checkpoint ({_reason(error)}); half a download? get it again"
         ) from None
-    except Exception as error:  # whatever an odd pickle raises: KeyError, TypeError, UnicodeDecodeError
+    except Exception as error:  # an odd pickle raises anything: KeyError, TypeError, UnicodeDecodeError
         raise WeightsError(
-            f"{path}: not a readable checkpoint ({_reason(error)}); save the tensors alone, as {_SAVED} does"
+            f"{path}: not a readable checkpoint ({_reason(error)}); save only the tensors, as {_SAVED} does"
         ) from None
     if not isinstance(content, dict):
-        raise WeightsError(f"{path}: holds a {type(content).__name__}, expected a dict of tensors, as of {_SAVED}")
+        raise WeightsError(
+            f"{path}: holds a {type(content).__name__}, expected a dict of tensors, as {_SAVED} writes it"
+        )
     if left_out and not any(True for _ in tensors(content)):
         raise WeightsError(
             f"{path}: not a readable checkpoint (no tensors, but {listing(left_out, 3)}, which could run code and is not "
-            f"loaded); where you trust it, load it in Python and save the tensors alone, as {_SAVED} does"
+            f"loaded); if you trust it, load it in Python and save only the tensors, as {_SAVED} does"
         )
     return content
 
@@ -78,7 +80,7 @@ def tensors(content: Any, name: str = "", depth: int = 8) -> Any:
         yield name, content
     elif isinstance(content, dict) and depth:
         module = vars(content) if isinstance(content, OrderedDict) and "_modules" in vars(content) else None
-        if module is not None:  # of a model that was saved whole
+        if module is not None:  # a pickled model
             nested = [module.get(kind) or {} for kind in ("_parameters", "_buffers", "_modules")]
         else:
             nested = [content]
@@ -94,7 +96,7 @@ def _load(path: Path) -> tuple[Any, list[str]]:
     while True:
         try:
             with warnings.catch_warnings(), torch.serialization.safe_globals(list(replaced.values())):
-                warnings.simplefilter("ignore")  # of pickle protocols
+                warnings.simplefilter("ignore")  # about pickle protocols
                 return torch.load(path, map_location="cpu", weights_only=True), list(replaced)
         except pickle.UnpicklingError as error:
             refused = _REFUSED.search(str(error))
@@ -108,11 +110,11 @@ def _load(path: Path) -> tuple[Any, list[str]]:
 
 
 def _empty(name: str) -> type:
-    """A class of this full name that holds what a pickle says of its objects, and does nothing."""
-    module, _, own = name.rpartition(".")
-    # NumPy sets the state of its objects by tuples; of all else the state is a dict, which an OrderedDict's attributes take.
+    """A class of this full name that stores the pickled state of its objects and does nothing."""
+    module, _, qualname = name.rpartition(".")
+    # NumPy's objects are set by tuples. All others are set by a dict, which becomes the attributes of an OrderedDict.
     kind = _Opaque if module.split(".")[0] == "numpy" else _Attributes
-    return type(own, (kind,), {"__module__": module or "builtins", "__qualname__": own})
+    return type(qualname, (kind,), {"__module__": module or "builtins", "__qualname__": qualname})
 
 
 class _Attributes:
@@ -129,9 +131,9 @@ class _Opaque:
 
 
 def _no_weights(path: Path, start: bytes) -> str:
-    """What a file is that holds no weights at all, and what to do; empty where it may hold some."""
+    """The kind of a file that cannot hold weights, and what to do; empty if it may hold some."""
     if not start:
-        return "an empty file; get it anew"
+        return "an empty file; get it again"
     for beginning, what in _BEGINNINGS:
         if start.startswith(beginning):
             return what
@@ -145,7 +147,7 @@ def _no_weights(path: Path, start: bytes) -> str:
         if "constants.pkl" in inner:
             return "a TorchScript archive; save its tensors: torch.save(torch.jit.load(ARCHIVE).state_dict(), FILE)"
         if "data.pkl" not in inner:
-            return f"a zip archive of {listing(names, 2)}; unpack it, and give a file of weights"
+            return f"a zip archive of {listing(names, 2)}; unpack it and use the file of weights"
     elif head.isascii() and start[:1] != b"\x80" and all(byte >= 32 or byte in b"\t\r\n" for byte in start):
         return f"a text file that begins with {start[:40].decode('ascii').splitlines()[0]!r}"
     return ""

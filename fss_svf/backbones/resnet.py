@@ -1,22 +1,26 @@
-"""ResNets: torchvision's modules, with the surgery that few-shot segmentation uses."""
+"""ResNets from torchvision's modules, dilated and with the stems that few-shot segmentation uses."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from itertools import accumulate
+from math import prod
+from operator import mul
 from typing import Literal
 
 import torchvision
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from fss_svf.backbones.backbone import Backbone
-from fss_svf.backbones.joined import join_units
+from fss_svf.backbones.backbone import Backbone, Sizes, Tap
+from fss_svf.backbones.joined import JoinedStage, join_units
+from fss_svf.backbones.stages import ALIGNED, STAGES, StageBackbone
 from fss_svf.backbones.weights import LoadReport, load_weights
 from fss_svf.config import require
 from fss_svf.registry import BACKBONES
 
-Dilation = Literal["pfenet", "torchvision"]
+Dilation = Literal["pfenet", "torchvision", "none"]
 
 
 @dataclass(frozen=True)
@@ -24,9 +28,10 @@ class ResNetOptions:
     """weights: null (random), a torchvision weights name such as IMAGENET1K_V1, or a file.
 
     dilation      pfenet: 2 throughout layer3, 4 throughout layer4 (PFENet, BAM). torchvision: the first block of a
-                  stage keeps the dilation before it, 1 and 2 (replace_stride_with_dilation; SVF's baseline and PFENet)
+                  stage keeps the dilation before it, 1 and 2 (replace_stride_with_dilation; SVF's baseline and PFENet).
+                  none: strides 4, 8, 16 and 32, sides rounded up (HSNet, DCAMA)
     stem          standard: one 7x7 convolution. deep: three 3x3 (semseg's resnet50_v2)
-    stride_in_1x1 the stride of a bottleneck on its first 1x1 convolution (Caffe) instead of the 3x3 (torchvision)
+    stride_in_1x1 a bottleneck's stride is on its first 1x1 convolution (Caffe) instead of the 3x3 (torchvision)
     """
 
     weights: str | None = None
@@ -62,22 +67,38 @@ def _build(name: str, options: ResNetOptions) -> tuple[Backbone, LoadReport]:
         _deepen_stem(net)
     if options.stride_in_1x1:
         _move_stride_to_1x1(net)
-    for stage, dilation in ((net.layer3, 2), (net.layer4, 4)):
-        dilate_stage(stage, dilation, first=dilation // 2 if options.dilation == "torchvision" else dilation)
+    if options.dilation != "none":
+        for stage, dilation in ((net.layer3, 2), (net.layer4, 4)):
+            dilate_stage(stage, dilation, first=dilation // 2 if options.dilation == "torchvision" else dilation)
     report = load_weights(net, options.weights, name)
     return split_stages(net), report
 
 
-def split_stages(net: nn.Module) -> Backbone:
-    """A torchvision ResNet as a Backbone: everything before layer1 is layer0, the classifier is dropped."""
+def split_stages(net: nn.Module) -> StageBackbone:
+    """A torchvision ResNet as a Backbone. Everything before layer1 becomes layer0; the classifier is dropped."""
     children = dict(net.named_children())
     stem = OrderedDict((n, m) for n, m in children.items() if not n.startswith("layer") and n not in ("avgpool", "fc"))
     stages = {"layer0": nn.Sequential(stem), **{f"layer{i}": getattr(net, f"layer{i}") for i in (1, 2, 3, 4)}}
     stem_channels = [m for m in stem.values() if isinstance(m, nn.Conv2d)][-1].out_channels
-    channels = {"layer0": stem_channels, **{f"layer{i}": _out_channels(stages[f"layer{i}"]) for i in (1, 2, 3, 4)}}
-    backbone = Backbone(stages, channels, stride=8)
-    join_units(backbone)
-    return backbone
+    channels = [stem_channels, *(_out_channels(stages[name]) for name in STAGES[1:])]
+    strides = list(accumulate((_stride(stage) for stage in stages.values()), mul))
+    join_units(nn.ModuleDict(stages))
+    sums: dict[str, Tap] = {}
+    for name, *tap in zip(STAGES[1:], channels[1:], strides[1:]):
+        stages[name].__class__ = JoinedStage
+        sums |= {f"{name}.{block}": Tap(*tap) for block, _ in stages[name].named_children()}
+    # A network that is not dilated rounds sides up at every stride, so that no size has both grids' corners in common.
+    return StageBackbone(stages, channels, strides, sums, ALIGNED if strides[-1] == ALIGNED.step else Sizes())
+
+
+def _stride(stage: nn.Module) -> int:
+    """How many times smaller a stage makes its input: by all strides but those of shortcuts."""
+    strides = [
+        m.stride if isinstance(m.stride, int) else m.stride[0]
+        for name, m in stage.named_modules()
+        if isinstance(m, (nn.Conv2d, nn.MaxPool2d)) and "downsample" not in name
+    ]
+    return prod(strides)
 
 
 def _out_channels(stage: nn.Module) -> int:
@@ -87,7 +108,7 @@ def _out_channels(stage: nn.Module) -> int:
 
 
 def dilate_stage(stage: nn.Module, dilation: int, first: int) -> None:
-    """Take the stride out of a stage and dilate its 3x3 convolutions: the first block by `first`, the others after it."""
+    """Remove the stride of a stage and dilate its 3x3 convolutions: the first block by `first`, the others by `dilation`."""
     for i, block in enumerate(stage.children()):
         for conv in (m for m in block.modules() if isinstance(m, nn.Conv2d)):
             conv.stride = (1, 1)
@@ -115,10 +136,10 @@ def _deepen_stem(net: ResNet) -> None:
     for i, stage in enumerate(stages, 1):
         net.add_module(f"layer{i}", stage)
     first = net.layer1[0]
-    for owner, name in ((first, "conv1"), (first.downsample, "0")):
-        old = getattr(owner, name)
+    for module, name in ((first, "conv1"), (first.downsample, "0")):
+        old = getattr(module, name)
         new = nn.Conv2d(128, old.out_channels, old.kernel_size, old.stride, old.padding, bias=False)
-        setattr(owner, name, new)
+        setattr(module, name, new)
 
 
 @dataclass(frozen=True)
@@ -131,7 +152,7 @@ class TinyOptions:
 
 @BACKBONES.register("tiny", TinyOptions)
 def tiny(options: TinyOptions) -> tuple[Backbone, LoadReport]:
-    """A ResNet of one BasicBlock a stage for tests, dilated as torchvision does."""
+    """A ResNet with one BasicBlock a stage, for tests; dilated as torchvision does."""
     w = options.width
     stem = OrderedDict(
         conv1=nn.Conv2d(3, w, 3, stride=2, padding=1, bias=False),

@@ -1,20 +1,22 @@
-"""VGG16: with BatchNorm as semseg and PFENet cut it, and without as PANet reshapes it."""
+"""VGG16: with BatchNorm, in the stages of semseg and PFENet; and without, with the pools and dilation of PANet, or plain."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torchvision
 from torch import nn
 
-from fss_svf.backbones.backbone import Backbone
+from fss_svf.backbones.backbone import Backbone, Sizes, Tap
 from fss_svf.backbones.joined import join_units
+from fss_svf.backbones.stages import ALIGNED, STAGES, StageBackbone
 from fss_svf.backbones.weights import VGG16_BLOCKS, LoadReport, load_weights
 from fss_svf.registry import BACKBONES
 
-# Where torchvision's vgg16_bn.features are cut; stages 0-3 end with their max pool, the last pool is dropped.
+# The layers of torchvision's vgg16_bn.features in each stage. Stages 0-3 end with their max pool; the last is dropped.
 _CUTS = ((0, 7), (7, 14), (14, 24), (24, 34), (34, 43))
 
 
@@ -33,7 +35,7 @@ def vgg16(options: VGGOptions) -> tuple[Backbone, LoadReport]:
     for layer in net.features:
         if isinstance(layer, nn.MaxPool2d):
             layer.ceil_mode = True
-    return _cut(net.features, _CUTS, stride=16), report
+    return _cut(net.features, _CUTS, strides=(2, 4, 8, 16, 16)), report
 
 
 @BACKBONES.register("vgg16_plain", VGGOptions)
@@ -54,13 +56,35 @@ def vgg16_plain(options: VGGOptions) -> tuple[Backbone, LoadReport]:
         if isinstance(layer, nn.Conv2d):
             layer.dilation = layer.padding = (2, 2)
     ends = (*VGG16_BLOCKS[1:], last_conv + 1)
-    return _cut(net.features, list(zip(VGG16_BLOCKS, ends)), stride=8), report
+    return _cut(net.features, list(zip(VGG16_BLOCKS, ends)), strides=(2, 4, 8, 8, 8)), report
 
 
-def _cut(features: nn.Sequential, cuts: Sequence[tuple[int, int]], stride: int) -> Backbone:
-    """Slices of torchvision's `features` as stages, which keep its numbers."""
+@BACKBONES.register("vgg16_hsnet", VGGOptions)
+def vgg16_hsnet(options: VGGOptions) -> tuple[Backbone, LoadReport]:
+    """HSNet's VGG16, torchvision's without BatchNorm as it is: 64, 128, 256, 512, 512 channels; layer2 at 1/8, layer3 at
+    1/16, layer4 at 1/32. Each stage ends with its 2x2 max pool, which rounds sides down.
+
+    Source: HSNet (ICCV 2021, arXiv 2104.01538), and the behaviour of its code.
+    """
+    net = torchvision.models.vgg16(weights=None)
+    report = load_weights(net, options.weights, "vgg16_hsnet")
+    cuts = list(zip(VGG16_BLOCKS, (*VGG16_BLOCKS[1:], len(net.features))))
+    return _cut(net.features, cuts, strides=(2, 4, 8, 16, 32), sizes=Sizes()), report
+
+
+def _cut(
+    features: nn.Sequential, cuts: Sequence[tuple[int, int]], strides: Sequence[int], sizes: Sizes = ALIGNED
+) -> StageBackbone:
+    """Slices of torchvision's `features` as stages. Layers keep their numbers. strides: of each stage's output."""
     layers = list(features.named_children())
-    stages = {f"layer{i}": nn.Sequential(OrderedDict(layers[a:b])) for i, (a, b) in enumerate(cuts)}
-    backbone = Backbone(stages, dict(zip(stages, (64, 128, 256, 512, 512))), stride)
-    join_units(backbone)
-    return backbone
+    stages: dict[str, nn.Module] = {
+        f"layer{i}": nn.Sequential(OrderedDict(layers[a:b])) for i, (a, b) in enumerate(cuts)
+    }
+    channels = (64, 128, 256, 512, 512)
+    join_units(nn.ModuleDict(stages))
+    sums: dict[str, Tap] = {}
+    for stage, width, stride in zip(STAGES, channels, (1, *strides)):  # a stage's pool is its last layer
+        inside = [(n, layer) for n, layer in stages[stage].named_children() if not isinstance(layer, nn.BatchNorm2d)]
+        before_relu = [name for (name, _), (_, after) in pairwise(inside) if isinstance(after, nn.ReLU)]
+        sums |= {f"{stage}.{name}": Tap(width, stride) for name in before_relu}
+    return StageBackbone(stages, channels, strides, sums, sizes)

@@ -1,4 +1,4 @@
-"""The kinds of annotation a support can have: its mask, boxes around its objects, or scribbles through them."""
+"""Kinds of support annotation: the mask, boxes around the objects, or scribbles through them."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from fss_svf.data.dataset import SupportAnnotation
 from fss_svf.episode import IGNORE
 
 _LINE_WIDTH = 3 / 500  # of the longer side of the image
-_MIN_AREA = 0.1  # of the largest object's: smaller objects get no scribble
+_MIN_AREA = 0.1  # share of the largest object's area; smaller objects get no scribble
 _MAX_LINES = 20
-_CELLS = 1000  # an object is divided into about as many, and its scribble is sought among them
-_GRID = 200  # cells along its longer side at most: a cell is then smaller than a line is wide
-_MIN_DEPTH = 0.4  # of the deepest cell's: a scribble keeps its ends away from the border
+_CELLS = 1000  # an object is divided into about as many cells, and its scribble runs from cell to cell
+_GRID = 200  # most cells along its longer side; a cell is then narrower than a line
+_MIN_DEPTH = 0.4  # share of the greatest depth; keeps the ends of a scribble away from the border
 _SMOOTHING = 7  # cells
 
 
 def annotate(mask: np.ndarray, kind: SupportAnnotation, boxes: np.ndarray | None = None) -> np.ndarray:
-    """(H, W) uint8 in {0, 1, 255} to the same shape and values: the mask of a support as its annotator would give it.
+    """A support mask, (H, W) uint8 in {0, 1, 255}, in the given kind of annotation; same shape and values.
 
-    mask      as it is.
-    bbox      boxes filled with 1: `boxes`, (n, 4) int of (y0, x0, y1, x1) with the ends exclusive, one an instance,
-              where instances are known; else one around each 8-connected component of mask == 1. Pixels ignored in
-              the mask are ignored again, as in BAM: VOC's void border still outlines the object within its box.
-              (BAM's own boxes are a row and a column larger: OpenCV's rectangle includes its end.)
+    mask      unchanged.
+    bbox      boxes filled with 1: `boxes`, (n, 4) int of (y0, x0, y1, x1) with exclusive ends, one for each instance.
+              If instances are not known, one box around each 8-connected component of mask == 1. Pixels ignored in
+              the mask stay ignored, as in BAM: VOC's void border still outlines the object within its box.
+              (The boxes of BAM's code are a row and a column larger: OpenCV's rectangle includes its end.)
     scribble  1 on a line through the middle of each object, 0 on a line in the background, 255 elsewhere.
 
-    A pure function of its arguments. `mask` is never changed, but may be what is returned. Raises ValueError for any
-    other kind and for boxes of another shape.
+    A pure function of its arguments. `mask` is not modified, but may be returned. Raises ValueError for another kind and
+    for boxes of another shape.
     """
     if kind == "mask":
         return mask
@@ -54,16 +54,16 @@ def _boxes(mask: np.ndarray, boxes: np.ndarray | None) -> np.ndarray:
 
 
 def _scribbles(mask: np.ndarray) -> np.ndarray:
-    """Scribbles as PANet has them from the robot of DAVIS' interactive challenge, by an algorithm of our own.
+    """Scribbles similar to those of PANet, which come from the robot of DAVIS' interactive challenge.
 
-    A line is 3 pixels wide in an image of 500, and stays within its object, or within the largest component of the
-    background: where it crosses a gap too narrow to be seen at the scale of the object, it is interrupted. Objects
-    below a tenth of the largest's area get none, nor does any beyond the 20 largest.
+    A line is 3 pixels wide in an image of 500 pixels. It stays within its object, or within the largest component of the
+    background, and is interrupted at gaps too narrow for the scale of the object. Objects below a tenth of the largest
+    area, and all but the 20 largest, get none.
     """
     drawn = np.full_like(mask, IGNORE)
     width = max(1, round(max(mask.shape) * _LINE_WIDTH))
     for value, limit in ((1, _MAX_LINES), (0, 1)):
-        # Without OpenCV's statistics, which take longer than all the rest.
+        # OpenCV's statistics would take longer than everything else here.
         count, labels = cv2.connectedComponents((mask == value).astype(np.uint8), connectivity=8)
         area = np.bincount(labels.ravel(), minlength=count)[1:]
         for index in np.argsort(-area, kind="stable")[:limit]:
@@ -76,36 +76,36 @@ def _scribbles(mask: np.ndarray) -> np.ndarray:
 
 
 def _line(region: np.ndarray, width: int) -> np.ndarray:
-    """(H, W) bool region, connected and not empty, to the (H, W) bool pixels of a line through its middle."""
+    """The (H, W) bool pixels of a line through the middle of a (H, W) bool region, connected and not empty."""
     area = np.count_nonzero(region)
     if area <= width**2:
         return region
     scale = min(1, _GRID / max(region.shape), (_CELLS / area) ** 0.5)
     size = [max(1, round(side * scale)) for side in region.shape]
-    # The share of each cell: above zero wherever the region is, so that it neither vanishes nor falls apart.
+    # The covered share of each cell: above zero wherever the region is, so that it stays connected.
     cover = cv2.resize(region.astype(np.float32), size[::-1], interpolation=cv2.INTER_AREA)
     # The region ends at the image's border too.
     full = np.pad(cover >= 0.5, 1).astype(np.uint8)
     path = _long_path(cover + cv2.distanceTransform(full, cv2.DIST_L2, 5)[1:-1, 1:-1])
     path = (path + 0.5) * (np.array(region.shape) / size) - 0.5
-    # One pixel wide at each place of a disc: OpenCV draws wider lines wider than asked, more or less by its version.
+    # Lines of one pixel at each offset of a disc: the width of OpenCV's wider lines differs between its versions.
     disc = np.argwhere(np.hypot(*(np.indices((width, width)) - (width - 1) / 2)) <= width / 2) - (width - 1) // 2
     lines = (np.round(path).astype(np.int32) + disc[:, None].astype(np.int32))[..., ::-1]
     line = cv2.polylines(np.zeros(region.shape, np.uint8), list(lines), False, 1) > 0
     line &= region
     if not line.any():
-        # It ran between branches thinner than a cell.
+        # The line ran between branches thinner than a cell.
         pixels = np.argwhere(region)
         line[tuple(pixels[((pixels - path[len(path) // 2]) ** 2).sum(axis=1).argmin()])] = True
     return line
 
 
 def _long_path(depth: np.ndarray) -> np.ndarray:
-    """(h, w) float depth of cells, 0 outside, to the (n, 2) float (y, x) along a long path through the middle.
+    """The (n, 2) float (y, x) points of a long path through the middle of (h, w) float cell depths, 0 outside.
 
-    A step costs its length / depth, so that paths keep to the middle, and twice its length / the greatest depth, so that
-    they do not bend more than that is worth. The path is the cheapest between two deep cells, where one is the
-    farthest from the deepest cell of all, and the other the farthest from the first.
+    A step costs its length / depth, so that paths keep to the middle, plus twice its length / the greatest depth, so that
+    they do not bend too much. The path is the cheapest between two deep cells: one is the farthest from the deepest cell,
+    the other the farthest from the first.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import dijkstra
@@ -120,7 +120,7 @@ def _long_path(depth: np.ndarray) -> np.ndarray:
         there = slice(dy, height), slice(max(0, dx), width + min(0, dx))
         both = inside[here] & inside[there]
         pairs.append(np.stack([node[here][both], node[there][both]]))
-    # Of 32 bits, as the Dijkstra of SciPy 1.11 takes no others: there are a few thousand cells at most.
+    # int32, which the Dijkstra of SciPy 1.11 requires; there are a few thousand cells at most.
     a, b = np.concatenate(pairs, axis=1).astype(np.int32)
     cost = np.hypot(*(cells[a] - cells[b]).T) * (2 / (deep[a] + deep[b]) + 2 / deep.max())
     graph = coo_array((np.r_[cost, cost], (np.r_[a, b], np.r_[b, a])), shape=(len(deep), len(deep))).tocsr()
@@ -135,7 +135,7 @@ def _long_path(depth: np.ndarray) -> np.ndarray:
     while at != start:
         at = int(before[at])
         path.append(at)
-    # A moving average, its window cut to the path.
+    # A moving average. Its window is not longer than the path.
     reach = min(_SMOOTHING, len(path)) // 2
     steps = np.pad(cells[path], ((reach, reach), (0, 0)), mode="edge")
     return np.lib.stride_tricks.sliding_window_view(steps, 2 * reach + 1, axis=0).mean(axis=-1)

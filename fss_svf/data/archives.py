@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import gzip
 import logging
+import platform
 import re
 import shutil
-import stat
 import tarfile
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from fss_svf.console import progress
 from fss_svf.errors import DataError
@@ -27,30 +26,14 @@ ENDING = re.compile(r"\.(tar|tar\.gz|tgz|zip)$", re.IGNORECASE)
 FIRST_MEMBERS = 5
 # Members behind a larger one are not looked at for a folder's name: a .tgz must be decompressed up to there.
 LARGE = 64 << 20
-CHUNK = 1 << 20
-# Backslashes and drives lead elsewhere on Windows only; a NUL nowhere, but no file can have one in its name.
-TRICK = re.compile(r"\\|\0|(^|/)[A-Za-z]:")
 
 
-@dataclass(frozen=True)
-class Member:
-    """An entry of an archive. kind: "file", "folder", or in a message's words what else it is."""
+class Member(NamedTuple):
+    """An entry of an archive: its name, its size, and what writes it into a folder."""
 
     name: str
-    kind: str
     size: int
-    open: Callable[[], Any]
-
-    @property
-    def folders(self) -> tuple[str, ...]:
-        parts = PurePosixPath(self.name).parts
-        return parts if self.kind == "folder" else parts[:-1]
-
-    @property
-    def is_junk(self) -> bool:
-        """What macOS adds to the archives it makes."""
-        path = PurePosixPath(self.name)
-        return "__MACOSX" in path.parts or path.name.startswith("._")
+    extract: Callable[[Path], Any]
 
 
 def unpack_until(done: Callable[[], bool], root: Path, wanted: Sequence[str]) -> None:
@@ -64,31 +47,32 @@ def unpack_until(done: Callable[[], bool], root: Path, wanted: Sequence[str]) ->
 def find_archive(root: Path, wanted: Sequence[str], tried: Collection[Path] = ()) -> Path | None:
     """The archive in `root`, or else beside it, that begins with a folder in `wanted`; of several the first by name.
 
-    Only its first members are looked at. An archive that cannot be opened is passed over, with a log line where it lies in
-    `root`; but for one that is called like a wanted folder, as train2014.zip: that raises DataError.
+    Only its first members are looked at. Where no archive fits and one in `root` cannot be read, raises DataError: it may be
+    half a download of the right one. One beside `root` that cannot be read is logged.
 
-    tried: archives that are passed over too.
+    tried: archives that are passed over.
     """
-    damaged: list[DataError] = []
-    for folder in (root, root.absolute().parent):
-        for archive in _archives(folder):
-            try:
-                if archive not in tried and _holds(archive, wanted):
-                    return archive
-            except DataError as error:
-                if ENDING.sub("", archive.name) in wanted:
-                    raise
-                damaged += [error] * (folder == root)
-    for each in damaged:
-        log.warning("passed over: %s", each)
+    damaged: list[Exception] = []
+    for archive in (*_archives(root), *_archives(root.absolute().parent)):
+        try:
+            if archive not in tried and _begins_with(archive, wanted):
+                return archive
+        except (DataError, OSError) as error:
+            if archive.parent == root:
+                damaged.append(error)
+            else:
+                log.info("passed over: %s", error)
+    if damaged:
+        raise damaged[0]
     return None
 
 
 def unpack(archive: Path, root: Path) -> None:
     """Write the folders and files of a .tar, .tgz or .zip into `root`, which is made; what is there already is kept.
 
-    Raises DataError when the archive is damaged or encrypted, or holds a link or a path that leads out of `root`, and
-    when `root` cannot be written; ConfigError while another process unpacks it. Nothing of the archive is left there then.
+    Raises DataError when the archive is damaged or encrypted, or a .tar holds a link, a device or a path that leads out of
+    `root`, and when `root` cannot be written; ConfigError while another process unpacks it. Nothing of the archive is left
+    there then.
     """
     # In root itself, so that moving from here to there is a renaming; a kill leaves it to the next call.
     temporary = root / f".unpacking-{archive.name}"
@@ -96,10 +80,12 @@ def unpack(archive: Path, root: Path) -> None:
         with locked(temporary, "unpacks this archive"):
             try:
                 files = temporary / "files"  # beside the lock
-                if files.exists():
-                    shutil.rmtree(files)
+                shutil.rmtree(files, ignore_errors=True)
                 files.mkdir()
-                _extract(archive, files)
+                with _reading(archive) as (file, members), progress(archive.stat().st_size, archive.name, "B") as bar:
+                    for member in members:
+                        member.extract(files)
+                        bar.update(file.tell() - bar.n)
                 _merge(files, root)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -108,26 +94,6 @@ def unpack(archive: Path, root: Path) -> None:
             f"{root}: {archive} cannot be unpacked into it ({error.strerror or error}); make room and the right to write "
             f"there, or unpack it yourself elsewhere and set dataset.root to that folder"
         ) from None
-
-
-def _extract(archive: Path, folder: Path) -> None:
-    """Raises OSError for what goes wrong in `folder` only."""
-    with _reading(archive):
-        file, size = archive.open("rb"), archive.stat().st_size
-    with file, progress(size, f"unpacking {archive.name}", "B") as bar:
-        for member in _members(archive, file):
-            path = folder / _safe_path(archive, member)
-            if member.is_junk:
-                continue
-            if member.kind == "folder":
-                path.mkdir(parents=True, exist_ok=True)
-                continue
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("wb") as copy:
-                for chunk in _content(archive, member):
-                    copy.write(chunk)
-                    bar.update(file.tell() - bar.n)
-        bar.update(size - bar.n)
 
 
 def _merge(source: Path, target: Path) -> None:
@@ -139,22 +105,6 @@ def _merge(source: Path, target: Path) -> None:
             entry.rename(there)
 
 
-def _safe_path(archive: Path, member: Member) -> PurePosixPath:
-    path = PurePosixPath(member.name)
-    if path.is_absolute() or ".." in path.parts or TRICK.search(member.name):
-        wrong = "has a path that may lead out of the folder"
-    elif member.kind not in ("file", "folder"):
-        wrong = f"is {member.kind}"
-    elif member.kind == "file" and not path.parts:
-        wrong = "is a file without a name"
-    else:
-        return path
-    raise DataError(
-        f"{archive}: member {member.name!r} {wrong}, so nothing was unpacked; if you trust the archive, unpack it "
-        f"yourself and set dataset.root to that folder"
-    )
-
-
 def _archives(folder: Path) -> list[Path]:
     try:
         return sorted(p for p in folder.iterdir() if ENDING.search(p.name) and p.is_file())
@@ -162,104 +112,56 @@ def _archives(folder: Path) -> list[Path]:
         return []
 
 
-def _holds(archive: Path, wanted: Sequence[str]) -> bool:
-    paths = [PurePosixPath(path).parts for path in wanted]
-    with _reading(archive):
-        file = archive.open("rb")
-    with file:
-        for member in islice((m for m in _members(archive, file) if not m.is_junk), FIRST_MEMBERS):
-            if any(member.folders[: len(parts)] == parts for parts in paths):
+def _begins_with(archive: Path, wanted: Sequence[str]) -> bool:
+    with _reading(archive) as (_, members):
+        for member in islice(members, FIRST_MEMBERS):
+            if any(PurePosixPath(member.name).is_relative_to(folder) for folder in wanted):
                 return True
             if member.size > LARGE:
-                return False
+                break
     return False
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Reading
-
-
 @contextmanager
-def _reading(archive: Path) -> Iterator[None]:
-    """What reading a damaged archive raises becomes one DataError. Only calls of the libraries belong in the block."""
+def _reading(archive: Path) -> Iterator[tuple[BinaryIO, Iterator[Member]]]:
+    """The open file and its members. An error of its content becomes a DataError; one of the system is of writing."""
     try:
-        yield
-    except Exception as error:  # bytes changed at random made them raise ten different ones
+        with archive.open("rb") as file:
+            # Not by the file's name: a browser may decompress a .tgz on the way and keep the name.
+            magic = file.read(4)
+            file.seek(0)
+            yield file, _zip_members(file) if magic.startswith(b"PK") else _tar_members(file, magic[:2] == b"\x1f\x8b")
+    except Exception as error:  # bytes changed at random made the libraries raise ten different ones
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        reason = str(error) or type(error).__name__
         raise DataError(
-            f"{archive}: cannot be read ({str(error) or type(error).__name__}); half a download? get it anew"
+            f"{archive}: cannot be unpacked ({reason}), so nothing was; half a download? get it again, or unpack it "
+            f"yourself if you trust it, and set dataset.root to that folder"
         ) from None
 
 
-def _members(archive: Path, file: BinaryIO) -> Iterator[Member]:
-    """In the order in which they lie in the file, so that each can be read as it comes."""
-    with _reading(archive):
-        # Not by the file's name: a browser may decompress a .tgz on the way and keep the name.
-        magic = file.read(4)
-        file.seek(0)
-        if magic.startswith(b"PK"):
-            yield from _zip_members(file)
-        elif magic.startswith(b"\x1f\x8b"):
-            # tarfile's own streams do not check the checksum of a gzip file.
-            yield from _tar_members(gzip.GzipFile(fileobj=file))
-        else:
-            yield from _tar_members(file)
-
-
-def _content(archive: Path, member: Member) -> Iterator[bytes]:
-    with _reading(archive), member.open() as content:
-        while chunk := content.read(CHUNK):
-            yield chunk
-
-
-class _Header(tarfile.TarInfo):
-    """tarfile takes a cut or damaged header for the end of the archive; that is a block of zeros and nothing else."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
-        try:
-            return super().frombuf(buf, encoding, errors)
-        except tarfile.HeaderError as error:
-            if buf == bytes(tarfile.BLOCKSIZE):
-                raise
-            raise tarfile.ReadError(str(error)) from None
-
-
-def _tar_members(stream: Any) -> Iterator[Member]:
-    tar = tarfile.TarFile(fileobj=stream, tarinfo=_Header)
+def _tar_members(file: BinaryIO, compressed: bool) -> Iterator[Member]:
+    if not hasattr(tarfile, "data_filter"):
+        raise tarfile.ExtractError(f"Python {platform.python_version()} has no safe way; 3.10.12 and 3.11.4 have")
+    stream: Any = gzip.GzipFile(fileobj=file) if compressed else file
+    tar = tarfile.TarFile(fileobj=stream)
     for info in tar:
-        if info.size < 0:
-            raise tarfile.ReadError("negative size")  # tarfile would go back, and round and round
-        if info.isreg():
-            kind = "file"
-        elif info.isdir():
-            kind = "folder"
-        else:
-            kind = "a link" if info.issym() or info.islnk() else "a device or the like"
-        yield Member(info.name, kind, info.size, partial(tar.extractfile, info))
-    # The checksum of a gzip file stands at its end, behind that of the tar.
-    while stream.read(CHUNK):
-        pass
+        if not (info.isreg() or info.isdir()):
+            raise tarfile.ExtractError(f"member {info.name!r} is a link or a device")
+        # Modes and times are not taken from the archive.
+        yield Member(info.name, info.size, partial(tar.extract, info, set_attrs=False, filter="data"))
+    if compressed:  # its checksum stands at the end, behind that of the tar
+        while stream.read(1 << 20):
+            pass
+    else:  # tarfile takes a cut or damaged header for the end, which is a block of zeros
+        file.seek(tar.offset)
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError("no end of the archive")
 
 
 def _zip_members(file: BinaryIO) -> Iterator[Member]:
-    try:
-        archive = zipfile.ZipFile(file)
-    except zipfile.BadZipFile:
-        # Half a download lacks the directory at its end. The header at its start names the first member: so it is found,
-        # and its unpacking tells what is wrong with it.
-        file.seek(0)
-        header = file.read(30)
-        name = file.read(int.from_bytes(header[26:28], "little")).decode(errors="replace")
-        yield Member(name, "folder", 0, lambda: None)
-        raise
-    for info in sorted(archive.infolist(), key=lambda info: info.header_offset):
-        mode = stat.S_IFMT(info.external_attr >> 16)  # 0 when it was not made on Unix
-        if mode not in (0, stat.S_IFREG, stat.S_IFDIR):
-            kind = "a link" if mode == stat.S_IFLNK else "a device or the like"
-        elif info.flag_bits & 1:
-            kind = "encrypted"
-        elif info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            kind = "compressed in a way that is not read here"
-        else:
-            kind = "folder" if mode == stat.S_IFDIR or info.filename.endswith("/") else "file"
-        yield Member(info.filename, kind, info.file_size, partial(archive.open, info))
+    archive = zipfile.ZipFile(file)
+    for info in archive.infolist():
+        # zipfile leaves out of a path what leads out of the folder, and writes a link as a file.
+        yield Member(info.filename, info.file_size, partial(archive.extract, info))

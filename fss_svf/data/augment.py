@@ -1,6 +1,6 @@
-"""Turning an image and its label into network input: the training augmentation and the evaluation resizing.
+"""Turns an image and its label into network input: the augmentation of training, the resizing of evaluation.
 
-Everything is uint8 in and uint8 out; normalisation happens on the device, unless an evaluation pads after it.
+Inputs and outputs are uint8. Normalisation happens on the device, unless an evaluation pads after it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _CROP_TRIES = 31
 
 
 def tame_threads() -> None:
-    """For the start of a loader worker: OpenCV's threads inside one process of many would fight over the cores."""
+    """Switch off OpenCV's threads in a loader worker: several processes with threads would compete for the cores."""
     cv2.setNumThreads(0)
 
 
@@ -50,13 +50,13 @@ def support_mask(label: np.ndarray, class_id: int, class_ids: Sequence[int]) -> 
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """semseg's chain, as PFENet uses it: scale, turn about the centre, blur, flip and crop with padding.
+    """semseg's augmentation, as in PFENet: scale, rotate about the centre, blur, flip and crop with padding.
 
-    The chain makes an image of each step; here a turned image is warped once, by all steps together, and only where
-    the crop shows it. What lies where is the same: beyond the scaled image is ImageNet's mean (label 255), and the
-    crop is drawn again, up to 31 times, until it keeps enough of the foreground that the turned label shows.
+    semseg makes an image at each step. Here a rotated image is warped once by all steps together, and only inside the
+    crop. The result has the same geometry: outside of the scaled image is ImageNet's mean (label 255), and the crop is
+    drawn again, up to 31 times, until it keeps enough of the foreground of the rotated label.
 
-    With fit=squash (PANet) the whole image becomes size x size, whatever its proportions: there is nothing to cut.
+    With fit=squash (PANet) the complete image becomes size x size, whatever its proportions, and is not cropped.
     """
 
     size: int
@@ -67,9 +67,9 @@ class TrainTransform:
     ) -> tuple[np.ndarray, np.ndarray]:
         """(H, W, 3) and (H, W) uint8 to (size, size, 3) and (size, size) uint8; the inputs may be read-only.
 
-        foreground: the class number that the crop must show; None: all classes alike.
+        foreground: the class number that the crop must keep; None: all classes together.
 
-        The new image is a view of (3, size, size) memory, so that a loader's transposition costs nothing.
+        The new image is a view of (3, size, size) memory, so that the transposition in the loader costs nothing.
         """
         height, width = label.shape
         scale = random.uniform(*self.augment.scale)
@@ -81,7 +81,7 @@ class TrainTransform:
             angle = random.uniform(-self.augment.rotate, self.augment.rotate)
         flip = random.random() < self.augment.flip
 
-        image = cv2.cvtColor(image, cv2.COLOR_RGB2RGBA)  # four channels are interpolated faster than three
+        image = cv2.cvtColor(image, cv2.COLOR_RGB2RGBA)  # interpolation of four channels is faster than of three
         if angle:
             warp = _warp((width, height), frame, angle, flip)
             label = cv2.warpAffine(label, warp, frame, flags=cv2.INTER_NEAREST, borderValue=IGNORE)
@@ -91,8 +91,8 @@ class TrainTransform:
             label = cv2.resize(label, frame, interpolation=cv2.INTER_NEAREST_EXACT)
             if flip:
                 image, label = cv2.flip(image, 1), cv2.flip(label, 1)
-        shown = cv2.inRange(label, 1, IGNORE - 1) if foreground is None else cv2.inRange(label, foreground, foreground)
-        left, top = self._corner(shown, random)
+        low, high = (1, IGNORE - 1) if foreground is None else (foreground, foreground)
+        left, top = self._corner(cv2.inRange(label, low, high), random)
         columns, into_columns = _window(left, self.size, frame[0])
         rows, into_rows = _window(top, self.size, frame[1])
         if angle:
@@ -114,7 +114,7 @@ class TrainTransform:
         return new_image.transpose(1, 2, 0), new_label
 
     def _corner(self, foreground: np.ndarray, random: np.random.Generator) -> tuple[int, int]:
-        """(left, top) of the crop in the warped label, whose (h, w) foreground is not 0; negative where it is padded."""
+        """(left, top) of the crop in the warped label, negative where it is padded. foreground: (h, w), 0 elsewhere."""
         rooms = [length - self.size for length in foreground.shape[::-1]]
         wanted = self.augment.keep_foreground * cv2.countNonZero(foreground)
         for _ in range(_CROP_TRIES):
@@ -128,26 +128,26 @@ class TrainTransform:
 
 @dataclass(frozen=True)
 class Unaugmented:
-    """In the place of TrainTransform: the input of an evaluation that pads, for items that are to be learnt by heart."""
+    """TrainTransform without augmentation, to overfit a few items: the input of an evaluation that pads."""
 
     size: int
 
     def __call__(
         self, image: np.ndarray, label: np.ndarray, random: np.random.Generator, foreground: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """As TrainTransform; nothing is drawn."""
+        """As TrainTransform, but nothing is random."""
         return EvalTransform(self.size, "pad")(image, label)
 
 
 def training_transform(size: int, augment: Augment | None) -> TrainTransform | Unaugmented:
-    """Of images in training; None: no augmentation."""
+    """The transform of training images. augment=None: no augmentation."""
     return Unaugmented(size) if augment is None else TrainTransform(size, augment)
 
 
 def _warp(source: tuple[int, int], frame: tuple[int, int], angle: float, flip: bool) -> np.ndarray:
-    """(2, 3), from the source to the scaled, turned and flipped image; sizes are (width, height)."""
+    """(2, 3) matrix from the source to the scaled, rotated and flipped image; sizes are (width, height)."""
     warp: np.ndarray = cv2.getRotationMatrix2D((frame[0] / 2, frame[1] / 2), angle, 1)
-    # Resizing maps corners to corners; in coordinates of pixel centres that is a shift too.
+    # Resizing maps corners to corners, which includes a shift in coordinates of pixel centres.
     scale = np.divide(frame, source)
     warp[:, 2] += warp[:, :2] @ (scale - 1) / 2
     warp[:, :2] = warp[:, :2] * scale
@@ -158,7 +158,7 @@ def _warp(source: tuple[int, int], frame: tuple[int, int], angle: float, flip: b
 
 
 def _window(start: int, size: int, length: int) -> tuple[slice, slice]:
-    """What a crop of `size` from `start` shows of 0..length, and where in the crop that is."""
+    """The part of 0..length inside a crop of `size` from `start`, and its position in the crop."""
     low, high = max(0, start), min(length, start + size)
     return slice(low, high), slice(low - start, high - start)
 
@@ -167,9 +167,9 @@ def _window(start: int, size: int, length: int) -> tuple[slice, slice]:
 class EvalTransform:
     """The input of an evaluation: `pad` (PFENet, BAM, SVF) or `squash` (HSNet, PANet) to size x size.
 
-    pad: the longer side becomes `size`, each side is then floored to a multiple of 8, and zeros fill the square below
-    and to the right, of the uint8 image or, with pad=after_normalisation, of the normalised one. Labels are resized by
-    nearest neighbour and filled with 255.
+    pad: the longer side becomes `size`, then each side is floored to a multiple of 8. The square is filled with zeros
+    below and to the right: in the uint8 image or, with pad=after_normalisation, in the normalised one. Labels are
+    resized by nearest neighbour and filled with 255.
     """
 
     size: int
@@ -177,15 +177,15 @@ class EvalTransform:
     pad: Literal["before_normalisation", "after_normalisation"] = "before_normalisation"
 
     def __call__(self, image: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Both of an image and its label."""
+        """`image` and `label` of a pair."""
         return self.image(image), self.label(label)
 
     def image(self, image: np.ndarray) -> np.ndarray:
-        """(H, W, 3) uint8 to (size, size, 3), uint8 or with after_normalisation float32."""
+        """(H, W, 3) uint8 to (size, size, 3), uint8 or, with after_normalisation, float32."""
         height, width = self.inner(*image.shape[:2])
         image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
         if self.pad == "after_normalisation":
-            # No uint8 value is 0 once it is normalised; images that are float already are not normalised again.
+            # No uint8 value is 0 after normalisation, hence float here. Float images are not normalised again later.
             image = normalize(torch.from_numpy(image).permute(2, 0, 1)).permute(1, 2, 0).numpy()
         return self._filled(image, (0, 0, 0))
 

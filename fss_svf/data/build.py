@@ -1,4 +1,4 @@
-"""Building an index in parallel, so that a kill in the middle loses one chunk of work and no more."""
+"""Builds an index in parallel. A killed preparation loses at most one chunk of work in each process."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from fss_svf.console import progress
 from fss_svf.data.identity import FileRecord, changed_file, record
 from fss_svf.data.index import FORMAT, ImageRow, Index
 from fss_svf.errors import DataError
-from fss_svf.files import appearing_whole
+from fss_svf.files import atomic_write
 from fss_svf.lock import locked
 
-# Images a part file: a tenth of a second of COCO's, 2,566 files of its training set. Small, so that many processes
-# finish together, and that an interrupt is answered at once.
+# Images in a part file: a tenth of a second of COCO, 2,566 files for its training set. Small, so that processes finish
+# at the same time and an interrupt takes effect at once.
 CHUNK = 32
 
 
 def fingerprint(*parts: object) -> str:
-    """16 hex digits over whatever an index depends on."""
+    """16 hex digits over everything an index depends on."""
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:16]
 
 
@@ -54,27 +54,29 @@ def build_index(
     sources: Sequence[Path] = (),
     check: Callable[[Index], None] = lambda _: None,
 ) -> Index:
-    """Apply `work` to every item, and save the rows as the index at `path`; nothing is done when it is there already.
+    """Apply `work` to every item and save the rows as the index at `path`. An index that is up to date is returned as is.
 
-    `work` must be picklable and is called in `workers` processes (0: in this one; None: one a core). Finished chunks are
-    kept beside the index until it is whole, under the fingerprint `made_from`: a preparation of the same input goes on
-    from them. `files` gives the paths of an item's files, in the order of the records in its row, and `sources` what the
-    whole comes from, such as a list: an index or a part whose files have changed since, or are gone, is made anew.
-    `check` may raise: a new index is then not saved, the finished chunks stay, and the next run comes back to it at once;
-    an index that was there is checked too, and stays. Raises ConfigError while another process makes an index in the same
-    folder.
+    work       picklable; called in `workers` processes (0: in this one; None: one for each core)
+    made_from  fingerprint of the input. Finished chunks are kept under it until the index is complete, so that a
+               preparation of the same input continues from them.
+    files      the paths of an item's files, in the order of the records in its row
+    sources    files that all items come from, such as a list. An index or part whose files changed or are gone is rebuilt.
+    check      may raise. A new index is then not saved; the finished chunks stay, and the next run continues from them.
+               An existing index is checked too, and stays.
+
+    Raises ConfigError while another process prepares an index in the same folder.
     """
-    there = _finished(path, made_from, [list(map(str, files(item))) for item in items], sources)
-    if there is not None:
-        check(there)
-        return there
+    existing = _finished(path, made_from, [list(map(str, files(item))) for item in items], sources)
+    if existing is not None:
+        check(existing)
+        return existing
     with locked(path.parent, "prepares this dataset"):
         records = [record(source) for source in sources]
-        # From here until everything is written anew there is no index, or it would describe files that are being replaced.
+        # There is no index until everything is written: it would describe files that are being replaced.
         path.unlink(missing_ok=True)
         parts = path.with_suffix(".parts")
         (parts / made_from).mkdir(parents=True, exist_ok=True)
-        # What a part holds is told by its name: a later version with other chunks or rows passes it by.
+        # The name states the format and the chunk, so that a later version with other chunks or rows ignores it.
         chunks = [
             (parts / made_from / f"v{FORMAT}-{CHUNK}-{start:08d}.json", items[start : start + CHUNK])
             for start in range(0, len(items), CHUNK)
@@ -90,12 +92,12 @@ def build_index(
         index = Index.from_rows(_read([shard for shard, _ in chunks]), class_names, made_from, records)
         check(index)
         index.save(path)
-        shutil.rmtree(parts, ignore_errors=True)  # what cannot be deleted does no harm
+        shutil.rmtree(parts, ignore_errors=True)  # leftovers do no harm
         return index
 
 
 def _finished(path: Path, made_from: str, files: Sequence[Sequence[str]], sources: Sequence[Path]) -> Index | None:
-    """The index of this input. One of an older format, or a damaged one, or of files that are others now, counts as none."""
+    """The index of this input; None if it is missing, damaged, of an older format, or of files that changed."""
     try:
         index = Index.load(path)
     except (FileNotFoundError, DataError):
@@ -111,7 +113,7 @@ def _finished(path: Path, made_from: str, files: Sequence[Sequence[str]], source
 
 
 def _holds(shard: Path, files: Iterable[Sequence[Path]]) -> bool:
-    """Whether a part is of these files as they are now."""
+    """Whether a part was made from these files as they are now."""
     for row, paths in zip(_read([shard]), files):
         records = np.array(row.files, np.int64).reshape(-1, 4)
         if changed_file(records, list(map(str, paths))[: len(records)], gone_too=True) is not None:
@@ -122,13 +124,13 @@ def _holds(shard: Path, files: Iterable[Sequence[Path]]) -> bool:
 def _in_processes(
     todo: Sequence[tuple[Path, Sequence[Any]]], work: Callable[[Any], ImageRow], workers: int, bar: Any
 ) -> None:
-    # spawn: forking a process that has threads (PyTorch's, OpenCV's) can hang the child
+    # spawn: a fork of a process with threads (of PyTorch or OpenCV) can hang
     context = multiprocessing.get_context("spawn")
     waiting, jobs = iter(todo), set[Future[int]]()
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker) as pool:
         try:
             while True:
-                # Two a process, one of them in the queue: an interrupt finds little left to finish.
+                # Two for each process, one of them queued, so that little is left to finish after an interrupt.
                 for shard, chunk in islice(waiting, 2 * workers - len(jobs)):
                     with _interrupt_held():
                         jobs.add(pool.submit(_do_chunk, shard, chunk, work))
@@ -139,18 +141,18 @@ def _in_processes(
                     bar.update(job.result())
         except BrokenProcessPool:
             raise DataError(
-                "a preparation process was killed from outside, out of memory perhaps; run the same command again, it "
-                "goes on where it was (with fewer workers=)"
+                "a preparation process was killed, perhaps out of memory; run the same command again with fewer workers=, "
+                "it continues where it was"
             ) from None
         except BaseException:
-            with _interrupt_held():  # a second one, out of impatience, would leave the processes behind
+            with _interrupt_held():  # a second interrupt would leave the processes running
                 pool.shutdown(wait=True, cancel_futures=True)
             raise
 
 
 @contextmanager
 def _interrupt_held() -> Iterator[None]:
-    """Ctrl-C waits until the end of the block, and never reaches a process started in it: that would print its traceback."""
+    """Delay Ctrl-C until the end of the block. A process started in it never gets it, so it prints no traceback."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -167,7 +169,7 @@ def _begin_worker() -> None:
 
 
 def _end_with_parent() -> None:
-    """A pool's workers wait for work for ever when the process that gave it is killed."""
+    """End with the main process. Otherwise the workers of a killed process would wait for work forever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -176,7 +178,7 @@ def _end_with_parent() -> None:
 
 def _do_chunk(shard: Path, chunk: Sequence[Any], work: Callable[[Any], ImageRow]) -> int:
     rows = [work(item) for item in chunk]
-    with appearing_whole(shard) as unfinished:
+    with atomic_write(shard) as unfinished:
         unfinished.write_text(json.dumps([[getattr(row, f.name) for f in fields(row)] for row in rows]))
     return len(chunk)
 

@@ -1,7 +1,7 @@
-"""Decoded images and labels in memory that the loader's workers share, up to a limit.
+"""A cache of decoded images and labels in memory shared by the loader's workers, up to a limit.
 
-Sizes are known from the index, so every image has its place before anything is decoded. Whoever decodes an image first
-puts it there; a flag, set last, says that it is whole. Two workers at one place write the same bytes: no locks.
+Sizes are known from the index, so every image has a slot before anything is decoded. The first worker that decodes an
+image writes it there and sets a flag at the end. Two workers at one slot write the same bytes, so no lock is needed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MEMINFO = Path("/proc/meminfo")
 
 
 def cached(split: Split, cache_gb: float, numbers: np.ndarray | None = None) -> Split:
-    """The split with a cache, which is told in a log line; with cache_gb=0 the split as it is."""
+    """The split with a cache, described in a log line; with cache_gb=0 the split itself."""
     if cache_gb == 0:
         return split
     result = CachedSplit(split, cache_gb, numbers)
@@ -33,54 +33,54 @@ def cached(split: Split, cache_gb: float, numbers: np.ndarray | None = None) -> 
 
 
 class CachedSplit(Split):
-    """A split that decodes an image once for all forked workers, as far as `cache_gb` gigabytes (10^9 bytes) reach.
+    """A split that decodes an image once for all forked workers, within `cache_gb` gigabytes (10^9 bytes).
 
-    Images get their places in the order of `numbers`, or of the list, until the next does not fit; the others are
-    decoded each time. Memory is taken as places are filled. What is returned from the cache is read-only.
-    Pickled, as for workers that are spawned, it goes without the shared memory and decodes each time.
+    Images get slots in the order of `numbers`, or of the list, until the next does not fit. The others are decoded each
+    time. Memory is used as slots are filled. Arrays from the cache are read-only. A pickled copy, as spawned workers
+    get, has no shared memory and decodes each time.
     """
 
     def __init__(self, split: Split, cache_gb: float, numbers: np.ndarray | None = None) -> None:
-        """`numbers`: the images that will be asked for; None: all. Raises DataError when the memory is not there."""
+        """numbers: the images that will be read; None: all. Raises DataError if there is not enough memory."""
         super().__init__(**{field.name: getattr(split, field.name) for field in fields(Split)})
         self.split, self.cache_gb = split, cache_gb
         wanted = np.arange(len(self.index)) if numbers is None else np.asarray(numbers, np.int64)
-        # A set, in the order given: an image asked for twice has one place.
+        # Each image once, in the given order.
         wanted = wanted[np.sort(np.unique(wanted, return_index=True)[1])]
         ends = np.cumsum(4 * self.index.sizes[wanted].astype(np.int64).prod(axis=1))
         self.wanted, self.slots = len(wanted), int((ends <= cache_gb * _GB).sum())
         self.bytes = int(ends[self.slots - 1]) if self.slots else 0
         _require_memory(cache_gb, self.bytes)
-        # Where in the arena each image begins; -1: it has no place.
+        # The offset of each image in the arena; -1: it has no slot.
         self._start = np.full(len(self.index), -1, np.int64)
         self._start[wanted[: self.slots]] = np.concatenate([[0], ends])[: self.slots]
         self._arena, self._ready = self._shared(self.bytes), self._shared(len(self.index) if self.slots else 0)
-        self._told = False
+        self._warned = False
 
     def _shared(self, length: int) -> np.ndarray:
-        """(length,) uint8, zero, in memory that this process and those forked from it have in common."""
+        """(length,) uint8 zeros in memory shared with forked processes."""
         if not length:
             return np.zeros(0, np.uint8)
         try:
-            # Anonymous, not a file in /dev/shm: containers often allow 64 MB there.
+            # Anonymous memory, since containers often allow only 64 MB in /dev/shm.
             return np.frombuffer(mmap.mmap(-1, length), np.uint8)
         except OSError as error:
-            raise DataError(f"cache_gb={self.cache_gb:g}: no such memory ({error.strerror}); lower it") from None
+            raise DataError(f"cache_gb={self.cache_gb:g}: not available ({error.strerror}); lower it") from None
 
     def image_path(self, number: int) -> Path:
         """As Split.image_path."""
         return self.split.image_path(number)
 
     def image(self, number: int) -> np.ndarray:
-        """As Split.image; from the cache where the pair is in it."""
+        """As Split.image; from the cache if it has the image."""
         return self._kept(number)[0] if self._is_ready(number) else self.split.image(number)
 
     def label(self, number: int) -> np.ndarray:
-        """As Split.label; from the cache where the pair is in it."""
+        """As Split.label; from the cache if it has the image."""
         return self._kept(number)[1] if self._is_ready(number) else self.split.label(number)
 
     def pair(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """As Split.pair, and kept from then on; raises DataError also when the size is not that of the index."""
+        """As Split.pair, with the result put in the cache. Raises DataError also if the size differs from the index."""
         if self._is_ready(number):
             return self._kept(number)
         image, label = self.split.pair(number)
@@ -91,8 +91,8 @@ class CachedSplit(Split):
                 "prepared; run 'fss-svf prepare' again"
             )
         if self._start[number] >= 0:
-            for place, values in zip(self._places(number), (image, label)):
-                place[:] = values
+            for slot, values in zip(self._slot(number), (image, label)):
+                slot[:] = values
             self._ready[number] = 1
         return image, label
 
@@ -104,22 +104,22 @@ class CachedSplit(Split):
         return self._start[number] >= 0 and bool(self._ready[number])
 
     def _kept(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        image, label = self._places(number)
+        image, label = self._slot(number)
         image.setflags(write=False)
         label.setflags(write=False)
         return image, label
 
-    def _places(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """(H, W, 3) and (H, W) views of the image's place: first its colours, then its label."""
+    def _slot(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """(H, W, 3) and (H, W) views of the image's slot: first its colours, then its label."""
         height, width = self.index.sizes[number].tolist()
         start, pixels = int(self._start[number]), height * width
-        place = self._arena[start : start + 4 * pixels]
-        return place[: 3 * pixels].reshape(height, width, 3), place[3 * pixels :].reshape(height, width)
+        slot = self._arena[start : start + 4 * pixels]
+        return slot[: 3 * pixels].reshape(height, width, 3), slot[3 * pixels :].reshape(height, width)
 
     def __getstate__(self) -> dict[str, Any]:
-        if self.slots and not self._told:
+        if self.slots and not self._warned:
             log.warning("cache_gb: spawned worker processes share no memory, so each image is decoded each time")
-            self._told = True
+            self._warned = True
         nothing = {"_arena": np.zeros(0, np.uint8), "_ready": np.zeros(0, np.uint8), "slots": 0, "bytes": 0}
         return {**self.__dict__, **nothing, "_start": np.full(len(self.index), -1, np.int64)}
 
@@ -128,13 +128,13 @@ def _require_memory(cache_gb: float, needed: int) -> None:
     available = _available_memory()
     if not cache_gb >= 0 or needed > available:
         raise DataError(
-            f"cache_gb={cache_gb:g}: expected 0 or more, and its {needed / _GB:.1f} GB of images within the "
-            f"{available / _GB:.1f} GB of memory that are free now; lower it"
+            f"cache_gb={cache_gb:g}: expected 0 or more; it needs {needed / _GB:.1f} GB, and "
+            f"{available / _GB:.1f} GB of memory are free now; lower it"
         )
 
 
 def _available_memory() -> float:
-    """Bytes that can be had without swapping; infinity where the system does not say (macOS)."""
+    """Bytes available without swapping; infinity if the system does not report them (macOS)."""
     try:
         lines = _MEMINFO.read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""COCO's own format: instances_*.json and its image folder, drawn into label PNGs and an index."""
+"""COCO's format: instances_*.json and its image folder, drawn into label PNGs and an index."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fss_svf.data.archives import unpack_until
 from fss_svf.data.build import build_index, fingerprint
 from fss_svf.data.coco_annotations import AnnotatedImage, Annotations
 from fss_svf.data.coco_draw import MaskMode, draw_image
-from fss_svf.data.coco_files import CocoFiles, files_there, read_file_names, write_file_names
+from fss_svf.data.coco_files import CocoFiles, existing_files, read_file_names, write_file_names
 from fss_svf.data.counts import counts_of_folds
 from fss_svf.data.dataset import Dataset, DatasetOptions, Split, SplitName, require_folder, require_images
 from fss_svf.data.index import Index
@@ -21,7 +21,7 @@ from fss_svf.registry import DATASETS
 
 log = logging.getLogger(__name__)
 
-# COCO 2014 in the papers: annotated images, and images that a fold lists (training ones filtered), folds 0..3 of mod4.
+# COCO 2014 in the papers: annotated images, and images in folds 0..3 of mod4 (training ones filtered).
 PAPERS: dict[str, tuple[SplitName, int, tuple[int, ...]]] = {
     "instances_train2014": ("train", 82_081, (21917, 41809, 43045, 44614)),
     "instances_val2014": ("val", 40_137, (26052, 15305, 13138, 12640)),
@@ -30,7 +30,7 @@ PAPERS: dict[str, tuple[SplitName, int, tuple[int, ...]]] = {
 
 @dataclass(frozen=True)
 class CocoSplit:
-    """Where one split lies: an instances JSON and its image folder. Paths are relative to the dataset's root."""
+    """An instances JSON and its image folder. Paths are relative to the dataset's root."""
 
     annotations: str
     images: str
@@ -53,10 +53,10 @@ class CocoOptions(DatasetOptions):
 
 @DATASETS.register("coco", CocoOptions)
 class Coco(Dataset):
-    """COCO-20i, or anything in COCO's format. Classes are numbered 1..C in the order of their category ids."""
+    """COCO-20i, or other data in COCO's format. Classes are numbered 1..C in the order of their category ids."""
 
     name = "coco"
-    # The keys that messages name; dataset=folder has others.
+    # The config keys in messages; dataset=folder has others.
     keys = {"annotations": "dataset.{split}.annotations", "images": "dataset.{split}.images"}  # noqa: RUF012
     options: CocoOptions
 
@@ -66,7 +66,7 @@ class Coco(Dataset):
                 self._unpack(where)
         require_folder(self.options.root, "dataset.root", self.name)
         train = self._prepare_split("train", workers)
-        # One JSON may serve as both splits: the filter of novel classes keeps their images apart.
+        # Both splits may use one JSON: the filter of novel classes keeps their images apart.
         same = self.options.val == self.options.train
         return {"train": train, "val": train if same else self._prepare_split("val", workers)}
 
@@ -78,15 +78,15 @@ class Coco(Dataset):
         return self._checked(path, split, [self.options.root / where.annotations])
 
     def _unpack(self, where: CocoSplit) -> None:
-        """Fetch what is not there out of archives such as train2014.zip and annotations_trainval2014.zip."""
+        """Unpack missing files from archives such as train2014.zip and annotations_trainval2014.zip."""
         images, annotations = self.options.root / where.images, self.options.root / where.annotations
-        # An empty folder, made after the tree in data/README.md, is no image folder yet.
+        # An empty folder may have been created by hand for the tree in data/README.md.
         unpack_until(lambda: images.is_dir() and any(images.iterdir()), self.options.root, (where.images,))
         unpack_until(annotations.exists, self.options.root, (str(Path(where.annotations).parent),))
 
     def _prepared(self, name: SplitName) -> Path:
-        # Each way of drawing masks has its own folder, so that choosing another one cannot read the wrong labels; and so
-        # has what may lack images, or a part would be taken for the whole.
+        # Every mask_mode has a separate folder, so that another one cannot read its labels. So has a dataset with missing
+        # images, so that it is not taken for the complete one.
         train, val = self.options.train, self.options.val
         stem = Path(getattr(self.options, name).annotations).stem
         if train != val and Path(train.annotations).stem == Path(val.annotations).stem:
@@ -117,7 +117,7 @@ class Coco(Dataset):
             if not index.areas.any():
                 other = " (first_polygon draws no crowds and no run lengths)" * (self.options.mask_mode != "full")
                 raise DataError(
-                    f"{path}: no annotation covers a pixel of its image{other}; are they in pixels? mend them"
+                    f"{path}: no annotation covers a pixel of its image{other}; check that they are in pixels"
                 )
 
         index = build_index(
@@ -138,33 +138,33 @@ class Coco(Dataset):
         return index
 
     def _present(self, name: SplitName, images: Path, listed: list[AnnotatedImage]) -> list[AnnotatedImage]:
-        """The images that are in the folder, their files called as they are there. Raises DataError."""
-        names = files_there(images, [image.file for image in listed])
+        """The images that exist, with their file names as in the folder. Raises DataError."""
+        names = existing_files(images, [image.file for image in listed])
         if not any(names) and listed[0].file.startswith(f"{images.name}/"):
             raise DataError(
-                f"{images}: none of the {len(listed)} images is there, first {listed[0].file}; their names begin with that "
-                f"folder: set {self.keys['images'].format(split=name)} to the one above it"
+                f"{images}: none of the {len(listed)} images exists, first {listed[0].file}; their names begin with that "
+                f"folder: set {self.keys['images'].format(split=name)} to its parent"
             )
-        found = [there or image.file for there, image in zip(names, listed)]
-        kept = set(require_images(images, found, "", self.options.allow_missing))
-        return [image._replace(file=file) for file, image in zip(found, listed) if file in kept]
+        files = [name or image.file for name, image in zip(names, listed)]
+        kept = set(require_images(images, files, "", self.options.allow_missing))
+        return [image._replace(file=file) for file, image in zip(files, listed) if file in kept]
 
     def _require_papers_images(self, path: Path, annotations: Annotations) -> None:
         _, expected, _ = PAPERS.get(path.stem, ("", None, ()))
-        found = len(annotations.images)
-        if self.options.check_counts and expected not in (None, found):
+        annotated = len(annotations.images)
+        if self.options.check_counts and expected not in (None, annotated):
             raise DataError(
-                f"{path}: {found:,} annotated images, COCO 2014 has {expected:,}; get the file anew, or set "
+                f"{path}: {annotated:,} annotated images, COCO 2014 has {expected:,}; download the file again, or set "
                 "dataset.check_counts=false to use it as it is"
             )
 
     def _compare_with_papers(self, path: Path, index: Index) -> None:
-        """Told, not required: the papers do not say how the masks behind their lists were drawn."""
+        """Log the counts only: the papers do not say how the masks behind their lists were drawn."""
         split, images, expected = PAPERS.get(path.stem, ("train", -1, ()))
         if len(index) == images:
-            found = counts_of_folds(index, self.options, split, True, "mod4")
-            text = " / ".join(f"{n:,}" for n in found)
+            counts = counts_of_folds(index, self.options, split, True, "mod4")
+            text = " / ".join(f"{n:,}" for n in counts)
             same = (
-                "as in the papers" if found == expected else f"in the papers {' / '.join(f'{n:,}' for n in expected)}"
+                "as in the papers" if counts == expected else f"in the papers {' / '.join(f'{n:,}' for n in expected)}"
             )
             log.info("%s, mask_mode=%s: the folds list %s images, %s", path.stem, self.options.mask_mode, text, same)

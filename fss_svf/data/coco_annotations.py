@@ -1,4 +1,4 @@
-"""What an instances JSON in COCO's format holds: classes, images, and the instances of each."""
+"""Reads an instances JSON in COCO's format: classes, images, and the instances of each image."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import defaultdict
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from fss_svf.data.coco_fields import Id, as_crowd, as_id, as_side, image_file, shown
+from fss_svf.data.coco_fields import Id, as_crowd, as_id, as_side, image_file, short_repr
 from fss_svf.data.coco_json import PackedAnnotation, PackedImage, parse
 from fss_svf.errors import DataError, listing
 
@@ -20,19 +20,19 @@ class Instance(NamedTuple):
     """One annotated object.
 
     segmentation: a tuple of polygons of three points or more, each the bytes of float64 x, y, x, y, ... (a quarter of the
-    memory of a list of floats); or COCO's run lengths, a dict that drawing checks.
+    memory of a list of floats); or COCO's run lengths, a dict, which is checked when drawn.
     """
 
-    number: int  # of its class
+    number: int  # class number
     crowd: bool
     segmentation: Any
-    annotation: int | str  # its id, or where that is no number, what messages call it
+    annotation: int | str  # its id; a description for messages if that is no number
 
 
 class AnnotatedImage(NamedTuple):
-    """An image of the file that has a mask, and its instances in the file's order.
+    """An annotated image and its instances, in the file's order.
 
-    file: its path below the image folder. stem: the same without the ending, which is the index's name of the image.
+    file: its path below the image folder. stem: the path without its ending, which is the image's name in the index.
     """
 
     stem: str
@@ -45,8 +45,8 @@ class AnnotatedImage(NamedTuple):
 class Annotations:
     """An instances JSON: the digest of its bytes, the class names, and the annotated images in the file's order.
 
-    Annotations without a mask or of images that are not listed are left out, with a log line. Raises DataError that
-    names the entry for what cannot be read.
+    Annotations without a mask, or of images that are not listed, are left out with a log line. Raises DataError naming
+    the entry that cannot be read.
     """
 
     digest: str
@@ -60,38 +60,38 @@ class Annotations:
             del content
             number = self._number_categories(listed["categories"])
             images = _listed_images(listed["images"])
-            found = _instances(listed["annotations"], number, images, path)
+            instances = _instances(listed["annotations"], number, images, path)
             self.images = [
                 AnnotatedImage(
                     _stem(image.file),
                     image.file,
                     _side(image.height, key, "height"),
                     _side(image.width, key, "width"),
-                    found[key],
+                    instances[key],
                 )
                 for key, image in images.items()
-                if key in found
+                if key in instances
             ]
         except ValueError as error:
             raise DataError(f"{path}: {error}") from None
 
     def _number_categories(self, categories: list[Any]) -> dict[Id, int]:
-        """Class numbers 1..C by category id, numbers before texts."""
+        """Class numbers 1..C by category id; ids that are numbers come before texts."""
         names: dict[Id, str] = {}
         ids: dict[str, Id] = {}
-        for place, category in enumerate(categories, 1):
+        for number, category in enumerate(categories, 1):
             if not isinstance(category, dict):
-                raise ValueError(f'entry {place} of "categories" is {shown(category)}; expected an id and a name')
+                raise ValueError(f'entry {number} of "categories" is {short_repr(category)}; expected an id and a name')
             key, name = as_id(category.get("id")), category.get("name")
             if key is None:
-                raise ValueError(f'entry {place} of "categories": id is {shown(category.get("id"))}; give it one')
+                raise ValueError(f'entry {number} of "categories": id is {short_repr(category.get("id"))}; give it one')
             if not isinstance(name, str) or not name.strip():
-                raise ValueError(f"category {key!r}: name is {shown(name)}; give it a name")
+                raise ValueError(f"category {key!r}: name is {short_repr(name)}; give it a name")
             other = key if key in names else ids.get(name)
             if other is not None:
                 raise ValueError(
-                    f"two categories of one id or name: {other!r}, named {names[other]!r}, and {key!r}, named {name!r}; "
-                    "mend the file"
+                    f"two categories have one id or name: {other!r}, named {names[other]!r}, and {key!r}, named {name!r}; "
+                    "correct the file"
                 )
             names[key], ids[name] = name, key
         ordered = sorted(names, key=lambda key: (isinstance(key, str), key))
@@ -109,44 +109,44 @@ class _NamedImage(NamedTuple):
 
 def _section(content: Any, key: str) -> list[Any]:
     if not isinstance(content, dict):
-        kind = "a list" if isinstance(content, list) else "no object"
-        raise ValueError(f'{kind}; a COCO instances file is an object of "images", "annotations" and "categories"')
+        kind = "a list" if isinstance(content, list) else "not an object"
+        raise ValueError(f'{kind}; a COCO instances file is an object with "images", "annotations" and "categories"')
     if key not in content:
         raise ValueError(
-            f'no "{key}", only {listing(map(shown, content))}; a COCO instances file has "images", "annotations" and '
-            '"categories": get that one'
+            f'no "{key}", only {listing(map(short_repr, content))}; use a COCO instances file, which has "images", '
+            '"annotations" and "categories"'
         )
     if not isinstance(content[key], list):
-        raise ValueError(f'"{key}" is {shown(content[key])}; expected a list')
+        raise ValueError(f'"{key}" is {short_repr(content[key])}; expected a list')
     section: list[Any] = content[key]
     return section
 
 
 def _listed_images(listed: list[Any]) -> dict[Id, _NamedImage]:
-    """The images by id. One that is repeated word for word counts once."""
+    """The images by id. An identical repetition counts once."""
     images: dict[Id, _NamedImage] = {}
     ids: dict[str, Id] = {}
-    for place, image in enumerate(listed, 1):
+    for number, image in enumerate(listed, 1):
         if not isinstance(image, PackedImage):
-            named = f"image {shown(image.get('id'))}" if isinstance(image, dict) else f'entry {place} of "images"'
-            raise ValueError(f"{named}: no file_name; give it the name of its file below the image folder")
+            what = f"image {short_repr(image.get('id'))}" if isinstance(image, dict) else f'entry {number} of "images"'
+            raise ValueError(f"{what}: no file_name; give it the name of its file below the image folder")
         key = as_id(image.id)
         if key is None:
-            raise ValueError(f'entry {place} of "images": id is {shown(image.id)}; give it one')
+            raise ValueError(f'entry {number} of "images": id is {short_repr(image.id)}; give it one')
         try:
             file = image_file(image.file_name, image.coco_url)
         except ValueError as error:
             raise ValueError(f"image {key!r}: {error}") from None
         new = _NamedImage(file, image.height, image.width)
-        known, other = images.setdefault(key, new), ids.setdefault(_stem(file), key)
-        if known != new:
-            raise ValueError(f"two images of id {key!r}, {known.file} and {file}, or of two sizes; mend the file")
+        earlier, other = images.setdefault(key, new), ids.setdefault(_stem(file), key)
+        if earlier != new:
+            raise ValueError(f"two images have id {key!r}: {earlier.file} and {file}, or two sizes; correct the file")
         if other != key:
             one = images[other].file
             raise ValueError(
-                f"{file} is listed as two images, ids {other!r} and {key!r}; join them"
+                f"{file} is listed as two images, ids {other!r} and {key!r}; merge them"
                 if one == file
-                else f"images {other!r} and {key!r}, {one} and {file}, differ in their ending only; rename one"
+                else f"images {other!r} and {key!r}, {one} and {file}, differ only in their ending; rename one"
             )
     return images
 
@@ -154,64 +154,64 @@ def _listed_images(listed: list[Any]) -> dict[Id, _NamedImage]:
 def _instances(
     annotations: list[Any], number: dict[Id, int], images: dict[Id, _NamedImage], path: Path
 ) -> dict[Id, list[Instance]]:
-    """The instances of each image that has one. Logs what is left out, and raises ValueError where nothing is left."""
-    found: dict[Id, list[Instance]] = defaultdict(list)
+    """The instances of each annotated image. Logs what is left out. Raises ValueError if nothing is left."""
+    by_image: dict[Id, list[Instance]] = defaultdict(list)
     without_mask, of_no_image, shortened = _LeftOut(), _LeftOut(), _LeftOut()
-    for place, annotation in enumerate(annotations, 1):
+    for entry, annotation in enumerate(annotations, 1):
         if not isinstance(annotation, PackedAnnotation):
-            told = annotation.get("id") if isinstance(annotation, dict) else None
+            given = annotation.get("id") if isinstance(annotation, dict) else None
             raise ValueError(
-                f"{_called(told, place)}: no segmentation, or no image_id and category_id; this is not a file of "
-                "instances (captions, panoptic or the like): get that one"
+                f"{_called(given, entry)}: no segmentation, or no image_id and category_id; this is not a file of "
+                "instances (captions or panoptic, perhaps): use the instances file"
             )
         image_id, category_id = as_id(annotation.image_id), as_id(annotation.category_id)
         if image_id not in images:
             if image_id is None:
                 raise ValueError(
-                    f"{_called(annotation.id, place)}: image_id is {shown(annotation.image_id)}; give it that of its image"
+                    f"{_called(annotation.id, entry)}: image_id is {short_repr(annotation.image_id)}; give it its image's id"
                 )
-            of_no_image.add(annotation.id, place, f"of image {shown(image_id)}")
+            of_no_image.add(annotation.id, entry, f"of image {short_repr(image_id)}")
             continue
         if category_id not in number:
             raise ValueError(
-                f"{_called(annotation.id, place)}: category_id is {shown(annotation.category_id)}, which "
-                f'"categories" does not list ({listing(map(shown, number))}); list it there, or remove the annotation'
+                f"{_called(annotation.id, entry)}: category_id is {short_repr(annotation.category_id)}, "
+                f'which "categories" does not list ({listing(map(short_repr, number))}); add it, or remove the annotation'
             )
         try:
             crowd, segmentation = as_crowd(annotation.crowd), _polygons_or_runs(annotation.segmentation)
         except ValueError as error:
-            raise ValueError(f"{_called(annotation.id, place)}: {error}") from None
+            raise ValueError(f"{_called(annotation.id, entry)}: {error}") from None
         if not segmentation:
-            without_mask.add(annotation.id, place, f"of {images[image_id].file}")
+            without_mask.add(annotation.id, entry, f"of {images[image_id].file}")
             continue
         if len(segmentation) < len(annotation.segmentation):
-            shortened.add(annotation.id, place, f"of {images[image_id].file}")
-        known = annotation.id if type(annotation.id) is int else _called(annotation.id, place)
-        found[image_id].append(Instance(number[category_id], crowd, segmentation, known))
+            shortened.add(annotation.id, entry, f"of {images[image_id].file}")
+        name = annotation.id if type(annotation.id) is int else _called(annotation.id, entry)
+        by_image[image_id].append(Instance(number[category_id], crowd, segmentation, name))
     if not annotations:
-        raise ValueError("no annotations; a file of images alone cannot be used")
+        raise ValueError("no annotations; a file with only images cannot be used")
     total = len(annotations)
-    if not found and of_no_image.count == total:
-        raise ValueError(f'"images" lists the image of no annotation, first {of_no_image.first}; mend the image_ids')
-    if not found:
+    if not by_image and of_no_image.count == total:
+        raise ValueError(f'"images" lists the image of no annotation, first {of_no_image.first}; correct the image_ids')
+    if not by_image:
         raise ValueError(
-            f"no annotation has a mask, first {without_mask.first}: boxes alone cannot be used; export polygons or run "
-            'lengths as "segmentation"'
+            f"no annotation has a mask, first {without_mask.first}: boxes cannot be used without masks; export polygons or "
+            'run lengths as "segmentation"'
         )
-    without_mask.log(path, total, "have no segmentation with an area and are left out, what they show is background")
+    without_mask.log(path, total, "have no segmentation with an area and are left out; their objects are background")
     of_no_image.log(path, total, 'are of images that "images" does not list and are left out')
     shortened.log(path, total, "have polygons of less than three points, which have no area and are left out")
-    return found
+    return by_image
 
 
 class _LeftOut:
-    """How many annotations were left out for one reason, and which was the first."""
+    """Counts annotations that were left out for one reason, and keeps the first."""
 
     count = 0
     first = ""
 
-    def add(self, annotation_id: Any, place: int, where: str) -> None:
-        self.first = self.first or f"{_called(annotation_id, place)} {where}"
+    def add(self, annotation_id: Any, entry: int, where: str) -> None:
+        self.first = self.first or f"{_called(annotation_id, entry)} {where}"
         self.count += 1
 
     def log(self, path: Path, total: int, why: str) -> None:
@@ -220,14 +220,14 @@ class _LeftOut:
 
 
 def _polygons_or_runs(segmentation: Any) -> Any:
-    """The segmentation without polygons that have no area; empty where there is none. Raises ValueError."""
+    """The segmentation without polygons of zero area; may be empty. Raises ValueError."""
     if type(segmentation) is tuple:
         if all(len(polygon) >= 3 * _POINT and not len(polygon) % _POINT for polygon in segmentation):
             return segmentation
         odd = next((len(polygon) // 8 for polygon in segmentation if len(polygon) % _POINT), None)
         if odd is not None:
             raise ValueError(
-                f"segmentation holds a polygon of {odd} numbers; x and y take turns: mend it, or remove the annotation"
+                f"segmentation has a polygon of {odd} numbers; expected x, y, x, y, ...; correct it or remove the annotation"
             )
         if len(segmentation) >= 3 and all(len(polygon) == _POINT for polygon in segmentation):
             raise ValueError("segmentation is a list of points [x, y]; write a polygon as one list [[x, y, x, y, ...]]")
@@ -235,19 +235,19 @@ def _polygons_or_runs(segmentation: Any) -> Any:
     if segmentation is None or isinstance(segmentation, dict):
         return segmentation
     raise ValueError(
-        f"segmentation is {shown(segmentation)}; expected polygons [[x, y, x, y, ...], ...] of numbers, or run lengths "
+        f"segmentation is {short_repr(segmentation)}; expected polygons [[x, y, x, y, ...], ...] of numbers, or run lengths "
         '{"size": [height, width], "counts": ...}'
     )
 
 
-def _called(annotation_id: Any, place: int) -> str:
-    return f'entry {place} of "annotations"' if annotation_id is None else f"annotation {shown(annotation_id)}"
+def _called(annotation_id: Any, entry: int) -> str:
+    return f'entry {entry} of "annotations"' if annotation_id is None else f"annotation {short_repr(annotation_id)}"
 
 
 def _side(value: Any, image_id: Id, key: str) -> int:
     side = as_side(value)
     if side is None:
-        raise ValueError(f"image {image_id!r}: {key} is {shown(value)}; expected its {key} in pixels")
+        raise ValueError(f"image {image_id!r}: {key} is {short_repr(value)}; expected its {key} in pixels")
     return side
 
 

@@ -1,6 +1,6 @@
-"""Parsing COCO's instances JSON, in a fraction of the memory that its lists of floats would take.
+"""Parses COCO's instances JSON in little memory.
 
-COCO 2014's would be more than 2 GB of Python's lists and floats; each entry is packed as soon as the parser has it.
+As Python lists and floats, COCO 2014 would take more than 2 GB. Each entry is packed as soon as it is parsed.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from fss_svf.errors import DataError
 
 
 class PackedAnnotation(NamedTuple):
-    """An entry of "annotations" as it stands in the file, None for what it lacks; but its polygons are packed.
+    """An entry of "annotations" with the file's values, None for missing ones, and packed polygons.
 
-    segmentation: where it is lists of numbers, a tuple of the bytes of each as float64.
+    segmentation: lists of numbers become a tuple with the float64 bytes of each list.
     """
 
     id: Any
@@ -30,7 +30,7 @@ class PackedAnnotation(NamedTuple):
 
 
 class PackedImage(NamedTuple):
-    """An entry of "images" as it stands in the file, None for what it lacks. coco_url: kept without a file_name only."""
+    """An entry of "images" with the file's values, None for missing ones. coco_url: only without a file_name."""
 
     id: Any
     file_name: Any
@@ -44,23 +44,25 @@ def parse(path: Path) -> tuple[Any, str]:
     try:
         raw = path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check its rights and the disk") from None
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check its permissions and the disk") from None
     digest = hashlib.sha256(raw).hexdigest()
     if raw.startswith((b"\x1f\x8b", b"PK\x03\x04")):
         raise DataError(f"{path}: a compressed file; unpack it")
     try:
         text = raw.decode(json.detect_encoding(raw))
-        del raw  # half of the memory, while the other half is parsed
+        del raw  # frees half of the memory during parsing
         return json.loads(text, object_hook=packed), digest
     except RecursionError:
-        raise DataError(f"{path}: nested too deeply for a COCO instances file; get another file") from None
+        raise DataError(f"{path}: nested too deeply for a COCO instances file; use another file") from None
     except ValueError as error:
-        what_to_do = "half a download? get it anew" if _is_cut_off(error) else "mend it, or export it anew in UTF-8"
-        raise DataError(f"{path}: not a whole JSON file ({error}); {what_to_do}") from None
+        what_to_do = (
+            "half a download? get it again" if _is_cut_off(error) else "correct it, or export it again in UTF-8"
+        )
+        raise DataError(f"{path}: not a complete JSON file ({error}); {what_to_do}") from None
 
 
 def packed(entry: dict[str, Any]) -> Any:
-    """What the parser is to keep of a JSON object (its object_hook): far less, of an annotation and of an image."""
+    """The object_hook of the parser: packs annotations and images, and leaves other objects as they are."""
     get = entry.get
     if "segmentation" in entry or ("category_id" in entry and "image_id" in entry):
         drawn = _packed_polygons(get("segmentation"))
@@ -72,7 +74,7 @@ def packed(entry: dict[str, Any]) -> Any:
         try:
             return {**entry, "counts": np.array(entry["counts"])}
         except (ValueError, OverflowError):
-            return entry  # drawing refuses it by the annotation's id
+            return entry  # drawing refuses it and names the annotation
     return entry
 
 
@@ -86,11 +88,11 @@ def _packed_polygons(segmentation: Any) -> Any:
 
 
 def _is_cut_off(error: ValueError) -> bool:
-    """Whether a text ends before it is whole JSON; a file that is wrong elsewhere is no half download."""
+    """Whether the text is JSON that ends too early, as after half a download, rather than wrong elsewhere."""
     if isinstance(error, UnicodeDecodeError):
         return error.reason in ("unexpected end of data", "truncated data")
     if not isinstance(error, json.JSONDecodeError):
         return False
     rest = error.doc[error.pos :].strip()
-    # The rest may be half a word, as "tru", or half an escape of a string.
+    # The rest may be part of a word, such as "tru", or of an escape in a string.
     return "Unterminated" in error.msg or (len(rest) < 6 and not set(rest) & set("]}"))

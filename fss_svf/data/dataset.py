@@ -1,4 +1,4 @@
-"""What a dataset is: options, a preparation, and two splits that read images and labels."""
+"""Base classes of datasets: options, a preparation, and two splits that read images and labels."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import numpy as np
 
 from fss_svf.config import require
 from fss_svf.data.file_names import present
-from fss_svf.data.folds import FOLDS, Partition, novel_classes
 from fss_svf.data.images import read_image, read_label
 from fss_svf.data.index import Index
+from fss_svf.data.partition import FOLDS, Partition, novel_classes
 from fss_svf.data.synonyms import spelling
 from fss_svf.errors import DataError
 
@@ -28,7 +28,7 @@ SupportAnnotation = Literal["mask", "bbox", "scribble"]
 
 @dataclass(frozen=True)
 class DatasetOptions:
-    """Options that every dataset has. What each one does to the numbers stands in conf/dataset/*.yaml."""
+    """Options of every dataset. conf/dataset/*.yaml describes the effect of each."""
 
     root: Path
     prepared: Path
@@ -49,13 +49,13 @@ class DatasetOptions:
         return FOLDS
 
     def novel(self, class_names: Sequence[str], fold: int) -> tuple[int, ...]:
-        """The class numbers tested in `fold`, ascending; none where there are fewer classes than folds."""
+        """The class numbers tested in `fold`, ascending; may be empty with fewer classes than folds."""
         return novel_classes(len(class_names), fold, self.class_partition)
 
 
 @dataclass(frozen=True)
 class Split:
-    """The images of one split: its index, and where image and label of a name lie."""
+    """The images of one split: its index, and the files of images and labels."""
 
     index: Index
     images: Path
@@ -71,7 +71,7 @@ class Split:
         return self.labels / f"{self.index.names[number]}.png"
 
     def image(self, number: int) -> np.ndarray:
-        """(H, W, 3) uint8 RGB of image `number`, as it is stored: VOC's and COCO's labels are. Raises DataError."""
+        """(H, W, 3) uint8 RGB of image `number` as stored, like the labels of VOC and COCO. Raises DataError."""
         return read_image(self.image_path(number))
 
     def label(self, number: int) -> np.ndarray:
@@ -79,18 +79,18 @@ class Split:
         return read_label(self.label_path(number))
 
     def pair(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Image and label; raises DataError when their sizes differ."""
+        """Image and label. Raises DataError if their sizes differ."""
         image, label = self.image(number), self.label(number)
         if image.shape[:2] != label.shape:
             raise DataError(
                 f"{self.label_path(number)}: label of {label.shape[1]} x {label.shape[0]} for an image of "
-                f"{image.shape[1]} x {image.shape[0]}; make it anew, or delete it and prepare the dataset again"
+                f"{image.shape[1]} x {image.shape[0]}; replace it, or delete it and prepare the dataset again"
             )
         return image, label
 
 
 class Dataset(ABC):
-    """A dataset by its options. Nothing is read before `prepare` or `split`."""
+    """A dataset with its options. Nothing is read before `prepare` or `split`."""
 
     name: str
 
@@ -99,14 +99,14 @@ class Dataset(ABC):
 
     @abstractmethod
     def prepare(self, workers: int | None) -> dict[SplitName, Index]:
-        """Check the download and write what runs read later, once. workers: None is one a core. Raises DataError."""
+        """Check the download and write labels and indexes. workers=None: one for each core. Raises DataError."""
 
     @abstractmethod
     def split(self, name: SplitName) -> Split:
-        """Open a prepared split. Raises DataError when it was not prepared."""
+        """Open a prepared split. Raises DataError if it was not prepared."""
 
     def _open_index(self, path: Path, listed: Path | None = None) -> Index:
-        """The index at `path`, which is of the names in the file `listed`. Raises DataError where there is none."""
+        """The index at `path`, made from the names in the file `listed`. Raises DataError if there is none."""
         try:
             return Index.load(path)
         except FileNotFoundError:
@@ -116,10 +116,12 @@ class Dataset(ABC):
             ) from None
 
     def _checked(self, path: Path, split: Split, sources: Sequence[Path], origins: Sequence[Path] = ()) -> Split:
-        """The split, whose files are still those that its index at `path` was made from. Raises DataError naming one that
-        is not. What is gone is passed by: reading it raises.
+        """The split, after a check that its files are those its index at `path` was made from.
 
-        sources: as given to build_index; origins: of each image what its label was made from.
+        Raises DataError naming a file that changed. Files that are gone are skipped here; reading them raises.
+
+        sources  as given to build_index
+        origins  for each image the file that its label was made from
         """
         index = split.index
         files = [[str(split.image_path(n)), str(split.label_path(n))] for n in range(len(index))]
@@ -128,15 +130,15 @@ class Dataset(ABC):
         changed, now = index.checked(files, sources)
         if changed is not None:
             raise DataError(
-                f"{changed}: changed since the dataset was prepared, whose index would be of other data; run "
-                f"{self._prepare} again, or restore it"
+                f"{changed}: changed since the dataset was prepared, so the index describes other data; run "
+                f"{self._prepare} again, or restore the file"
             )
         if now is index:
             return split
         try:
             now.save(path)
         except OSError:
-            log.info("%s: cannot be written, so copied files are read through at every start", path)
+            log.info("%s: cannot be written, so copied files are read and checked at every start", path)
         return replace(split, index=now)
 
     @property
@@ -146,36 +148,36 @@ class Dataset(ABC):
 
 
 def require_folder(path: Path, key: str, name: str) -> None:
-    """Raise DataError when the folder is missing; `key` is the config key that names it."""
+    """Raise DataError if the folder is missing. key: the config key that sets it."""
     if not path.is_dir():
         raise DataError(
-            f"dataset={name}: no folder {path.absolute()}{link_to_nothing(path)}; set {key} to where it is "
+            f"dataset={name}: no folder {path.absolute()}{link_to_nothing(path)}; set {key} to its path "
             "(data/README.md shows the tree)"
         )
 
 
 def absent(folder: Path, names: Sequence[str], ending: str) -> list[str]:
-    """The names without a file in `folder`, or with a link to nothing; a name may hold sub folders.
+    """The names without a file in `folder`, or with a broken link. A name may contain subfolders.
 
-    Lists folders, which is faster than asking.
+    Lists folders, which is faster than looking up each file.
     """
-    there: set[Path] = set().union(*(present(parent) for parent in {(folder / name).parent for name in names}))
-    return [name for name in names if folder / (name + ending) not in there]
+    existing: set[Path] = set().union(*(present(parent) for parent in {(folder / name).parent for name in names}))
+    return [name for name in names if folder / (name + ending) not in existing]
 
 
 def link_to_nothing(path: Path) -> str:
-    """What a message adds where the missing file `path` is a link to nothing, or an empty string."""
+    """The addition to a message if the missing file `path` is a broken link, or an empty string."""
     return f" (a link to {os.readlink(path)}, which is missing: git annex get, dvc pull)" if path.is_symlink() else ""
 
 
 def require_images(folder: Path, names: list[str], ending: str, allow_missing: bool | None) -> list[str]:
     """The names whose image is in `folder`. Missing ones raise DataError unless they are allowed.
 
-    allow_missing: None where the dataset has no such option.
+    allow_missing: None if the dataset has no such option.
     """
     missing = absent(folder, names, ending)
     if missing and not allow_missing:
-        go_on = ", or set dataset.allow_missing=true to go on with those that are there"
+        go_on = ", or set dataset.allow_missing=true to use the others"
         raise DataError(
             f"{folder}: {len(missing)} of {len(names)} images are missing, first {missing[0]}{ending}"
             f"{link_to_nothing(folder / (missing[0] + ending))}; finish the download{'' if allow_missing is None else go_on}"
@@ -184,7 +186,7 @@ def require_images(folder: Path, names: list[str], ending: str, allow_missing: b
     kept = [name for name in names if name not in gone]
     if not kept:
         raise DataError(
-            f"{folder}: none of the {len(names)} images is there, first {missing[0]}{ending}"
-            f"{link_to_nothing(folder / (missing[0] + ending))}; set their own folder"
+            f"{folder}: none of the {len(names)} images exists, first {missing[0]}{ending}"
+            f"{link_to_nothing(folder / (missing[0] + ending))}; set the folder of the images"
         )
     return kept

@@ -1,4 +1,4 @@
-"""One image file as 8-bit RGB: what each kind of file means, and how a viewer turns it."""
+"""Decodes an image file of any kind to 8-bit RGB, and applies its EXIF orientation."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ MOST_PIXELS = 500_000_000
 
 _ORIENTATION = 0x0112
 _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC = 256, 257, 258, 262  # of a TIFF
-# 16 bits without a value above 12 bits' may be a full picture of fewer bits. As 16 bits it would be nearly black.
+# 16 bits without a value above this may be a picture of 12 bits or fewer. Read as 16 bits it would be nearly black.
 _DIM = 4095
 
 
 @contextmanager
 def opened(path: Path, raw: bytes | None = None) -> Iterator[Image.Image]:
-    """The image file at `path`, whose bytes are `raw` where they are read already, opened by Pillow.
+    """Open the image file at `path` with Pillow. raw: its bytes, if they are already read.
 
-    Whatever fails in opening it or in the block becomes a DataError that names the file.
+    An error while opening it or in the block becomes a DataError that names the file.
     """
     try:
         with _open(path if raw is None else BytesIO(raw)) as image:
@@ -45,40 +45,40 @@ def opened(path: Path, raw: bytes | None = None) -> Iterator[Image.Image]:
         raise DataError(f"{path}: cannot be read ({_no_image(path)}") from None
     except MemoryError:
         raise DataError(f"{path}: cannot be read (not enough memory for it); shrink it") from None
-    except Exception as error:  # decoders raise anything at damaged bytes
+    except Exception as error:  # decoders raise anything for damaged bytes
         why = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{path}: cannot be read ({why}); the file is damaged, replace it") from None
 
 
 def missing(path: Path) -> str:
-    """Why there is no file at `path`, and the way out."""
+    """The message for a missing file at `path`, with the way out."""
     if path.is_symlink():
         return (
-            f"{path}: a link to {os.readlink(path)}, which is missing; fetch the files that the links stand for "
+            f"{path}: a link to {os.readlink(path)}, which is missing; fetch the files behind the links "
             "(git annex get, dvc pull), or copy them"
         )
     return f"{path}: no such file; run 'fss-svf prepare' to check the dataset"
 
 
 def orientation_of(image: Image.Image) -> int:
-    """The EXIF orientation of an opened image, 1 to 8. 1 where there is none, or none that can be read."""
+    """The EXIF orientation of an opened image, 1 to 8; 1 if it has none, or if it cannot be read."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's, of other entries that are damaged
-            found = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # Pillow raises anything at damaged EXIF; a viewer shows the image as it is stored
+            warnings.simplefilter("ignore")  # Pillow warns of other damaged entries
+            value = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # Pillow raises anything for damaged EXIF; viewers then show the image as stored
         return 1
-    return found if isinstance(found, int) and 1 <= found <= 8 else 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def stored_size(image: Image.Image) -> tuple[int, int]:
-    """(height, width) of an opened image that is not loaded, as it is stored: Pillow gives a TIFF's turned."""
+    """(height, width) as stored, of an opened image that is not loaded. For a TIFF, Pillow returns the turned size."""
     tags = getattr(image, "tag_v2", None)
     return (image.height, image.width) if tags is None else (tags[_HEIGHT], tags[_WIDTH])
 
 
 def load(image: Image.Image) -> None:
-    """Decode the pixels of an opened image. A TIFF is turned from then on, and has no orientation."""
+    """Decode the pixels of an opened image. A TIFF is turned by this, and then has no orientation."""
     if image.format == "TIFF" and image.width * image.height > (Image.MAX_IMAGE_PIXELS or MOST_PIXELS):
         with _limit_lifted():  # a TIFF's size is checked again
             image.load()
@@ -86,12 +86,12 @@ def load(image: Image.Image) -> None:
 
 
 def turned_size(height: int, width: int, orientation: int) -> tuple[int, int]:
-    """(height, width) as a viewer shows an image of this size."""
+    """(height, width) of an image of this size after it is turned."""
     return (width, height) if orientation >= 5 else (height, width)
 
 
 def turn(image: np.ndarray, orientation: int) -> np.ndarray:
-    """(H, W, ...) as stored to the array that a viewer shows, by EXIF's orientation 1 to 8."""
+    """Turn an array (H, W, ...) by an EXIF orientation, 1 to 8, as viewers do."""
     if orientation >= 5:
         image = image.swapaxes(0, 1)
     down = orientation in (3, 4, 7, 8)
@@ -100,10 +100,9 @@ def turn(image: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def as_rgb(image: Image.Image, path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of an opened image as it is stored, not turned; on white where it is transparent.
+    """(H, W, 3) uint8 RGB of an opened image as stored, not turned. Transparent pixels are put on white.
 
-    Grey in 16 bits is divided by 256; floats are read from 0 (black) to 1 (white). Raises DataError for values that
-    could mean two pictures.
+    Grey in 16 bits is divided by 256; floats are read from 0 (black) to 1 (white). Raises DataError for ambiguous values.
     """
     if image.mode in ("LAB", "HSV"):
         raise DataError(f"{path}: colours in {image.mode}; save it as RGB")
@@ -124,20 +123,20 @@ def _deep_grey(image: Image.Image, path: Path) -> np.ndarray:
     values = np.asarray(image)
     if image.mode == "F":
         low, high = values.min(), values.max()
-        if not (low >= 0 and high <= 1 + 1e-6):  # also where one is not a number
+        if not (low >= 0 and high <= 1 + 1e-6):  # true for NaN too
             raise DataError(
-                f"{path}: float values from {low:g} to {high:g}; they are read from 0 (black) to 1 (white); scale them "
-                "to that, or save it in 8 bits"
+                f"{path}: float values from {low:g} to {high:g}; expected values from 0 (black) to 1 (white); scale "
+                "them, or save it in 8 bits"
             )
         return np.rint(values.clip(0, 1) * 255).astype(np.uint8)
-    if image.mode == "I" and image.format != "PNG":  # older versions of Pillow open 16 bits of a PNG so
-        raise DataError(f"{path}: grey in 32 bits or with a sign, which has no white; save it in 8 or 16 bits")
+    if image.mode == "I" and image.format != "PNG":  # older versions of Pillow open a PNG of 16 bits in this mode
+        raise DataError(f"{path}: grey in 32 bits or with a sign, which has no defined white; save it in 8 or 16 bits")
     bits = 12 if tags.get(_BITS) == (12,) else 16
     high = values.max()
     if bits == 16 and 0 < high <= _DIM:
         raise DataError(
             f"{path}: grey in 16 bits without a value above {high:,}: nearly black, or a picture of fewer bits; save it in "
-            "8 bits, as it is to look"
+            "8 bits, as it should look"
         )
     grey = (values.clip(0, 2**bits - 1) >> (bits - 8)).astype(np.uint8)
     clear = image.info.get("transparency")
@@ -146,8 +145,8 @@ def _deep_grey(image: Image.Image, path: Path) -> np.ndarray:
     return grey
 
 
-# Pillow refuses large images by a limit of the whole process. It is lifted while a file is opened here, whose size is then
-# held against MOST_PIXELS. A fork waits for the lock, or the child would never get it.
+# Pillow has one limit of image size for the process. It is lifted while a file is opened here; the size is then compared
+# with MOST_PIXELS. A fork waits for the lock, since the child could never get it otherwise.
 _lock = threading.Lock()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
@@ -165,12 +164,12 @@ def _limit_lifted() -> Iterator[None]:
 
 def _open(source: Path | BytesIO) -> Image.Image:
     with _limit_lifted(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's, of damaged EXIF
+        warnings.simplefilter("ignore")  # Pillow warns of damaged EXIF
         return Image.open(source)
 
 
 def _no_image(path: Path) -> str:
-    """What a file holds that no decoder knows, and the way out."""
+    """The kind of a file that no decoder can read, and the way out."""
     with path.open("rb") as file:
         head = file.read(200)
     if not head:

@@ -1,4 +1,4 @@
-"""dataset=folder: a person's own images and masks, with folds of their own."""
+"""dataset=folder: a user's images and masks, with folds by class name or by partition."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FolderOptions(DatasetOptions):
-    """Paths are relative to the root. `folds`: class names by fold; null makes four folds by class_partition."""
+    """Paths are relative to the root. folds: class names by fold; None: four folds by class_partition."""
 
     images: str
     masks: str
@@ -55,7 +55,7 @@ class FolderOptions(DatasetOptions):
         return super().num_folds if self.folds is None else len(self.folds)
 
     def novel(self, class_names: Sequence[str], fold: int) -> tuple[int, ...]:
-        """As in DatasetOptions; classes that no fold names are always base classes."""
+        """As in DatasetOptions. Classes that are in no fold are always base classes."""
         if self.folds is None:
             return super().novel(class_names, fold)
         wanted = [plain(name) for name in self.folds[fold]]
@@ -69,7 +69,7 @@ class FolderOptions(DatasetOptions):
 
 @dataclass(frozen=True)
 class FolderSplit(Split):
-    """A split whose files have endings and spellings of their own; images are turned as their masks are.
+    """A split whose files have individual endings and spellings. Images are turned like their masks.
 
     files, masks: file names by the index's names
     """
@@ -89,16 +89,16 @@ class FolderSplit(Split):
     def _path(self, number: int, folder: Path, files: Mapping[str, str], what: str) -> Path:
         name = str(self.index.names[number])
         if name not in files:
-            raise DataError(f"{folder}: no {what} {name} any more; put it back, or run 'fss-svf prepare' again")
+            raise DataError(f"{folder}: the {what} {name} is gone; restore it, or run 'fss-svf prepare' again")
         return folder / files[name]
 
 
 @DATASETS.register("folder", FolderOptions)
 class Folder(Dataset):
-    """images/NAME.jpg (or .png, ...), masks/NAME.png of class numbers, classes.txt with a name a line, class 1 first.
+    """images/NAME.jpg (or .png, ...), masks/NAME.png of class numbers, classes.txt with a name in each line, class 1 first.
 
-    Or images/NAME.jpg and an instances JSON in COCO's format, in place of masks, class names and lists. Without lists
-    both splits hold all images: the filter of novel classes keeps their images apart.
+    Or images/NAME.jpg and an instances JSON in COCO's format instead of masks, class names and lists. Without lists both
+    splits have all images: the filter of novel classes keeps their images apart.
     """
 
     name = "folder"
@@ -134,14 +134,14 @@ class Folder(Dataset):
     def _require_same_images(
         self, split: SplitName, index: Index, images: Mapping[str, str], masks: Mapping[str, str]
     ) -> None:
-        """Raise DataError where images with masks were added since the preparation: without a list all are used."""
-        listed, known = self._list(split), set(index.names.tolist())
+        """Raise DataError if images with masks were added since the preparation: without a list all are used."""
+        listed, prepared = self._list(split), set(index.names.tolist())
         names = images if listed is None else self._listed_names(split, listed)
-        added = [name for name in names if name in images and name in masks and name not in known]
+        added = [name for name in names if name in images and name in masks and name not in prepared]
         if added:
             raise DataError(
                 f"{self.images / images[added[0]]}: added with its mask since the dataset was prepared, and "
-                f"{len(added) - 1} more; run {self._prepare} again, or take them away"
+                f"{len(added) - 1} more; run {self._prepare} again, or remove them"
             )
 
     def _sources(self, split: SplitName) -> list[Path]:
@@ -161,9 +161,9 @@ class Folder(Dataset):
     def _index_path(self, split: SplitName) -> Path:
         listed = self._list(split)
         o, names = self.options, None if listed is None else self._listed_names(split, listed)
-        # Other images, masks or lists have an index of their own: a run cannot read the wrong one, nor a part for the whole.
-        decided_by = fingerprint(o.images, o.masks, o.classes, names, o.allow_missing)[:8]
-        return o.prepared / f"{'all' if listed is None else Path(listed).stem}-{decided_by}.npz"
+        # Other images, masks or lists have a separate index, so that a run cannot read a wrong or incomplete one.
+        identity = fingerprint(o.images, o.masks, o.classes, names, o.allow_missing)[:8]
+        return o.prepared / f"{'all' if listed is None else Path(listed).stem}-{identity}.npz"
 
     def _listed_names(self, split: SplitName, listed: str) -> list[str]:
         return [plain(name) for name in read_names(self.options.root / listed, f"dataset.{split}_list")]
@@ -175,32 +175,32 @@ class Folder(Dataset):
         path = self.options.root / self.options.classes
         if not path.is_file():
             raise DataError(
-                f"dataset=folder: no {path}{link_to_nothing(path)}; write the class names into it, one a line, class 1 first"
+                f"dataset=folder: no {path}{link_to_nothing(path)}; write one class name a line into it, class 1 first"
             )
         names = [plain(line.strip()) for line in read_lines(path) if line.strip()]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice or not 1 <= len(names) <= 254:
-            found = f"{listing(twice)} twice" if twice else f"{len(names)} of them"
-            raise DataError(f"{path}: expected 1 to 254 class names, each once, found {found}")
+            problem = f"{listing(twice)} twice" if twice else f"{len(names)} of them"
+            raise DataError(f"{path}: expected 1 to 254 class names, each once, found {problem}")
         return tuple(names)
 
     def _index(self, split: SplitName, class_names: tuple[str, ...], workers: int | None) -> Index:
         files, masks = named(self.images, IMAGE_ENDINGS), named(self.masks, (".png",))
         listed = self._list(split)
         names = list(files) if listed is None else self._listed_names(split, listed)
-        there = present(self.images) | present(self.masks)
-        missing = {}  # by name, what is
+        existing = present(self.images) | present(self.masks)
+        missing = {}  # descriptions by name
         for name in names:
             image, mask = self.images / files.get(name, name), self.masks / masks.get(name, f"{name}.png")
-            for path in {image, mask} - there:
+            for path in {image, mask} - existing:
                 missing[name] = f"{'' if name in files else 'an image '}{path}{link_to_nothing(path)}"
         kept = [name for name in names if name not in missing]
         if missing and not (self.options.allow_missing and kept):
             others = [] if masks else image_files(self.masks)
             kind = f" (masks are PNG files, {others[0].name} is not)" if others else ""
             raise DataError(
-                f"dataset=folder: {len(missing)} of {len(names)} names lack image or mask, first "
-                f"{next(iter(missing.values()))}{kind}; add them, or set dataset.allow_missing=true to go on with the others"
+                f"dataset=folder: {len(missing)} of {len(names)} names have no image or no mask, first "
+                f"{next(iter(missing.values()))}{kind}; add them, or set dataset.allow_missing=true to use the others"
             )
         below = in_subfolders(self.images)
         if not kept:
@@ -230,17 +230,17 @@ class Folder(Dataset):
 
 
 def named(folder: Path, endings: Sequence[str]) -> dict[str, str]:
-    """File name by name without ending, in one spelling, for the files of `folder`. Raises DataError for two of one name."""
-    found: dict[str, str] = {}
+    """File names of `folder` by their name without ending, in one spelling. Raises DataError for two of one name."""
+    files: dict[str, str] = {}
     for path in image_files(folder, endings) if folder.is_dir() else ():
-        other = found.setdefault(plain(path.stem), path.name)
+        other = files.setdefault(plain(path.stem), path.name)
         if other != path.name:
             raise DataError(f"{folder}: both {other} and {path.name} are called {plain(path.stem)}; rename one")
-    return found
+    return files
 
 
 def index_mask(item: tuple[str, Path, Path]) -> ImageRow:
-    """The row of one name, its image and its mask. Both are read whole, so that a run meets no damaged or unclear file."""
+    """The row of (name, image, mask). Both files are decoded, so that damaged or ambiguous ones are errors here."""
     name, image, mask = item
     files = record(image), record(mask)
     label = read_label(mask)

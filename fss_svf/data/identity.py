@@ -1,6 +1,6 @@
-"""Whether the files behind an index are still those that the preparation read.
+"""Checks whether the files behind an index are still those that the preparation read.
 
-A file is the same where its size and times are. Where they differ, as after a copy, its content decides: a copied dataset is
+A file with the same size and times is the same. If they differ, as after a copy, its content decides: a copied dataset is
 the same dataset, and an edited label is not.
 """
 
@@ -23,7 +23,7 @@ _BLOCK = 1 << 20
 class FileRecord(NamedTuple):
     """A file as it was read: the digest of its bytes, its size, and the times of its last change in nanoseconds.
 
-    ctime is the time of the inode: an edit that restores mtime, as some tools do, is noticed by it.
+    ctime is the time of the inode. It reveals edits by tools that restore mtime.
     """
 
     digest: int
@@ -32,21 +32,21 @@ class FileRecord(NamedTuple):
     ctime: int
 
 
-# A row of a table of records where an image has no such file.
+# The row of an image without such a file in a table of records.
 NO_FILE = FileRecord(0, -1, 0, 0)
 
 
 def record(path: Path) -> FileRecord:
-    """The record of a file. Raises DataError where it cannot be read."""
+    """The record of a file. Raises DataError if it cannot be read."""
     try:
-        before = os.stat(path)  # of a file that changes while it is read the next look sees other times
+        before = os.stat(path)  # before reading: a change during the read gives other times at the next check
         return FileRecord(file_digest(path), *_times(before))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the path and the disk") from None
 
 
 def file_digest(path: str | Path) -> int:
-    """Of the bytes, in 64 bits. Raises OSError."""
+    """A digest of the bytes, in 64 bits. Raises OSError."""
     digest = hashlib.blake2b(digest_size=8)
     with open(path, "rb") as file:
         while block := file.read(_BLOCK):
@@ -55,17 +55,17 @@ def file_digest(path: str | Path) -> int:
 
 
 def label_digest(label: np.ndarray) -> int:
-    """Of an (H, W) uint8 label: its size and pixels, in 64 bits. PNGs of one label differ from program to program."""
+    """A digest of the size and pixels of an (H, W) uint8 label, in 64 bits. Programs write different PNGs of a label."""
     digest = hashlib.blake2b(f"{label.shape}".encode(), digest_size=8)
     digest.update(np.ascontiguousarray(label).tobytes())
     return _number(digest.digest())
 
 
 def changed_file(records: np.ndarray, paths: Sequence[str], gone_too: bool) -> str | None:
-    """The first of `paths` whose content is not that of its record; None where all are the same.
+    """The first of `paths` whose content differs from its record; None if all are the same.
 
-    records: (N, 4) int64, FileRecords. Those of files with the same content at other times get the times of now, in place.
-    gone_too: a file that is not there counts as changed. Raises DataError for one that cannot be read.
+    records: (N, 4) int64, FileRecords. Records of files with the same content and new times are updated in place.
+    gone_too: a missing file counts as changed. Raises DataError for a file that cannot be read.
     """
     known = records.tolist()
     others: list[tuple[int, str, tuple[int, int, int]]] = []
@@ -93,7 +93,7 @@ def changed_file(records: np.ndarray, paths: Sequence[str], gone_too: bool) -> s
 
 
 def table(records: Sequence[Sequence[FileRecord]]) -> np.ndarray | None:
-    """(N, R, 4) int64 of the records of N images, filled up with NO_FILE; None where no image has one."""
+    """(N, R, 4) int64 of the records of N images, padded with NO_FILE; None if no image has a record."""
     most = max(map(len, records), default=0)
     if most == 0:
         return None

@@ -1,4 +1,4 @@
-"""Reading and writing images and label maps. Every failure names its file."""
+"""Reads and writes images and labels. Every error names its file."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from PIL import Image
 
 from fss_svf.data.decoding import as_rgb, load, missing, opened, orientation_of, turn, turned_size
 from fss_svf.errors import DataError
-from fss_svf.files import appearing_whole
+from fss_svf.files import atomic_write
 
 _JPEG_END = b"\xff\xd9"
 
 
 def read_image(path: Path, turned: bool = False) -> np.ndarray:
-    """(H, W, 3) uint8 RGB, on white where it is transparent. Raises DataError for a missing, damaged or unclear file.
+    """(H, W, 3) uint8 RGB, transparent pixels on white. Raises DataError for a missing, damaged or ambiguous file.
 
-    turned: as a viewer shows it, by its EXIF orientation; otherwise as it is stored, but for a TIFF, which is always turned.
+    turned: apply the EXIF orientation, as viewers do. Otherwise the image is as stored, except a TIFF, which is turned.
     """
     image, orientation = _decoded(path, turned)
     return turn(image, orientation)
 
 
 def read_image_of_label(path: Path, size: Sequence[int]) -> np.ndarray:
-    """read_image in the frame of its label of `size` (height, width): turned, unless only the stored frame has that size.
+    """read_image to match a label of `size` (height, width): turned, unless only the stored image has that size.
 
-    Where neither has it, the image is turned, so that its size is that of the viewer.
+    If neither has it, the image is turned, so that its size is the one in a viewer.
     """
     image, orientation = _decoded(path, turned=True)
     return turn(image, 1 if frame_of(image.shape[:2], orientation, size) == "stored" else orientation)
@@ -37,20 +37,20 @@ def read_image_of_label(path: Path, size: Sequence[int]) -> np.ndarray:
 
 def frame_of(
     stored: Sequence[int], orientation: int, size: Sequence[int]
-) -> Literal["shown", "stored", "both", "neither"]:
-    """Which frame of an image has its label's (height, width): as a viewer shows it, or as it is stored."""
-    shown = turned_size(stored[0], stored[1], orientation) == tuple(size)
+) -> Literal["turned", "stored", "both", "neither"]:
+    """Whether the turned or the stored image has its label's (height, width)."""
+    turned = turned_size(stored[0], stored[1], orientation) == tuple(size)
     if tuple(stored) == tuple(size):
-        return "both" if shown else "stored"
-    return "shown" if shown else "neither"
+        return "both" if turned else "stored"
+    return "turned" if turned else "neither"
 
 
 def _decoded(path: Path, turned: bool) -> tuple[np.ndarray, int]:
     """(H, W, 3) uint8 RGB as stored, and the orientation to turn it by, 1 unless `turned`."""
     raw = _read(path)
     with opened(path, raw) as image:
-        # OpenCV is a quarter faster and gives the same values: libjpeg-turbo is behind both. Some ways into it turn what
-        # is missing of a file into grey without an error, so only a file that has its end goes there.
+        # OpenCV is a quarter faster and gives the same values: both use libjpeg-turbo. It may fill missing parts of a
+        # file with grey without an error, so only complete files are decoded with it.
         if image.format == "JPEG" and image.mode in ("RGB", "L") and raw.endswith(_JPEG_END):
             decoded = _decode_jpeg(raw)
             if decoded is not None and decoded.shape == (image.height, image.width, 3):
@@ -61,36 +61,36 @@ def _decoded(path: Path, turned: bool) -> tuple[np.ndarray, int]:
 
 def _decode_jpeg(raw: bytes) -> np.ndarray | None:
     try:
-        # Unturned, as the sizes in file headers, labels and Pillow are.
+        # Not turned, like sizes in file headers, labels and Pillow.
         flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
         image = cv2.imdecode(np.frombuffer(raw, np.uint8), flags)
     except cv2.error:
-        return None  # Pillow says it better
+        return None  # Pillow's error is clearer
     return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def read_label(path: Path) -> np.ndarray:
     """(H, W) uint8 class numbers from a palette or grey PNG. Raises DataError as read_image does, and for colours.
 
-    Grey of 2 or 4 bits is refused: whether its numbers are classes or a shrunk form of 8-bit ones cannot be told. So is
-    a label that EXIF turns: whether its painter saw it turned cannot be told either.
+    Grey of 2 or 4 bits is refused: its numbers may be classes, or 8-bit ones scaled down. A label with an EXIF
+    orientation is refused too: it may have been drawn turned or not.
     """
-    # OpenCV would turn the palette into colours; Pillow keeps the indices.
+    # OpenCV would convert the palette to colours; Pillow keeps the indices.
     raw = _read(path)
     with opened(path, raw) as image:
         bits = raw[_PNG_DEPTH] if image.format == "PNG" else 8
         if image.mode not in ("P", "L") or (image.mode == "L" and bits < 8):
             raise DataError(
                 f"{path}: a label must be a palette or grey PNG of class numbers (grey in 8 bits), got mode "
-                f"{image.mode} in {bits} bits; write it anew"
+                f"{image.mode} in {bits} bits; save it in that form"
             )
         load(image)
         if orientation_of(image) != 1:
-            raise DataError(f"{path}: a label that its EXIF turns; save it upright, without EXIF")
+            raise DataError(f"{path}: a label with an EXIF orientation; save it upright, without EXIF")
         return np.asarray(image)
 
 
-# The first chunk of a PNG, whose place is fixed, has the bits of a sample here.
+# Position of the bit depth in a PNG: its first chunk has a fixed position.
 _PNG_DEPTH = 24
 
 
@@ -110,11 +110,11 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def write_label(path: Path, label: np.ndarray) -> None:
-    """Write (H, W) uint8 class numbers as a palette PNG in VOC's colours. Appears whole or not at all."""
+    """Write (H, W) uint8 class numbers as a palette PNG in VOC's colours, atomically."""
     image = Image.fromarray(label)
     image.putpalette(PALETTE.tobytes())
-    with appearing_whole(path) as unfinished:
-        # zlib's Z_RLE: as small as the default for labels, at a third of its time.
+    with atomic_write(path) as unfinished:
+        # zlib's Z_RLE: for labels as small as the default, in a third of the time.
         image.save(unfinished, format="PNG", compress_type=3)
 
 

@@ -1,4 +1,4 @@
-"""The columnar index of one split: which class covers how many pixels of which image.
+"""The index of one split: the pixel area of every class in every image.
 
 Folds, the area rule and the filter of novel classes are queries on it, so a run starts without opening an image.
 """
@@ -18,7 +18,7 @@ import numpy as np
 
 from fss_svf.data.identity import FileRecord, changed_file, table
 from fss_svf.errors import DataError
-from fss_svf.files import appearing_whole
+from fss_svf.files import atomic_write
 
 FORMAT = 3
 _OPTIONAL = ("boxes", "contents", "files", "sources")
@@ -26,13 +26,12 @@ _OPTIONAL = ("boxes", "contents", "files", "sources")
 
 @dataclass(frozen=True)
 class ImageRow:
-    """One image as the preparation found it: its size, and the pixel area of every class in its label.
+    """One image at its preparation: its size, and the pixel area of every class in its label.
 
-    boxes: (class, y0, x0, y1, x1) of every instance drawn, ends exclusive, hidden parts included; () where the labels
-    know no instances.
-    content: identity.label_digest of the label; 0 where it is not known.
-    files: records of the image's file, of the label that is read, and of what the label was made from; () where a later
-    change of them is not to be noticed.
+    boxes    (class, y0, x0, y1, x1) of every instance drawn, ends exclusive, hidden parts included; () without instances
+    content  identity.label_digest of the label; 0 if not known
+    files    records of the image's file, of its label, and of the file that the label was made from; () if their changes
+             need not be detected
     """
 
     name: str
@@ -52,12 +51,12 @@ class Index:
     sizes        (N, 2) int32, height and width
     areas        (N, C + 1) int32, pixels of class 1..C in the label at its original size; column 0 is unused
     class_names  C names, class 1 first
-    fingerprint  what the index was made from; a preparation with another fingerprint makes it anew
+    fingerprint  identifies the input of the index; a preparation with another fingerprint rebuilds it
     boxes        (M, 6) int32, (image, class, y0, x0, y1, x1) of M instances by ascending image, in drawing order; None
-                 where the labels know no instances
-    contents     (N,) int64, a digest of each label's pixels, 0 where it is not known
-    files        (N, R, 4) int64, FileRecords of each image's files; None where there are none
-    sources      (S, 4) int64, FileRecords of what all images come from: lists, class names, an instances JSON
+                 without instances
+    contents     (N,) int64, a digest of each label's pixels, 0 if not known
+    files        (N, R, 4) int64, FileRecords of each image's files; None if there are none
+    sources      (S, 4) int64, FileRecords of the files behind all images: lists, class names, an instances JSON
     """
 
     names: np.ndarray
@@ -84,11 +83,11 @@ class Index:
             for c in (*row.areas, *(box[0] for box in row.boxes)):
                 if not 1 <= c <= len(class_names):
                     raise DataError(
-                        f"{row.name}: its label holds class {c}, the dataset has 1..{len(class_names)}; mend it"
+                        f"{row.name}: its label has class {c}, the dataset has 1..{len(class_names)}; correct it"
                     )
             areas[i, list(row.areas)] = list(row.areas.values())
         sizes = np.array([(row.height, row.width) for row in rows], np.int32).reshape(-1, 2)
-        # One number at a time: COCO's 600,000 boxes as tuples would be 100 MB.
+        # One number at a time: COCO's 600,000 boxes as tuples would take 100 MB.
         numbers = (number for i, row in enumerate(rows) for box in row.boxes for number in (i, *box))
         boxes = np.fromiter(numbers, np.int32).reshape(-1, 6)
         names = np.array([row.name for row in rows], dtype=np.str_)
@@ -113,8 +112,8 @@ class Index:
 
     @cached_property
     def hash(self) -> str:
-        """16 hex digits over what is read: names, sizes, areas, classes, boxes, each label's pixels, and the bytes of each
-        image's file. Places, times and the compression of labels are not in it."""
+        """16 hex digits over the data: names, sizes, areas, classes, boxes, the pixels of labels and the bytes of image
+        files. Paths, times and the compression of labels are left out."""
         digest = hashlib.sha256("\0".join([*self.names.tolist(), *self.class_names]).encode())
         digest.update(self.sizes.tobytes())
         digest.update(self.areas.tobytes())
@@ -128,51 +127,51 @@ class Index:
 
     def having(self, classes: Iterable[int], min_area: int = 1) -> np.ndarray:
         """(N,) bool: images in which some class of `classes` covers at least `min_area` pixels."""
-        found: np.ndarray = np.any(self.areas[:, list(classes)] >= min_area, axis=1)
-        return found
+        large: np.ndarray = np.any(self.areas[:, list(classes)] >= min_area, axis=1)
+        return large
 
     def boxes_of(self, image: int, class_id: int) -> np.ndarray | None:
-        """(n, 4) int32 y0, x0, y1, x1 (ends exclusive) of the class's instances in the image; None: the dataset has no
-        instances."""
+        """(n, 4) int32 y0, x0, y1, x1 (ends exclusive) of the class's instances in the image; None if the dataset
+        has no instances."""
         if self.boxes is None:
             return None
         begin, end = self._boxes_begin[image : image + 2]
-        here = self.boxes[begin:end]
-        return here[here[:, 1] == class_id, 2:]
+        of_image = self.boxes[begin:end]
+        return of_image[of_image[:, 1] == class_id, 2:]
 
     @cached_property
     def _boxes_begin(self) -> np.ndarray:
-        """(N + 1,) row of `boxes` where each image's begin."""
+        """(N + 1,) the first row of each image in `boxes`."""
         assert self.boxes is not None
         return np.searchsorted(self.boxes[:, 0], np.arange(len(self) + 1))
 
     def checked(
         self, paths: Sequence[Sequence[str]], sources: Sequence[Path], gone_too: bool = False
     ) -> tuple[str | None, Index]:
-        """The first file whose content is not that of the preparation, or None; and the index with the times of now, which
-        is this one where they are the same.
+        """The first file whose content changed since the preparation, or None; and the index with the present times, which
+        is this one if they are the same.
 
-        paths: of each image, those of `files`. gone_too: a file that is not there counts as changed.
+        paths: for each image the paths of its `files`. gone_too: a missing file counts as changed.
         """
-        found: str | None = None
+        changed: str | None = None
         files, records = (None if of is None else of.copy() for of in (self.files, self.sources))
         now = replace(self, files=files, sources=records)
         if now.sources is not None:
-            found = changed_file(now.sources, list(map(str, sources)), gone_too)
-        if now.files is not None and found is None:
-            # Labels first, which are small and what is edited most often; images last.
+            changed = changed_file(now.sources, list(map(str, sources)), gone_too)
+        if now.files is not None and changed is None:
+            # Labels first, which are small and are edited most often; images last.
             for role in (*range(1, now.files.shape[1]), 0):
                 of_role = [of_image[role] if role < len(of_image) else "" for of_image in paths]
-                found = found or changed_file(now.files[:, role], of_role, gone_too)
+                changed = changed or changed_file(now.files[:, role], of_role, gone_too)
         same = all(np.array_equal(getattr(self, key), getattr(now, key)) for key in ("files", "sources"))
-        return found, self if same else now
+        return changed, self if same else now
 
     def save(self, path: Path) -> None:
-        """Write to `path` (.npz), whole or not at all. Areas are stored as (image, class, area) rows."""
+        """Write to `path` (.npz) atomically. Areas are stored as rows (image, class, area)."""
         image, number = np.nonzero(self.areas)
         meta = {"format": FORMAT, "classes": self.class_names, "fingerprint": self.fingerprint}
         optional: dict[str, Any] = {key: value for key in _OPTIONAL if (value := getattr(self, key)) is not None}
-        with appearing_whole(path) as unfinished, unfinished.open("wb") as file:
+        with atomic_write(path) as unfinished, unfinished.open("wb") as file:
             np.savez(
                 file,
                 names=self.names,
@@ -186,7 +185,7 @@ class Index:
 
     @classmethod
     def load(cls, path: Path) -> Index:
-        """Raises DataError when the file is damaged or of another format; FileNotFoundError when there is none."""
+        """Read an index. Raises DataError if it is damaged or of another format, FileNotFoundError if there is none."""
         try:
             with np.load(path, allow_pickle=False) as z:
                 meta = json.loads(str(z["meta"]))
@@ -201,7 +200,17 @@ class Index:
                 return cls(z["names"], z["sizes"], areas, tuple(meta["classes"]), meta["fingerprint"], **optional)
         except FileNotFoundError:
             raise
-        except (BadZipFile, OSError, RuntimeError, ValueError, LookupError, TypeError, EOFError) as error:
+        # AttributeError: NumPy 1 opens a file of a single array as no context manager.
+        except (
+            BadZipFile,
+            OSError,
+            RuntimeError,
+            ValueError,
+            LookupError,
+            TypeError,
+            EOFError,
+            AttributeError,
+        ) as error:
             raise DataError(f"{path}: the index is damaged ({error}); delete it and run 'fss-svf prepare'") from None
 
 
@@ -212,12 +221,12 @@ def _check_shapes(
     files: np.ndarray | None = None,
     sources: np.ndarray | None = None,
 ) -> None:
-    """Raise ValueError for an array that no index has."""
+    """Raise ValueError for an array of a wrong shape."""
     if boxes is not None and (boxes.shape[1:] != (6,) or (np.diff(boxes[:, 0]) < 0).any()):
-        raise ValueError("its boxes are no rows of six by ascending image")
+        raise ValueError("its boxes are not rows of six sorted by image")
     if contents is not None and contents.shape != (images,):
-        raise ValueError("its labels have not one digest an image")
+        raise ValueError("it does not have one label digest for each image")
     if files is not None and (files.ndim != 3 or (len(files), files.shape[2]) != (images, 4)):
-        raise ValueError("its files are no records by image")
+        raise ValueError("its files are not records by image")
     if sources is not None and sources.shape[1:] != (4,):
-        raise ValueError("its sources are no records")
+        raise ValueError("its sources are not records")

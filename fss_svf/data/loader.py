@@ -1,6 +1,6 @@
-"""Batches made by processes of their own. What a batch holds does not depend on the number of workers.
+"""Makes batches in loader processes. The content of a batch does not depend on the number of workers.
 
-A process that ends, or shared memory that is too small, is an error of one line, and never a wait without an end.
+A loader process that ends, or too little shared memory, gives an error of one line instead of an endless wait.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from fss_svf.data.build import cores
 from fss_svf.errors import LOADER_LOST, MORE_SHARED_MEMORY, DataError, FssError
 
 log = logging.getLogger(__name__)
-# Said in other words below.
+# Replaced by the warning in _warn_of_cores.
 warnings.filterwarnings("ignore", "This DataLoader will create")
-# The threads of DataLoader that pin memory.
+# The threads of DataLoader that pin memory; their errors are not printed.
 _quiet: WeakSet[threading.Thread] = WeakSet()
 
 
 class _Numbered(Dataset):
-    """A dataset whose item n is made by `make(n)`. An expected failure travels to the main process as an item."""
+    """A dataset whose item n is `make(n)`. An expected error is passed to the main process as an item."""
 
     def __init__(self, make: Callable[[int], Any]) -> None:
         self.make = make
@@ -42,7 +42,7 @@ class _Numbered(Dataset):
         try:
             return self.make(number)
         except FssError as error:
-            # Raised in a worker, DataLoader would wrap it into a page of traceback.
+            # DataLoader would wrap an error raised in a worker into a long traceback.
             return error
         except MemoryError:
             return DataError(f"no memory left to load item {number}; use fewer workers=, or a smaller batch")
@@ -65,9 +65,9 @@ class _Collate:
 
 
 def _in_shared_memory(batch: Any) -> Any:
-    """The batch as a loader process sends it. Where that fails, an error in its place.
+    """The batch in shared memory, as a loader process sends it; an error item if that fails.
 
-    DataLoader would do so in a thread, print the thread's error, and wait for the batch for ever.
+    DataLoader would do this in a thread, print the thread's error, and wait for the batch forever.
     """
     tensors = list(_tensors(batch))
     try:
@@ -83,7 +83,7 @@ def _in_shared_memory(batch: Any) -> Any:
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
-    """The tensors of a batch: in fields, lists and tuples."""
+    """The tensors in the fields, lists and tuples of a batch."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (list, tuple)):
@@ -110,18 +110,18 @@ def batches(
         collate_fn=_Collate(collate),
         pin_memory=pin_memory,
         worker_init_fn=_start_worker,
-        # The order of episodes is fixed by their numbers; this generator only keeps DataLoader off the global one.
+        # The numbers fix the order of episodes; with this generator DataLoader does not use the global one.
         generator=torch.Generator(),
     )
     _warn_of_cores(workers)
-    for batch in _heeding_losses(loader) if workers else loader:
+    for batch in _with_lost_processes(loader) if workers else loader:
         if isinstance(batch, FssError):
             raise batch
         yield batch
 
 
-def _heeding_losses(loader: DataLoader[Any]) -> Iterator[Any]:
-    """What the loader's processes load. Raises DataError where they cannot be started, or one of them ends."""
+def _with_lost_processes(loader: DataLoader[Any]) -> Iterator[Any]:
+    """The batches of the loader's processes. Raises DataError if they cannot be started, or if one of them ends."""
     failure: str | None = None
     try:
         batches: Any = _begin(loader)
@@ -130,7 +130,7 @@ def _heeding_losses(loader: DataLoader[Any]) -> Iterator[Any]:
     while failure is None:
         try:
             batch = next(batches, None)
-        # What is read from a process that has ended is empty, refused, or no file.
+        # Reading from a process that has ended gives one of these.
         except (RuntimeError, OSError, EOFError) as error:
             if str(error).startswith("Caught ") or (isinstance(error, RuntimeError) and not _of_sharing(error)):
                 raise
@@ -139,7 +139,7 @@ def _heeding_losses(loader: DataLoader[Any]) -> Iterator[Any]:
         if batch is None:
             return
         yield batch
-    # The error that was met holds the loader, whose other processes end here.
+    # The caught error refers to the loader; without this its other processes would not end here.
     batches = None
     raise DataError(failure)
 
@@ -147,8 +147,8 @@ def _heeding_losses(loader: DataLoader[Any]) -> Iterator[Any]:
 def _begin(loader: DataLoader[Any]) -> Any:
     """The iterator over the loader, without PyTorch's handler of SIGCHLD.
 
-    It raises an error of a process that ended wherever the main process is, in the middle of its message for another.
-    The loader looks after its processes itself, every five seconds that it waits for a batch.
+    That handler raises an error for an ended process at any point of the main process. The loader itself checks its
+    processes every five seconds while it waits for a batch.
     """
     with_signals = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGCHLD) if with_signals else None
@@ -167,13 +167,13 @@ def _first_line(error: BaseException) -> str:
 
 
 def _of_sharing(error: RuntimeError) -> bool:
-    """Whether it is about the loader's processes or their memory, not an error of what they ran."""
+    """Whether an error is about the loader's processes or their memory, not raised by the code they ran."""
     words = ("DataLoader worker (pid", "Pin memory thread", "shared memory", "open files", "ancdata", "ancillary data")
     return any(word in str(error) for word in words)
 
 
 def _show_thread(arguments: threading.ExceptHookArgs) -> None:
-    """As Python does, but not of a thread that read from a loader process that ended: that is an error of the loader."""
+    """As Python does, except for threads reading from a loader process that ended: the loader raises that error."""
     if arguments.thread not in _quiet:
         threading.__excepthook__(arguments)
 
@@ -183,7 +183,7 @@ threading.excepthook = _show_thread
 
 @cache
 def _warn_of_cores(workers: int) -> None:
-    # The default, 2, is no one's choice.
+    # No warning for the default, 2.
     if workers > max(2, cores()) and distributed.rank() == 0:
         log.warning(
             "workers=%d: more loader processes than cores (%d); workers=%d is faster", workers, cores(), cores()
@@ -191,18 +191,18 @@ def _warn_of_cores(workers: int) -> None:
 
 
 def _outlive_signals() -> None:
-    """A scheduler's signals, and a terminal's, go to all processes of a job: the main one finishes its step, which needs its
-    loaders, and then ends them."""
+    """Ignore the signals of a scheduler or terminal, which go to all processes of a job: the main process needs its
+    loaders to finish its step, and then ends them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if not hasattr(signal, "sigwaitinfo"):  # Linux has it
+    if not hasattr(signal, "sigwaitinfo"):  # only Linux has it
         return
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_end_at_the_word_of_the_main_process, daemon=True).start()
+    threading.Thread(target=_end_when_main_process_signals, daemon=True).start()
 
 
-def _end_at_the_word_of_the_main_process() -> None:
-    # It sends SIGTERM to loaders that it did not close, and waits for them.
+def _end_when_main_process_signals() -> None:
+    # The main process sends SIGTERM to loaders that it did not close, and waits for them.
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         continue
     os._exit(0)

@@ -1,4 +1,4 @@
-"""From episode numbers to tensors, item by item; data/loader.py makes batches of them."""
+"""Makes tensors from episode numbers, item by item; data/loader.py makes batches of them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from fss_svf.data.annotation import SupportAnnotation, annotate
 from fss_svf.data.augment import EvalTransform, binary_mask, query_mask, support_mask, training_transform
 from fss_svf.data.dataset import Split
 from fss_svf.data.episodes import AUGMENTATION, EpisodeSampler, EpisodeSpec
-from fss_svf.episode import IGNORE, Episode
+from fss_svf.episode import IGNORE, Batch, Episode
 
 
 @dataclass(frozen=True)
 class EvalImage:
-    """An image to evaluate, as a query and as a support of M classes.
+    """An image of an evaluation, as a query and as a support of M classes.
 
     image    (3, H, W) uint8, or normalised float32
-    masks    (M, H, W) uint8 in {0, 1, 255}, as supports
+    masks    (M, H, W) uint8 in {0, 1, 255}, its masks as a support
     label    (h, w) uint8 class numbers and 255, at the original size
-    resized  (H, W) uint8, the same in the input's size and place
+    resized  (H, W) uint8, the label resized and padded like the image
     """
 
     image: Tensor
@@ -35,10 +35,10 @@ class EvalImage:
 
 
 @dataclass(frozen=True)
-class EvalImageBatch:
-    """B images to evaluate, as few tensors: each that a loader process sends takes a file descriptor.
+class EvalImageBatch(Batch):
+    """B images of an evaluation in few tensors, since each tensor from a loader process needs a file descriptor.
 
-    images (B, 3, H, W), masks (M, H, W) image by image, resized (B, H, W), and the labels at their own sizes, flat
+    images (B, 3, H, W), masks (M, H, W) image by image, resized (B, H, W), labels at their original sizes in `flat`
     """
 
     images: Tensor
@@ -60,14 +60,19 @@ class EvalImageBatch:
     def __len__(self) -> int:
         return len(self.images)
 
+    def pin_memory(self) -> EvalImageBatch:
+        """Called by DataLoader(pin_memory=True)."""
+        tensors = ("images", "masks", "resized", "flat")
+        return replace(self, **{name: getattr(self, name).pin_memory() for name in tensors})
+
     def labels(self) -> list[Tensor]:
-        """(h, w) of each image."""
+        """The (h, w) label of each image."""
         parts = self.flat.split([height * width for height, width in self.shapes])
         return [part.view(shape) for part, shape in zip(parts, self.shapes)]
 
 
 @dataclass(frozen=True)
-class LabelBatch:
+class LabelBatch(Batch):
     """Images (B, 3, H, W) uint8 and labels (B, H, W) uint8, base classes renumbered 1..n, 255 ignored."""
 
     images: Tensor
@@ -75,7 +80,7 @@ class LabelBatch:
 
 
 class Repeated:
-    """The first `count` items again and again."""
+    """Repeats the first `count` items."""
 
     def __init__(self, make: Callable[[int], Any], count: int) -> None:
         self.make, self.count = make, count
@@ -85,7 +90,7 @@ class Repeated:
 
 
 class Episodes:
-    """What training and evaluation episodes share: reading an episode's images and masks."""
+    """Reads the images and masks of an episode."""
 
     def __init__(self, split: Split, annotation: SupportAnnotation) -> None:
         self.split, self.annotation = split, annotation
@@ -96,7 +101,7 @@ class Episodes:
         return image, query_mask(label, spec.class_ids)
 
     def support(self, spec: EpisodeSpec, k: int, way: int = 1) -> tuple[np.ndarray, np.ndarray]:
-        """Support `k`, from 0, of `way`, from 1, and its mask in {0, 1, 255} as the annotation gives it."""
+        """Support `k` (from 0) of `way` (from 1), and its mask in {0, 1, 255} in the kind of annotation."""
         class_id, number = spec.class_ids[way - 1], spec.supports[(way - 1) * spec.shot + k]
         image, label = self.split.pair(number)
         boxes = self.split.index.boxes_of(number, class_id)
@@ -110,7 +115,7 @@ class Episodes:
 class TrainEpisodes(Episodes):
     """Makes training episodes by number.
 
-    augment: how; None: not augmented. base: with base_mask and base_class of these classes, for BAM.
+    augment: None for no augmentation. base: these base classes in base_mask and base_class, for BAM.
     """
 
     def __init__(
@@ -133,19 +138,21 @@ class TrainEpisodes(Episodes):
         if self.lookup is None:
             query, base = self.transform(*self.query(spec), random), {}
         else:
-            # The class of a training episode is a base class: the base labels hold its mask too, and move once.
+            # The class of a training episode is a base class, so the transformed base label contains its mask too.
             image, label = self.split.pair(spec.query)
-            own = int(self.lookup[spec.class_id])
-            image, base_mask = self.transform(image, self.lookup[label], random, foreground=own)
-            query = image, binary_mask(base_mask, own)
-            base = {"base_mask": torch.from_numpy(base_mask)[None], "base_class": torch.tensor([own])}
+            base_class = int(self.lookup[spec.class_id])
+            image, base_mask = self.transform(image, self.lookup[label], random, foreground=base_class)
+            query = image, binary_mask(base_mask, base_class)
+            base = {"base_mask": torch.from_numpy(base_mask)[None], "base_class": torch.tensor([base_class])}
         supports = [self.transform(*pair, random) for pair in self.supports(spec)]
-        return replace(_episode([query, *supports], spec, number), **base)
+        return replace(episode_of([query, *supports], spec, number), **base)
 
 
 class EvalImages:
-    """Makes the images of an evaluation by their place in `wanted`: (image, supports), where a support is its class and all
-    classes of its episode."""
+    """Makes the images of an evaluation by their position in `wanted`.
+
+    wanted: (image number, supports); a support is (its class, all classes of its episode)
+    """
 
     def __init__(
         self,
@@ -156,8 +163,8 @@ class EvalImages:
     ) -> None:
         self.split, self.wanted, self.transform, self.annotation = split, wanted, transform, annotation
 
-    def __call__(self, place: int) -> EvalImage:
-        number, supports = self.wanted[place]
+    def __call__(self, position: int) -> EvalImage:
+        number, supports = self.wanted[position]
         image, label = self.split.pair(number)
         masks = [np.zeros((0, self.transform.size, self.transform.size), np.uint8)]
         for class_id, class_ids in supports:
@@ -173,7 +180,7 @@ class EvalImages:
 
 
 class BaseLabels:
-    """Makes augmented images with base labels by number, every image once an epoch (BAM's stage 1)."""
+    """Makes augmented images with base labels by number, every image once in each epoch (BAM's stage 1)."""
 
     def __init__(self, split: Split, sampler: EpisodeSampler, size: int, augment: Augment | None) -> None:
         self.split, self.sampler = split, sampler
@@ -201,7 +208,7 @@ class LabelledImages:
 
 
 def base_label_lookup(base: Sequence[int]) -> np.ndarray:
-    """(256,) uint8: base classes to 1..n in ascending order, all others to background, 255 to itself."""
+    """(256,) uint8 that maps base classes to 1..n in ascending order, 255 to itself, all others to background."""
     lookup = np.zeros(256, np.uint8)
     lookup[sorted(base)] = np.arange(1, len(base) + 1)
     lookup[IGNORE] = IGNORE
@@ -223,8 +230,8 @@ def _image_tensor(image: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
-def _episode(pairs: list[tuple[np.ndarray, np.ndarray]], spec: EpisodeSpec, number: int) -> Episode:
-    """One episode (B = 1) of query first, then supports way by way. One way has no dimension of ways."""
+def episode_of(pairs: list[tuple[np.ndarray, np.ndarray]], spec: EpisodeSpec, number: int) -> Episode:
+    """One episode (B = 1). pairs: the query, then the supports way by way. One way has no dimension of ways."""
     images = torch.stack([_image_tensor(image) for image, _ in pairs])
     masks = torch.stack([torch.from_numpy(mask) for _, mask in pairs])
     rows = (1, spec.shot) if spec.way == 1 else (1, spec.way, spec.shot)

@@ -1,6 +1,6 @@
-"""Planned episodes, and their file: a small table, so that two codebases can be compared on the same episodes.
+"""Lists of episodes and their file, a small table. With it two codebases can be compared on the same episodes.
 
-Files hold episodes of one class; those of several classes are drawn anew, which gives the same ones.
+Files contain one-way episodes. Those of several ways are drawn again, which gives the same ones.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from pathlib import Path
 from fss_svf.data.episodes import EpisodeSampler, EpisodeSpec
 from fss_svf.data.index import Index
 from fss_svf.errors import DataError
-from fss_svf.files import appearing_whole
+from fss_svf.files import atomic_write
 
 COLUMNS = ("seed", "number", "class", "class_name", "query")
 
 
 @dataclass(frozen=True)
 class EpisodeList:
-    """Episodes of one seed with `shot` supports each; `specs[n]` is number n of an evaluation."""
+    """Episodes of one seed with `shot` supports each; `specs[n]` is episode number n."""
 
     index: Index
     shot: int
@@ -46,11 +46,11 @@ class EpisodeList:
         return replace(self, shot=shot, specs=tuple(s.first_supports(shot) for s in self.specs))
 
     def measured(self, spec: EpisodeSpec) -> dict[int, int]:
-        """Ways and their classes, those that the query holds: PANet counts an episode for these alone."""
+        """{way: class} of the classes in the query: as in PANet, only these are counted for an episode."""
         return {way: c for way, c in enumerate(spec.class_ids, 1) if self.index.areas[spec.query, c] > 0}
 
     def coverage(self, classes: Iterable[int]) -> dict[int, int]:
-        """Number of episodes that are measured for every class in `classes`."""
+        """For every class in `classes` the number of episodes in which it is measured."""
         drawn = Counter(c for spec in self.specs for c in self.measured(spec).values())
         return {c: drawn[c] for c in classes}
 
@@ -59,7 +59,7 @@ def save_episodes(path: Path, lists: Sequence[EpisodeList]) -> None:
     """Write CSV rows of seed, number, class, class_name, query, support_1 .. support_K; images by their names."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with appearing_whole(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
+        with atomic_write(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
             table = csv.writer(file)
             table.writerow([*COLUMNS, *(f"support_{k}" for k in range(1, lists[0].shot + 1))])
             for episodes in lists:
@@ -70,18 +70,18 @@ def save_episodes(path: Path, lists: Sequence[EpisodeList]) -> None:
                         [episodes.seed, spec.number, spec.class_id, index.class_name(spec.class_id), *images]
                     )
     except OSError as error:
-        raise DataError(f"episodes.save={path}: cannot be written ({error}); give another file") from None
+        raise DataError(f"episodes.save={path}: cannot be written ({error}); choose another file") from None
 
 
 def load_episodes(path: Path, index: Index, classes: Sequence[int], shot: int) -> list[EpisodeList]:
     """The episodes of a file that save_episodes or another program wrote, one list a seed, in the file's order.
 
-    `classes`: those that may be tested. Of more supports than `shot` the first are taken. Raises DataError that names
+    classes: those that may be tested. If there are more supports than `shot`, the first are used. Raises DataError naming
     the line for an unknown image or class, a class that may not be tested or is not in the image, a query among its
-    supports, too few supports.
+    supports, or too few supports.
     """
     image_of = {name: number for number, name in enumerate(index.names.tolist())}
-    found: dict[int, list[EpisodeSpec]] = {}
+    by_seed: dict[int, list[EpisodeSpec]] = {}
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             table = csv.DictReader(file)
@@ -93,27 +93,27 @@ def load_episodes(path: Path, index: Index, classes: Sequence[int], shot: int) -
                 try:
                     if None in row:
                         raise ValueError("more cells than columns")
-                    specs = found.setdefault(_seed(row["seed"]), [])
+                    specs = by_seed.setdefault(_seed(row["seed"]), [])
                     spec = _read(
                         row, [row[name] for name in wanted[len(COLUMNS) :] if row[name]][:shot], index, image_of
                     )
                     _require_sound(spec, index, classes, shot)
                     if spec.number != len(specs):
-                        raise ValueError(f"episode {spec.number}, expected {len(specs)}: a line is missing or twice")
+                        raise ValueError(f"episode {spec.number}, expected {len(specs)}: a line is missing or repeated")
                     specs.append(spec)
                 except (ValueError, TypeError) as error:
-                    raise DataError(f"{path}, line {table.line_num}: {error}; write the file anew") from None
+                    raise DataError(f"{path}, line {table.line_num}: {error}; write the file again") from None
     except FileNotFoundError:
         raise DataError(f"episodes.load={path}: no such file; write one with episodes.save=FILE") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read as a table of episodes ({error})") from None
-    if not found:
-        raise DataError(f"{path}: holds no episode")
-    return [EpisodeList(index, shot, seed, tuple(specs)) for seed, specs in found.items()]
+    if not by_seed:
+        raise DataError(f"{path}: contains no episode")
+    return [EpisodeList(index, shot, seed, tuple(specs)) for seed, specs in by_seed.items()]
 
 
 def episodes_hash(lists: Sequence[EpisodeList]) -> str:
-    """16 hex digits over what is shown: seeds, classes and images by name."""
+    """16 hex digits over the episodes: seeds, classes and images by name."""
     rows = [
         [episodes.seed, spec.class_id, *(str(episodes.index.names[image]) for image in (spec.query, *spec.supports))]
         for episodes in lists
@@ -146,7 +146,7 @@ def _require_sound(spec: EpisodeSpec, index: Index, classes: Sequence[int], shot
     if len(spec.supports) < shot:
         raise ValueError(f"{len(spec.supports)} supports, {shot} are needed")
     if len({spec.query, *spec.supports}) != 1 + shot:
-        raise ValueError("the query and its supports are not all different images")
+        raise ValueError("the query and its supports must be different images")
     for image in (spec.query, *spec.supports):
         if index.areas[image, spec.class_id] == 0:
-            raise ValueError(f"{index.names[image]} holds no {name}")
+            raise ValueError(f"{index.names[image]} contains no {name}")

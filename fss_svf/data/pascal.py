@@ -1,4 +1,4 @@
-"""dataset=pascal: Pascal-5i from VOC 2012 and SBD as they are downloaded, by the papers' lists and counts."""
+"""dataset=pascal: Pascal-5i from the downloads of VOC 2012 and SBD, checked against the papers' counts."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from fss_svf.data.index import ImageRow, Index
 from fss_svf.data.sbd import read_sbd_label
 from fss_svf.data.voc import VOC_CLASSES, index_named, read_names
 from fss_svf.errors import DataError, listing
-from fss_svf.files import appearing_whole
+from fss_svf.files import atomic_write
 from fss_svf.registry import DATASETS
 
 log = logging.getLogger(__name__)
 
-# Images that a fold lists, folds 0..3: train with the filter of novel classes and without, and val.
+# Images in folds 0..3: train with the filter of novel classes and without, and val.
 PAPERS: dict[tuple[SplitName, bool], tuple[int, ...]] = {
     ("train", True): (4208, 3726, 2752, 4510),
     ("train", False): (4760, 4588, 4097, 5108),
     ("val", True): (364, 445, 592, 336),
 }
 
-# Label file of each name, by split.
+# The label file of each name, by split.
 Sources = dict[SplitName, dict[str, Path]]
 
 
@@ -44,11 +44,11 @@ class PascalOptions(DatasetOptions):
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where the parts of the download lie; None for what is not there.
+class Download:
+    """Folders of the download; None for a missing one.
 
-    voc  holds JPEGImages, ImageSets and SegmentationClass
-    aug  SegmentationClassAug: the labels of VOC and SBD as others have merged them
+    voc  the folder of JPEGImages, ImageSets and SegmentationClass
+    aug  SegmentationClassAug: the labels of VOC and SBD as merged by others
     sbd  SBD's cls/*.mat
     """
 
@@ -57,8 +57,8 @@ class Places:
     sbd: Path | None
 
     @classmethod
-    def under(cls, root: Path) -> Places:
-        # By VOC's training list: its test set, on the same page, has the same folders.
+    def under(cls, root: Path) -> Download:
+        # Identified by VOC's training list, since its test set has the same folders.
         voc = _first(root, ("", "VOCdevkit/VOC2012", "VOC2012"), "ImageSets/Segmentation/train.txt")
         aug = _first(root, ("SegmentationClassAug",)) or (_first(voc, ("SegmentationClassAug",)) if voc else None)
         sbd = _first(root, ("benchmark_RELEASE/dataset/cls", "dataset/cls", "cls"))
@@ -78,45 +78,45 @@ class Pascal(Dataset):
 
     def prepare(self, workers: int | None) -> dict[SplitName, Index]:
         root = self.options.root
-        unpack_until(lambda: Places.under(root).voc is not None, root, ("VOCdevkit/VOC2012", "VOC2012", "JPEGImages"))
+        unpack_until(lambda: Download.under(root).voc is not None, root, ("VOCdevkit/VOC2012", "VOC2012", "JPEGImages"))
         unpack_until(self._labelled, root, ("SegmentationClassAug", "benchmark_RELEASE"))
-        places = Places.under(root)
-        if places.voc is None:
+        download = Download.under(root)
+        if download.voc is None:
             raise DataError(
                 f"dataset=pascal: no VOC 2012 under {root} (VOCdevkit/VOC2012/ImageSets/Segmentation/train.txt, or its "
-                "archive); set dataset.root to where it is (data/README.md shows the tree)"
+                "archive); set dataset.root to its path (data/README.md shows the tree)"
             )
-        if places.aug is None and places.sbd is None:
+        if download.aug is None and download.sbd is None:
             raise DataError(
                 f"dataset=pascal: no labels under {root}: neither benchmark_RELEASE/dataset/cls (SBD) nor "
                 "SegmentationClassAug, nor their archives; data/README.md shows the tree"
             )
         sources: Sources = {
-            "train": label_sources(places, self._train_names(places.voc)),
-            "val": label_sources(places, _voc_names(places.voc, "val")),
+            "train": label_sources(download, self._train_names(download.voc)),
+            "val": label_sources(download, _voc_names(download.voc, "val")),
         }
-        papers = self._complete(places, sources) and self.options.check_counts
+        papers = self._complete(download, sources) and self.options.check_counts
         self.options.prepared.mkdir(parents=True, exist_ok=True)
-        return {split: self._index(split, sources[split], places, papers, workers) for split in sources}
+        return {split: self._index(split, sources[split], download, papers, workers) for split in sources}
 
     def split(self, name: SplitName) -> Split:
-        places = Places.under(self.options.root)
-        if places.voc is None:
+        download = Download.under(self.options.root)
+        if download.voc is None:
             raise DataError(
                 f"dataset=pascal: not prepared, there is no VOC 2012 under {self.options.root}; set dataset.root to "
-                "where it is, and run 'fss-svf prepare dataset=pascal' first"
+                "its path, and run 'fss-svf prepare dataset=pascal' first"
             )
-        path, listed = self._index_path(name, places), self.options.train_list if name == "train" else None
+        path, listed = self._index_path(name, download), self.options.train_list if name == "train" else None
         index = self._open_index(path, listed)
-        split = Split(index, places.voc / "JPEGImages", ".jpg", self._labels(places))
-        # SBD's labels may be gone once they are merged.
-        merged = places.aug is not None or places.sbd is not None
-        origins = list(label_sources(places, index.names.tolist()).values()) if merged else []
-        return self._checked(path, split, self._lists(places.voc), origins)
+        split = Split(index, download.voc / "JPEGImages", ".jpg", self._labels(download))
+        # SBD's labels may be deleted after they are merged.
+        merged = download.aug is not None or download.sbd is not None
+        origins = list(label_sources(download, index.names.tolist()).values()) if merged else []
+        return self._checked(path, split, self._lists(download.voc), origins)
 
     def _labelled(self) -> bool:
-        places = Places.under(self.options.root)
-        return places.aug is not None or places.sbd is not None
+        download = Download.under(self.options.root)
+        return download.aug is not None or download.sbd is not None
 
     def _train_names(self, voc: Path) -> list[str]:
         if self.options.train_list is not None:
@@ -128,43 +128,45 @@ class Pascal(Dataset):
         if leaks:
             raise DataError(
                 f"dataset=pascal: {len(leaks)} names of the training list are in VOC's val list too: {listing(leaks)}; "
-                "take them out of the training list"
+                "remove them from the training list"
             )
         return names
 
     def _lists(self, voc: Path) -> list[Path]:
-        """The files that say which images are trained on and tested; the training list is without the tested ones."""
+        """The list files of training and test images. The training list does not include test images."""
         lists = [voc / "ImageSets" / "Segmentation" / f"{split}.txt" for split in ("train", "val")]
         return [*lists, *([] if self.options.train_list is None else [self.options.train_list])]
 
-    def _index_path(self, split: SplitName, places: Places) -> Path:
-        assert places.voc is not None
-        # Labels of another source, and another list, have their own index: a run cannot read the wrong one.
-        source = "aug" if places.aug else "sbd"
+    def _index_path(self, split: SplitName, download: Download) -> Path:
+        assert download.voc is not None
+        # Another source of labels or another list has a separate index, so that a run cannot read the wrong one.
+        source = "aug" if download.aug else "sbd"
         listed = (
-            f"-{fingerprint(self._train_names(places.voc))[:8]}" if split == "train" and self.options.train_list else ""
+            f"-{fingerprint(self._train_names(download.voc))[:8]}"
+            if split == "train" and self.options.train_list
+            else ""
         )
         return self.options.prepared / f"{split}-{source}{listed}.npz"
 
-    def _labels(self, places: Places) -> Path:
-        return places.aug or self.options.prepared / "labels"
+    def _labels(self, download: Download) -> Path:
+        return download.aug or self.options.prepared / "labels"
 
-    def _complete(self, places: Places, sources: Sources) -> bool:
-        """Whether every file is there. Names that lack one are taken out of `sources`, or DataError is raised."""
-        assert places.voc is not None
-        images = places.voc / "JPEGImages"
+    def _complete(self, download: Download, sources: Sources) -> bool:
+        """Whether every file exists. Names with a missing file are removed from `sources`, or DataError is raised."""
+        assert download.voc is not None
+        images = download.voc / "JPEGImages"
         folders = {images, *(source.parent for of_split in sources.values() for source in of_split.values())}
-        there: set[Path] = set().union(*map(present, folders))
+        existing: set[Path] = set().union(*map(present, folders))
         missing: dict[Path, None] = {}  # in order, each once
         for of_split in sources.values():
             for name, source in list(of_split.items()):
-                lacking = [file for file in (images / f"{name}.jpg", source) if file not in there]
-                if lacking:
-                    missing |= dict.fromkeys(lacking)
+                absent_files = [file for file in (images / f"{name}.jpg", source) if file not in existing]
+                if absent_files:
+                    missing |= dict.fromkeys(absent_files)
                     del of_split[name]
         report = self.options.prepared / "missing.txt"
         if not missing:
-            if report.exists():  # a read-only folder refuses to delete even what is not there
+            if report.exists():  # a read-only folder refuses to delete even a missing file
                 report.unlink()
             return True
         self.options.prepared.mkdir(parents=True, exist_ok=True)
@@ -173,18 +175,17 @@ class Pascal(Dataset):
         kept = " and ".join(f"{len(of_split):,} of {split}" for split, of_split in sources.items())
         if not self.options.allow_missing or not all(sources.values()):
             raise DataError(
-                f"{text}, which leaves {kept}; finish the download, or set dataset.allow_missing=true to go on with what "
-                "is there"
+                f"{text}, which leaves {kept}; finish the download, or set dataset.allow_missing=true to use the others"
             )
-        log.warning("%s; going on with %s", text, kept)
+        log.warning("%s; using %s", text, kept)
         return False
 
     def _index(
-        self, split: SplitName, sources: dict[str, Path], places: Places, papers: bool, workers: int | None
+        self, split: SplitName, sources: dict[str, Path], download: Download, papers: bool, workers: int | None
     ) -> Index:
-        """`papers`: whether the papers' counts must come out."""
-        assert places.voc is not None
-        images, labels = places.voc / "JPEGImages", self._labels(places)
+        """papers: whether the counts must equal the papers'."""
+        assert download.voc is not None
+        images, labels = download.voc / "JPEGImages", self._labels(download)
 
         def check(index: Index) -> None:
             for (of, filtered), expected in PAPERS.items():
@@ -194,7 +195,7 @@ class Pascal(Dataset):
         names = list(sources)
         labels.mkdir(parents=True, exist_ok=True)
         return build_index(
-            self._index_path(split, places),
+            self._index_path(split, download),
             list(sources.values()),
             partial(merge_label, images, labels),
             VOC_CLASSES,
@@ -202,13 +203,13 @@ class Pascal(Dataset):
             workers,
             f"pascal {split}",
             files=lambda source: (images / f"{source.stem}.jpg", labels / f"{source.stem}.png", source),
-            sources=self._lists(places.voc),
+            sources=self._lists(download.voc),
             check=check,
         )
 
 
 def sbd_train_noval() -> list[str]:
-    """SBD's images for training that are not in VOC 2012's val lists, 5,623 names (SBD's authors publish the list)."""
+    """SBD's training images that are not in VOC 2012's val lists, 5,623 names (a list published by SBD's authors)."""
     return (files("fss_svf.data") / "lists" / "sbd_train_noval.txt").read_text().split()
 
 
@@ -216,28 +217,28 @@ def _voc_names(voc: Path, split: SplitName) -> list[str]:
     return read_names(voc / "ImageSets" / "Segmentation" / f"{split}.txt", "dataset=pascal")
 
 
-def label_sources(places: Places, names: list[str]) -> dict[str, Path]:
-    """The file with each name's label: VOC's where it has one, SBD's otherwise."""
-    if places.aug is not None:
-        return {name: places.aug / f"{name}.png" for name in names}
-    assert places.voc is not None
-    assert places.sbd is not None
-    folder = places.voc / "SegmentationClass"
-    no_png, no_mat = set(absent(folder, names, ".png")), set(absent(places.sbd, names, ".mat"))
-    # What neither has is missing from the one that should have it.
-    listed = {*_voc_names(places.voc, "train"), *_voc_names(places.voc, "val")}
+def label_sources(download: Download, names: list[str]) -> dict[str, Path]:
+    """The label file of each name: VOC's if it has one, else SBD's."""
+    if download.aug is not None:
+        return {name: download.aug / f"{name}.png" for name in names}
+    assert download.voc is not None
+    assert download.sbd is not None
+    folder = download.voc / "SegmentationClass"
+    no_png, no_mat = set(absent(folder, names, ".png")), set(absent(download.sbd, names, ".mat"))
+    # If neither has the label, the file that should exist is reported as missing.
+    listed = {*_voc_names(download.voc, "train"), *_voc_names(download.voc, "val")}
     of_voc = {name for name in names if name not in no_png or (name in no_mat and name in listed)}
-    return {name: folder / f"{name}.png" if name in of_voc else places.sbd / f"{name}.mat" for name in names}
+    return {name: folder / f"{name}.png" if name in of_voc else download.sbd / f"{name}.mat" for name in names}
 
 
 def merge_label(images: Path, labels: Path, source: Path) -> ImageRow:
-    """Make labels/NAME.png of VOC's PNG or SBD's .mat where it is not that file already; the index's row of it."""
+    """Write labels/NAME.png from VOC's PNG or SBD's .mat, unless it is that file, and return its row of the index."""
     target, origin = labels / f"{source.stem}.png", record(source)
     if source.suffix == ".mat":
         write_label(target, read_sbd_label(source))
     elif source != target:
-        read_label(source)  # a damaged one is told by its own name
-        with appearing_whole(target) as unfinished:
+        read_label(source)  # an error names the source file
+        with atomic_write(target) as unfinished:
             shutil.copyfile(source, unfinished)
     row = index_named(images, labels, source.stem)
     return row if source == target else replace(row, files=(*row.files, origin))

@@ -16,7 +16,7 @@ _HEADER, _COMPRESSED = 128, 15
 
 def read_sbd_label(path: Path) -> np.ndarray:
     """(H, W) uint8 class numbers 0..20 of an SBD file (GTcls.Segmentation). Raises DataError naming the file."""
-    from scipy.io import loadmat  # needed by nothing else at start-up
+    from scipy.io import loadmat  # imported here, since nothing else needs it at start-up
 
     try:
         raw = path.read_bytes()
@@ -27,12 +27,12 @@ def read_sbd_label(path: Path) -> np.ndarray:
         return np.ascontiguousarray(segmentation)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; finish the download of SBD") from None
-    except Exception as error:  # scipy raises whatever its C code meets
+    except Exception as error:  # scipy raises anything for damaged files
         raise DataError(f"{path}: cannot be read ({error}); the file is damaged, replace it") from None
 
 
 def _verify(raw: bytes) -> None:
-    """Check the compressed parts against their own checksums: scipy crashes on some damaged files."""
+    """Check the checksums of the compressed parts: scipy crashes on some damaged files."""
     position = _HEADER
     while position < len(raw):
         order = "<" if raw[126:128] == b"IM" else ">"

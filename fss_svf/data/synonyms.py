@@ -1,6 +1,6 @@
-"""Class names of one meaning: spellings, and words that datasets use for the same thing.
+"""Class names with the same meaning: spellings, and words that datasets use for the same thing.
 
-A class that training has seen is not novel under another name, so that names are compared by what they mean.
+A class seen in training is not novel under another name, so names are compared by meaning.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from collections.abc import Iterable, Sequence
 
 log = logging.getLogger(__name__)
 
-# Words of one thing, as its datasets spell them: Pascal VOC, COCO, CIFAR-10, ADE20K, and LVIS, whose annotations give the
-# WordNet synset of each category with its words. Only words that mean nothing else are here: neither a kind of the thing
-# (airliner) nor a word of two meanings (plane, bike, monitor, mouse). Blanks, hyphens, underscores and case need no entry.
+# Words for the same thing in Pascal VOC, COCO, CIFAR-10, ADE20K, and LVIS, whose annotations list the WordNet synset of
+# each category. Only words with a single meaning are here: no subtypes (airliner) and no ambiguous words (plane, bike,
+# monitor, mouse). Blanks, hyphens, underscores and case need no entry.
 SYNONYMS = (
     ("aeroplane", "airplane"),  # VOC; COCO, airplane.n.01
     ("motorbike", "motorcycle"),  # VOC; COCO, motorcycle.n.01
@@ -42,24 +42,24 @@ SYNONYMS = (
     ("necktie", "tie"),  # necktie.n.01; COCO
 )  # fmt: skip
 
-# What is between two letters or digits and is none; the first group is that between two digits.
+# Characters between two letters or digits that are neither; the first group is between two digits.
 _BETWEEN = re.compile(r"(?<=\d)([\s_\-/.'()]+)(?=\d)|(?<=[^\W_])[\s_\-/.'()]+(?=[^\W_])")
 
 Synonyms = Sequence[Sequence[str]]
 
 
 def spelling(name: str) -> str:
-    """A name without what spellings differ in: case, the encoding of accents, WordNet's ".n.01", and the blanks, hyphens,
-    underscores, slashes, dots and brackets between words (between two digits they stay: "part 1-12" is not "part 11-2")."""
+    """A name without differences of spelling: case, the encoding of accents, WordNet's ".n.01", and the blanks, hyphens,
+    underscores, slashes, dots and brackets between words. Between two digits they stay: "part 1-12" is not "part 11-2"."""
     plain = unicodedata.normalize("NFKC", name).casefold().strip()
     plain = re.sub(r"\.[nv]\.\d+$", "", plain)
     return _BETWEEN.sub(lambda gap: "_" if gap[1] else "", plain).strip(" _()")
 
 
 def same_things(a: Iterable[str], b: Iterable[str], more: Synonyms = ()) -> list[tuple[str, str]]:
-    """The pairs of a name in `a` and one in `b` that mean one thing, in the order of `b`; equal names are a pair.
+    """Pairs of a name in `a` and one in `b` with the same meaning, in the order of `b`; equal names are a pair.
 
-    more: further words of one thing each, joined with those of SYNONYMS that they share a word with.
+    more: further groups of words, joined with the groups of SYNONYMS that share a word with them.
     """
     joined = _joined([*SYNONYMS, *more])
     by_meaning: dict[str, list[str]] = {}
@@ -73,34 +73,35 @@ def same_things(a: Iterable[str], b: Iterable[str], more: Synonyms = ()) -> list
 
 
 def listed_twice(names: Sequence[str], more: Synonyms = ()) -> list[tuple[str, str]]:
-    """The pairs of names of one list that mean one thing, the earlier first."""
-    place = {name: i for i, name in enumerate(names)}
-    return [(a, b) for a, b in same_things(names, names, more) if place[a] < place[b]]
+    """Pairs of names in one list with the same meaning, the earlier name first."""
+    position = {name: i for i, name in enumerate(names)}
+    return [(a, b) for a, b in same_things(names, names, more) if position[a] < position[b]]
 
 
 def warn_of_twice(names: Sequence[str], more: Synonyms = ()) -> None:
-    """Warn where a dataset's own list holds one thing twice: it may be trained on by one name and novel by the other."""
+    """Warn of two names with the same meaning in a dataset: one may be trained on and the other novel."""
     for a, b in listed_twice(names, more):
         log.warning(
-            "the classes %r and %r are one thing: where one is novel and the other is trained on, the number is of a class "
-            "that was seen; join them, or rename one if they are two things",
+            "the classes %r and %r have the same meaning: if one is novel and the other is trained on, the result is for a "
+            "class seen in training; join them, or rename one if they are different things",
             a,
             b,
         )
 
 
 def _meanings(name: str, joined: dict[str, str]) -> set[str]:
-    """One of a name, or one of each word of a list such as ADE20K's "sofa, couch, lounge"."""
+    """The meaning of a name, or of each word of a list such as ADE20K's "sofa, couch, lounge"."""
     words = [spelling(name), *map(spelling, re.split(r"[,;]", name))]
     return {joined.get(word, word) for word in words if word}
 
 
 def _joined(groups: Iterable[Sequence[str]]) -> dict[str, str]:
-    """Of each spelling in the groups the one that stands for all of its meaning."""
-    found: dict[str, str] = {}
+    """For each spelling in the groups the one that represents its meaning."""
+    meaning_of: dict[str, str] = {}
     for group in groups:
         words = [spelling(word) for word in group]
-        same = {found.get(word, word) for word in words}
+        same = {meaning_of.get(word, word) for word in words}
         first = min(same)
-        found |= dict.fromkeys([*words, *(word for word, meaning in found.items() if meaning in same)], first)
-    return found
+        joined = [*words, *(word for word, meaning in meaning_of.items() if meaning in same)]
+        meaning_of |= dict.fromkeys(joined, first)
+    return meaning_of

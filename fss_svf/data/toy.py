@@ -1,4 +1,4 @@
-"""dataset=toy: rendered on the spot into a VOC-style folder, so that it passes through the readers of real data."""
+"""dataset=toy: rendered into a VOC-style folder, so that the readers of real data are used."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from fss_svf.data.index import ImageRow, Index
 from fss_svf.data.toy_render import CLASS_NAMES, render
 from fss_svf.data.voc import VocFolder, index_named
 from fss_svf.errors import DataError
-from fss_svf.files import appearing_whole
+from fss_svf.files import atomic_write
 from fss_svf.registry import DATASETS
 
 
 @dataclass(frozen=True)
 class ToyOptions(DatasetOptions):
-    """How many images of each split to render, from which seed."""
+    """The number of images to render for each split, and the seed."""
 
     train_images: int
     val_images: int
@@ -49,7 +49,7 @@ class Toy(VocFolder):
             folder.mkdir(parents=True, exist_ok=True)
         total = o.train_images + o.val_images
         names = [toy_name(number) for number in range(total)]
-        # The index of this step is only a record that the rendering is whole.
+        # The index of this step only records that the rendering is complete.
         build_index(
             o.prepared / "rendered.npz",
             range(total),
@@ -61,26 +61,26 @@ class Toy(VocFolder):
             files=lambda number: (self.images / f"{names[number]}.jpg", self.labels / f"{names[number]}.png"),
         )
         for split, of_split in (("train", names[: o.train_images]), ("val", names[o.train_images :])):
-            with appearing_whole(lists / f"{split}.txt") as unfinished:  # another preparation may read it
+            with atomic_write(lists / f"{split}.txt") as unfinished:  # another preparation may read it
                 unfinished.write_text("\n".join(of_split) + "\n")
         return super().prepare(workers)
 
     def split(self, name: SplitName) -> Split:
-        """As VocFolder.split. Raises DataError too where other images were rendered than the options say."""
+        """As VocFolder.split. Raises DataError also if the images were rendered with other options."""
         o, split = self.options, super().split(name)
         wanted = {"train": o.train_images, "val": o.val_images}[name]
         rendered = o.prepared / "rendered.npz"
         if len(split.index) != wanted or (rendered.exists() and Index.load(rendered).fingerprint != _made_from(o)):
             raise DataError(
-                f"dataset=toy: prepared by other options than dataset.train_images={o.train_images}, val_images="
-                f"{o.val_images}, seed={o.seed}, or by another release; run {self._prepare}, or give the options it was "
-                "prepared by"
+                f"dataset=toy: prepared with other options than dataset.train_images={o.train_images}, val_images="
+                f"{o.val_images}, seed={o.seed}, or by another release; run {self._prepare}, or use the options it was "
+                "prepared with"
             )
         return split
 
 
 def _made_from(options: ToyOptions) -> str:
-    # The code that draws too: another release may draw other pictures.
+    # The drawing code is included: another release may draw other pictures.
     code = [(files("fss_svf.data") / name).read_text() for name in ("toy_render.py", "toy_things.py")]
     return fingerprint("toy", options.seed, options.train_images + options.val_images, code)
 
@@ -91,10 +91,10 @@ def toy_name(number: int) -> str:
 
 
 def render_files(images: Path, labels: Path, seed: int, number: int) -> ImageRow:
-    """Render image `number` into its JPEG and its label PNG."""
+    """Render image `number` to its JPEG and its label PNG."""
     image, label = render(seed, number)
     name = toy_name(number)
-    with appearing_whole(images / f"{name}.jpg") as unfinished:
+    with atomic_write(images / f"{name}.jpg") as unfinished:
         Image.fromarray(image).save(unfinished, format="JPEG", quality=95)
     write_label(labels / f"{name}.png", label)
     return index_named(images, labels, name)

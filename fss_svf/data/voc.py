@@ -34,7 +34,7 @@ _ENDING = re.compile(f"({'|'.join(map(re.escape, IMAGE_ENDINGS))})$", re.IGNOREC
 
 
 class VocFolder(Dataset):
-    """A dataset in VOC's layout under options.root. Subclasses name their classes and their label folder."""
+    """A dataset in VOC's layout under options.root. Subclasses set class_names and may set label_folder."""
 
     class_names: tuple[str, ...]
     label_folder = "SegmentationClass"
@@ -92,26 +92,26 @@ def read_lines(path: Path) -> list[str]:
     try:
         return path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as UTF-8 text ({error}); save it anew") from None
+        raise DataError(f"{path}: cannot be read as UTF-8 text ({error}); save it as UTF-8") from None
 
 
 def read_names(path: Path, what: str) -> list[str]:
-    """The image names of a list file, one a line, each once. `what` asked for it: a config key, or a dataset.
+    """The image names in a list file, one in each line, without repetitions. what: the config key or dataset that uses it.
 
     Lines of other projects' lists ("JPEGImages/NAME.jpg SegmentationClassAug/NAME.png") are read as NAME.
-    Raises DataError when there is none.
+    Raises DataError if there is none.
     """
     if not path.is_file():
-        raise DataError(f"{what}: no list {path}; set the key to where it is, or finish the download")
+        raise DataError(f"{what}: no list {path}; set the key to its path, or finish the download")
     lines = [line.strip() for line in read_lines(path) if line.strip()]
     if not lines:
-        raise DataError(f"{what}: the list {path} is empty; write it anew, or finish the download")
+        raise DataError(f"{what}: the list {path} is empty; write it again, or finish the download")
     first = [re.sub(r"^(\S+\.jpg)\s+\S+\.png$", r"\1", line) for line in lines]
     return list(dict.fromkeys(_ENDING.sub("", Path(line).name) for line in first))
 
 
 def index_label(image: Path, label: Path, name: str) -> ImageRow:
-    """The row of one image: the areas of its label, whose size must be the image's."""
+    """The row of one image, with the areas of its label. The sizes of image and label must agree."""
     files = record(image), record(label)
     numbers = read_label(label)
     size = image_size(image)
@@ -129,6 +129,6 @@ def index_named(images: Path, labels: Path, name: str) -> ImageRow:
 
 
 def class_areas(label: np.ndarray) -> dict[int, int]:
-    """Pixels of every class in a label, without background 0 and ignored 255."""
+    """The number of pixels of every class in a label, without background 0 and ignored 255."""
     counts = np.bincount(label.reshape(-1), minlength=256)
     return {int(c): int(counts[c]) for c in np.flatnonzero(counts[:255]) if c != 0}

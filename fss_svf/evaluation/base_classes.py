@@ -5,67 +5,73 @@ Source: BAM (CVPR 2022), its base mIoU and its section on generalized few-shot s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fss_svf.config import Protocol
 from fss_svf.errors import ConfigError
-from fss_svf.evaluation.counts import LabelCount, LabelCounts, count_labels
+from fss_svf.evaluation.metric import class_iou, count_labels, mean_iou
+from fss_svf.methods.base_classes import BaseClassMethod
 from fss_svf.methods.method import FewShotMethod
 
+# Which of two predictions of a pixel wins, by the names of their counts.
+FUSIONS = {"final first": "generalized, final first", "base first": "generalized, base first"}
 
-def count_fusions(
-    novel: Tensor, base: Tensor, mask: Tensor, label: Tensor, classes: Sequence[int]
-) -> dict[str, LabelCount]:
-    """Count both ways to label a query as background, a base class or the episode's novel class.
 
-    "final": novel wins, base fills what is left; "base": base wins, novel fills.
+def count_fusions(novel: Tensor, base: Tensor, mask: Tensor, label: Tensor, classes: int) -> dict[str, Tensor]:
+    """Count both ways to label a query as background, a base class or the novel class of each of B episodes.
 
-    novel    (H, W) bool, where the novel class is said to be
-    base     (H, W) the base classes said, 0..n
+    "final first": novel wins, base fills what is left; "base first": base wins, novel fills. A pixel is novel where the
+    softmax of the method's logits is above the protocol's threshold (0.9 in the official code). Pixels of other novel
+    classes count as background.
+
+    novel    (B, H, W) bool, where the novel class is predicted
+    base     (H, W) the predicted base classes, 0..n
     mask     (H, W) 1 where the novel class is; label: (H, W) the base classes, in {0..n, 255}
-    classes  the dataset's numbers of the n base classes and, last, of the novel one
+    classes  n
+
+    int64 (B, n + 2, 2) each: background, base classes, novel class.
     """
-    number = len(classes)  # the novel class among the labels
+    number = classes + 1  # the novel class among the labels
     true = torch.where(mask == 1, number, label)
-    said = {"final": torch.where(novel, number, base), "base": torch.where(base > 0, base, novel * number)}
-    return {first: count_labels(labels, true, (0, *classes)) for first, labels in said.items()}
+    fused = {
+        "final first": torch.where(novel, number, base),
+        "base first": torch.where(base > 0, base, novel * number),
+    }
+    return {name: count_labels(labels, true, classes + 2) for name, labels in fused.items()}
 
 
-class BaseClassCounts:
-    """Counts of the base classes in every query and, where a protocol fuses, of both fusions with the novel class.
+def base_scores(counts: Mapping[str, np.ndarray], base: int, zero: bool) -> dict[str, dict[str, float]]:
+    """mIoU by what was measured, fractions. `zero`: a class without a pixel counts as 0, else it is left out.
 
-    Novel is where the softmax of the method's logits is above the protocol's threshold (0.9 in the official code). Pixels
-    of other novel classes count as background.
+    counts: by name, (1 + n + C, 2) of background, the n = `base` base classes and the C novel ones, summed over episodes.
     """
 
-    def __init__(self, num_classes: int, base: Sequence[int]) -> None:
-        """`base`: the dataset's numbers of the base classes, ascending."""
-        self.base = tuple(base)
-        self.alone = LabelCounts(num_classes)
-        self.fused: dict[str, LabelCounts] = {}
+    def miou(name: str, start: int, stop: int | None) -> dict[str, float]:
+        return {"miou": float(mean_iou(class_iou(counts[name][start:stop], zero)))}
 
-    def add(self, alone: LabelCount, fused: Mapping[str, LabelCount]) -> None:
-        """Count an episode: its query's base classes, and its fusions by name."""
-        self.alone.add(alone)
-        for scheme, count in fused.items():
-            self.fused.setdefault(scheme, LabelCounts(len(self.alone.union) - 1)).add(count)
-
-    def scores(self, novel: Iterable[int], zero: bool) -> dict[str, dict[str, float]]:
-        """mIoU by what was measured, fractions. `zero`: a class without a pixel counts as 0, else it is left out."""
-        novel = tuple(novel)
-        found = {"base classes": {"miou": self.alone.miou(self.base, zero)}}
-        for scheme, counts in self.fused.items():
-            for name, classes in (("novel", novel), ("base", self.base), ("all", (*self.base, *novel))):
-                found[f"generalized, {scheme} first, {name}"] = {"miou": counts.miou(classes, zero)}
-        return found
+    scores = {"base classes": miou("base", 1, 1 + base)}
+    for name, title in FUSIONS.items():
+        if name in counts:
+            parts = {"novel": (1 + base, None), "base": (1, 1 + base), "all": (1, None)}
+            scores |= {f"{title}, {part}": miou(name, *rows) for part, rows in parts.items()}
+    return scores
 
 
-def require_base_classes(protocol: Protocol, model: FewShotMethod, name: str) -> None:
-    """Raise ConfigError where the protocol fuses base and novel classes and the method knows novel ones alone."""
-    if protocol.novel_threshold is not None and not model.segments_base:
+def require_base_classes(protocol: Protocol, model: FewShotMethod, name: str, way: int) -> None:
+    """Raise ConfigError where the protocol fuses base classes with a novel one, and the method knows novel ones alone, or
+    the episodes have several."""
+    if protocol.novel_threshold is None:
+        return
+    if way > 1:
+        raise ConfigError(
+            f"protocol={protocol.name}: protocol.novel_threshold fuses base classes with one novel class, got way={way}; "
+            "say way=1, or protocol.novel_threshold=null"
+        )
+    if not isinstance(model, BaseClassMethod):
         raise ConfigError(
             f"protocol={protocol.name}: method={name} segments no base classes; use method=bam, or another protocol"
         )

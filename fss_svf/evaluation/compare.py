@@ -18,7 +18,7 @@ from fss_svf.config import CompareConfig
 from fss_svf.errors import ConfigError, DataError, did_you_mean, listing
 from fss_svf.evaluation.differences import differences, verdict
 from fss_svf.evaluation.episode_table import EpisodeTable, load_episode_table, total_counts
-from fss_svf.evaluation.statistics import LEVEL, RESAMPLES
+from fss_svf.evaluation.intervals import LEVEL, RESAMPLES
 from fss_svf.provenance import write_json, write_run_folder
 from fss_svf.reporting.comparison import comparison_table
 from fss_svf.reporting.report import read_result
@@ -26,8 +26,18 @@ from fss_svf.reporting.rows import LAST_STEP
 
 log = logging.getLogger(__name__)
 
-_TOLD = ("method", "tuning", "backbone", "backbone_weights", "backbone_weights_hash", "checkpoint", "miou", "fb_iou")
-_THE_MODEL = ("method", "backbone", "tuning", "backbone_weights", "backbone_weights_hash")
+_TOLD = (
+    "method",
+    "way_rule",
+    "tuning",
+    "backbone",
+    "backbone_weights",
+    "backbone_weights_hash",
+    "checkpoint",
+    "miou",
+    "fb_iou",
+)
+_THE_MODEL = ("method", "way_rule", "backbone", "tuning", "backbone_weights", "backbone_weights_hash")
 _SHARED = ("dataset", "fold", "way", "shot", "size", "protocol_hash", "seeds", "num_episodes")
 
 
@@ -181,6 +191,7 @@ def _require_same_measurement(a: _Training, b: _Training) -> None:
     if a.result["protocol_hash"] != b.result["protocol_hash"]:
         # The hash alone says nothing; what went into it does.
         _require_equal(a, b, "precision", *(t.result.get("precision", "float32") for t in (a, b)))
+        _require_equal(a, b, "features_dtype", *(t.result.get("features_dtype") for t in (a, b)))
         for key in ("protocol", "data"):
             for part in dict.fromkeys((*a.result[key], *b.result[key])):
                 if (key, part) in (("protocol", "size"), ("protocol", "half_width")):
@@ -202,7 +213,7 @@ def _require_equal(a: _Training, b: _Training, what: str, of_a: object, of_b: ob
 def _require_same_episodes(a: _Training, b: _Training) -> None:
     for of_a, of_b in zip(a.tables, b.tables):
         where = f"of seed {of_a.seed}, the first that differs:"
-        for n, (in_a, in_b) in enumerate(zip(of_a.shown, of_b.shown)):
+        for n, (in_a, in_b) in enumerate(zip(of_a.names, of_b.names)):
             for part in ("classes", "query", "supports"):
                 _require_equal(a, b, f"episode {n} {where} {part}", getattr(in_a, part), getattr(in_b, part))
             pixels = (int(t.counted[n]) for t in (of_a, of_b))
@@ -214,9 +225,4 @@ def _told(training: _Training) -> dict[str, Any]:
 
 
 def _equal_counts(a: _Training, b: _Training) -> bool:
-    parts = ("intersection", "union", "foreground")
-    return all(
-        np.array_equal(getattr(of_a, part), getattr(of_b, part))
-        for of_a, of_b in zip(a.tables, b.tables)
-        for part in parts
-    )
+    return all(np.array_equal(of_a.counts, of_b.counts) for of_a, of_b in zip(a.tables, b.tables))

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from fss_svf.evaluation.episode_table import EpisodeTable
-from fss_svf.evaluation.statistics import LEVEL, Scores, interval, mean_scores, measured, resampled, students_interval
+from fss_svf.evaluation.intervals import LEVEL, interval, measured, resampled, students_interval
+from fss_svf.evaluation.metric import Scores, mean_scores
 
 # With fewer episodes a seed the interval covers less than it says (docs/results.md).
 _FEW = 50
@@ -85,12 +86,12 @@ def verdict(miou: Mapping[str, Any], equal_counts: bool, episodes: int) -> str:
             f"{len(miou['trainings'])} trainings"
         )
     if all(low > 0 or high < 0 for low, high in intervals):
-        told = f"b is {'better' if points > 0 else 'worse'} by {abs(points):.2f} mIoU ({how_sure})."
+        sentence = f"b is {'better' if points > 0 else 'worse'} by {abs(points):.2f} mIoU ({how_sure})."
     else:
-        told = f"The difference of {points:+.2f} mIoU is not told apart from 0 at {LEVEL:.0%} ({how_sure})."
+        sentence = f"The difference of {points:+.2f} mIoU is not significant at {LEVEL:.0%} ({how_sure})."
     if episodes < _FEW:
-        told += f" {episodes} episodes a seed are few: the interval is too narrow."
-    return told
+        sentence += f" {episodes} episodes a seed are few: the interval is too narrow."
+    return sentence
 
 
 def _ends(of: tuple[float, float]) -> str:

@@ -1,4 +1,4 @@
-"""episodes.csv beside each result.json: what each episode showed, and its pixel counts.
+"""The table of a seed's episodes and their pixel counts, and episodes.csv beside each result.json, which it is written to.
 
 Images and classes stand by name, so that two results can be laid side by side wherever they were measured.
 """
@@ -8,15 +8,15 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from fss_svf.data.manifest import EpisodeList
 from fss_svf.errors import DataError
-from fss_svf.evaluation.counts import EpisodeCount
-from fss_svf.files import appearing_whole
+from fss_svf.evaluation.metric import BACKGROUND, CLASSES, FOREGROUND
+from fss_svf.files import atomic_write
 
 COLUMNS = (
     "seed", "number", "class", "query", "supports", "intersection", "union", "foreground_intersection",
@@ -25,8 +25,8 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What an episode shows, by name: the classes of its ways, and way by way their supports."""
+class EpisodeNames:
+    """An episode by name: the classes of its ways, its query, and way by way its supports."""
 
     classes: tuple[str, ...]
     query: str
@@ -35,79 +35,92 @@ class Shown:
 
 @dataclass(frozen=True, eq=False)
 class EpisodeTable:
-    """The E episodes of one seed, number 0 first, with counts by class in C columns; all numbers int64 pixels.
+    """The counts of the E episodes of one seed, number 0 first. Of metric.py: int64 pixels of intersection and union.
 
-    classes              (C,) names: the classes that the evaluation measures, drawn or not
-    shown                (E,)
-    measured             (E, C) bool, whether the episode is counted for the class
-    intersection, union  (E, C), 0 where it is not
-    foreground           (E, 2) intersection and union of any class's foreground
-    counted              (E,) pixels of the mask that are not 255
+    classes   (C,) names: the classes that the evaluation measures, drawn or not
+    names     (E,)
+    measured  (E, C) bool, whether the episode is counted for the class
+    counts    (E, 2 + C, 2) of background, foreground (any class's) and each class, 0 where it is not measured
+    further   the same counts of a method's further predictions by name; not in the file
+    base      sums over episodes of a base learner's counts, (1 + n + C, 2), by what was measured; not in the file
     """
 
     seed: int
     classes: tuple[str, ...]
-    shown: tuple[Shown, ...]
+    names: tuple[EpisodeNames, ...]
     measured: np.ndarray
-    intersection: np.ndarray
-    union: np.ndarray
-    foreground: np.ndarray
-    counted: np.ndarray
+    counts: np.ndarray
+    further: dict[str, np.ndarray] = field(default_factory=dict)
+    base: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.shown)
+        return len(self.names)
+
+    @property
+    def total(self) -> np.ndarray:
+        """(2 + C, 2): the counts of all episodes."""
+        return self.counts.sum(0)
+
+    @property
+    def counted(self) -> np.ndarray:
+        """(E,) pixels of the mask that are not 255."""
+        return self.counts[:, BACKGROUND, 0] + self.counts[:, FOREGROUND, 1]
+
+    @property
+    def episodes(self) -> dict[str, int]:
+        """How many episodes are counted for each class."""
+        return {name: int(n) for name, n in zip(self.classes, self.measured.sum(0))}
 
 
-@dataclass(frozen=True)
-class _Row:
-    """One episode. of_class: intersection and union by class, of the classes that it is counted for."""
-
-    shown: Shown
-    of_class: Mapping[str, tuple[int, int]]
-    foreground: tuple[int, int]
-    counted: int
-
-
-def episode_table(episodes: EpisodeList, counts: Iterable[EpisodeCount], classes: Sequence[int]) -> EpisodeTable:
-    """The table of an evaluated list: `counts` in its order, `classes` the numbers of those that are measured."""
-    index = episodes.index
-    rows = []
-    for spec, count in zip(episodes.specs, counts, strict=True):
-        names = [str(index.names[image]) for image in (spec.query, *spec.supports)]
-        of_class = dict(zip(map(index.class_name, count.classes), zip(count.intersection, count.union)))
-        shown = Shown(tuple(map(index.class_name, spec.class_ids)), names[0], tuple(names[1:]))
-        rows.append(_Row(shown, of_class, count.foreground, count.counted))
-    return _table(episodes.seed, tuple(map(index.class_name, classes)), rows)
+def empty_table(episodes: EpisodeList, classes: Sequence[int], further: Iterable[str] = ()) -> EpisodeTable:
+    """The table of a list before its episodes are counted. `classes`: the numbers of those that are measured."""
+    index, column = episodes.index, {c: i for i, c in enumerate(classes)}
+    measured = np.zeros((len(episodes), len(classes)), bool)
+    names = []
+    for n, spec in enumerate(episodes.specs):
+        images = [str(index.names[image]) for image in (spec.query, *spec.supports)]
+        names.append(EpisodeNames(tuple(map(index.class_name, spec.class_ids)), images[0], tuple(images[1:])))
+        measured[n, [column[c] for c in episodes.measured(spec).values()]] = True
+    shape = len(episodes), CLASSES + len(classes), 2
+    return EpisodeTable(
+        seed=episodes.seed,
+        classes=tuple(map(index.class_name, classes)),
+        names=tuple(names),
+        measured=measured,
+        counts=np.zeros(shape, np.int64),
+        further={name: np.zeros(shape, np.int64) for name in further},
+    )
 
 
 def total_counts(tables: Sequence[EpisodeTable]) -> dict[str, dict[str, int]]:
     """Intersection, union and number of episodes of each class over all seeds."""
-    found = {}
-    for c, name in enumerate(tables[0].classes):
-        columns = {
-            "intersection": [t.intersection[:, c] for t in tables],
-            "union": [t.union[:, c] for t in tables],
-            "episodes": [t.measured[:, c] for t in tables],
+    pixels = np.sum([table.total[CLASSES:] for table in tables], axis=0)
+    return {
+        name: {
+            "intersection": int(pixels[c, 0]),
+            "union": int(pixels[c, 1]),
+            "episodes": sum(table.episodes[name] for table in tables),
         }
-        found[name] = {key: int(sum(column.sum() for column in each)) for key, each in columns.items()}
-    return found
+        for c, name in enumerate(tables[0].classes)
+    }
 
 
 def save_episode_table(path: Path, tables: Iterable[EpisodeTable]) -> None:
     """Write COLUMNS, a row an episode, seed after seed. A way that is not counted leaves its place empty: "12;"."""
-    with appearing_whole(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
+    with atomic_write(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
         for table in tables:
             column = {name: c for c, name in enumerate(table.classes)}
-            for n, shown in enumerate(table.shown):
-                ways = [column[name] for name in shown.classes]
+            for n, names in enumerate(table.names):
+                ways = [column[name] for name in names.classes]
                 both, either = (
-                    ";".join(str(of[n, c]) if table.measured[n, c] else "" for c in ways)
-                    for of in (table.intersection, table.union)
+                    ";".join(str(table.counts[n, CLASSES + c, part]) if table.measured[n, c] else "" for c in ways)
+                    for part in (0, 1)
                 )
-                names = (_joined(shown.classes), shown.query, _joined(shown.supports))
-                writer.writerow([table.seed, n, *names, both, either, *table.foreground[n], table.counted[n]])
+                texts = (_joined(names.classes), names.query, _joined(names.supports))
+                foreground = table.counts[n, FOREGROUND]
+                writer.writerow([table.seed, n, *texts, both, either, *foreground, table.counted[n]])
 
 
 def load_episode_table(path: Path, classes: Sequence[str]) -> list[EpisodeTable]:
@@ -146,38 +159,41 @@ def load_episode_table(path: Path, classes: Sequence[str]) -> list[EpisodeTable]
 
 def _table(seed: int, classes: tuple[str, ...], rows: Sequence[_Row]) -> EpisodeTable:
     measured = np.zeros((len(rows), len(classes)), bool)
-    intersection, union = (np.zeros((len(rows), len(classes)), np.int64) for _ in range(2))
+    counts = np.zeros((len(rows), CLASSES + len(classes), 2), np.int64)
     column = {name: c for c, name in enumerate(classes)}
     for n, row in enumerate(rows):
-        for name, (both, either) in row.of_class.items():
-            c = column[name]
-            measured[n, c], intersection[n, c], union[n, c] = True, both, either
-    return EpisodeTable(
-        seed=seed,
-        classes=classes,
-        shown=tuple(row.shown for row in rows),
-        measured=measured,
-        intersection=intersection,
-        union=union,
-        foreground=np.array([row.foreground for row in rows], np.int64).reshape(-1, 2),
-        counted=np.array([row.counted for row in rows], np.int64),
-    )
+        both, either = row.foreground
+        counts[n, FOREGROUND] = both, either
+        counts[n, BACKGROUND] = row.counted - either, row.counted - both
+        for name, pair in row.of_class.items():
+            measured[n, column[name]], counts[n, CLASSES + column[name]] = True, pair
+    return EpisodeTable(seed, classes, tuple(row.names for row in rows), measured, counts)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One episode. of_class: intersection and union of the classes that it is counted for."""
+
+    names: EpisodeNames
+    of_class: Mapping[str, tuple[int, int]]
+    foreground: tuple[int, int]
+    counted: int
 
 
 def _read(row: Mapping[str, str], classes: Sequence[str]) -> _Row:
     """Raises ValueError."""
-    shown = Shown(_parted(row["class"]), row["query"], _parted(row["supports"]))
-    unknown = [name for name in shown.classes if name not in classes]
+    names = EpisodeNames(_parted(row["class"]), row["query"], _parted(row["supports"]))
+    unknown = [name for name in names.classes if name not in classes]
     if unknown:
         raise ValueError(f"class {unknown[0]!r} is none of those that its result.json measures")
     counted = _number(row["counted"])
     both, either = row["intersection"].split(";"), row["union"].split(";")
-    if not len(both) == len(either) == len(shown.classes):
-        raise ValueError(f"{len(shown.classes)} classes, {len(both)} intersections, {len(either)} unions")
-    pairs = {name: (i, u) for name, i, u in zip(shown.classes, both, either) if i or u}
+    if not len(both) == len(either) == len(names.classes):
+        raise ValueError(f"{len(names.classes)} classes, {len(both)} intersections, {len(either)} unions")
+    pairs = {name: (i, u) for name, i, u in zip(names.classes, both, either) if i or u}
     of_class = {name: _pair(i, u, counted) for name, (i, u) in pairs.items()}
     foreground = _pair(row["foreground_intersection"], row["foreground_union"], counted)
-    return _Row(shown, of_class, foreground, counted)
+    return _Row(names, of_class, foreground, counted)
 
 
 def _pair(intersection: str, union: str, counted: int) -> tuple[int, int]:

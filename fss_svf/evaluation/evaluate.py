@@ -5,30 +5,32 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fss_svf import distributed
 from fss_svf.config import EvaluateConfig, check_fold
-from fss_svf.data.augment import EvalTransform
 from fss_svf.data.dataset import Dataset
-from fss_svf.data.episodes import split_classes
+from fss_svf.data.fold import Fold
+from fss_svf.data.manifest import EpisodeList
 from fss_svf.data.synonyms import warn_of_twice
 from fss_svf.errors import ConfigError, listing
-from fss_svf.evaluation.base_classes import require_base_classes
-from fss_svf.evaluation.conditions import require_conditions, require_shots, warn_of_stretch, warn_of_width
-from fss_svf.evaluation.engine import Engine, Task
-from fss_svf.evaluation.episode_table import episode_table, save_episode_table
+from fss_svf.evaluation.conditions import warn_of_width
 from fss_svf.evaluation.pictures import pick, pictures_of
 from fss_svf.evaluation.plan import make_plan
+from fss_svf.evaluation.prepare_task import check_subject, make_task
 from fss_svf.evaluation.records import delete_records, has_records
-from fss_svf.evaluation.result import data_choices, in_words, make_result, shares, warn_of_absent
+from fss_svf.evaluation.result import data_source, in_words, make_result, save_result, shares, warn_of_absent
 from fss_svf.evaluation.runs import evaluate_lists
-from fss_svf.evaluation.subject import base_classes, make_subject
-from fss_svf.methods.method import check_way
-from fss_svf.model import choose_device, place, refuse_leak
-from fss_svf.provenance import write_json, write_run_folder
+from fss_svf.evaluation.subject import make_subject
+from fss_svf.evaluation.task import EngineOptions, EvaluationTask
+from fss_svf.evaluation.timer import Timer
+from fss_svf.model import choose_device, place
+from fss_svf.provenance import write_run_folder
 from fss_svf.registry import DATASETS
 from fss_svf.reporting.gallery import save_gallery
 from fss_svf.reporting.markdown import markdown_table
@@ -47,71 +49,37 @@ def evaluate(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:
     if earlier:
         return earlier
     device = choose_device(config.device)
-    subject = make_subject(config)
+    model, subject = make_subject(config)
     protocol = replace(config.protocol, seed=config.seed, runs=config.seeds)
     check_fold(subject.fold, subject.dataset)
     dataset: Dataset = DATASETS.build(subject.dataset)
     split = dataset.split("val")
-    classes = split_classes(split.index, dataset.options, subject.fold, "val")
-    known, synonyms = split.index.class_names, dataset.options.synonyms
-    warn_of_twice(known, synonyms)
+    fold = Fold(dataset.options, split.index.class_names, subject.fold)
+    warn_of_twice(fold.class_names, dataset.options.synonyms)
     # Without a checkpoint the weights themselves may have been trained on these classes.
     source = f"checkpoint={config.checkpoint}" if config.checkpoint else "backbone.weights"
-    refuse_leak(subject.trained_on, map(split.index.class_name, classes), source, known, synonyms)
-    check_way(type(subject.model), subject.way)
-    require_shots(protocol, config.shots, subject.model, subject.way)
-    require_base_classes(protocol, subject.model, subject.method)
-    require_conditions(protocol, config.shots, subject.checkpoint)
-    base = base_classes(subject, dataset, split.index, protocol)
-    place(subject.model, device)
+    base = check_subject(model, subject, fold, protocol, config.shots, source)
+    place(model, device)
     if distributed.rank() == 0:
         if config.resume is None:
             _delete_earlier(out)
         write_run_folder(out, config, {"processes": distributed.world()})
-    plan = make_plan(split.index, dataset.options, subject.fold, config.shots, protocol, config.episodes, subject.way)
-    protocol = plan.protocol
-    warn_of_stretch(protocol, split.index.sizes, subject.size)
-    names = {c: split.index.class_name(c) for c in classes}
-    data = {"index": split.index.hash, **data_choices(dataset, max(config.shots)), **plan.source}
-    task = Task(
-        subject.model,
-        split,
-        dataset.options.support_annotation,
-        EvalTransform(subject.size, protocol.resize, protocol.pad),
-        protocol,
-        base,
-    )
-    engine = Engine(
-        device,
-        config.batch_size,
-        config.workers,
-        config.cache_gb,
-        out / f"codes-{distributed.rank()}",
-        config.precision,
-    )
-    evaluated = evaluate_lists(task, engine, plan.episodes, out)
+    plan = make_plan(split.index, fold, config.shots, protocol, config.episodes, subject.way)
+    task, options = make_task(model, subject, split, fold, plan, base), _options(config, device, out)
+    timer = Timer(device)
+    of_shots = evaluate_lists(task, options, plan.episodes, out, timer)
     if distributed.rank() > 0:
         distributed.barrier()
         return []
-    if evaluated.seconds:  # unless all was done before
-        log.info("%s", shares(evaluated.seconds))
-    results = []
-    for shot, runs in evaluated.runs.items():
+    if seconds := timer.seconds():  # unless all was done before
+        log.info("%s", shares(seconds))
+    results, data = [], data_source(dataset, plan)
+    for shot, tables in of_shots.items():
+        result = make_result(subject, plan, shot, tables, data, options)
         folder = _folder(config, out, shot)
-        tables = [episode_table(e, run.episodes, plan.classes) for e, run in zip(plan.episodes[shot], runs)]
-        result = make_result(subject, plan, shot, runs, tables, names, data, config.precision)
-        folder.mkdir(parents=True, exist_ok=True)
-        # Before the result, so that where there is a result its episodes are there too.
-        save_episode_table(folder / "episodes.csv", tables)
-        write_json(folder / "result.json", result)
+        save_result(folder, result, tables)
         if config.pictures:
-            log.info("drawing episodes")
-            chosen = pick(plan.episodes[shot][0], runs[0].episodes, config.pictures)
-            for what, pictures in pictures_of(task, engine, chosen).items():
-                if what == "gallery":
-                    save_gallery(folder / "gallery", pictures, plan.episodes[shot][0].seed)
-                else:
-                    save_picture(folder / f"{what}.png", draw_episodes(pictures))
+            _draw(folder, task, options, pick(plan.episodes[shot][0], tables[0], config.pictures))
         warn_of_absent(result)
         log.info("%s", in_words(result))
         warn_of_width(result, protocol.half_width)
@@ -121,6 +89,23 @@ def evaluate(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:
     log.info("results in %s", out)
     distributed.barrier()
     return results
+
+
+def _options(config: EvaluateConfig, device: torch.device, out: Path) -> EngineOptions:
+    folder = out / f"features-{distributed.rank()}"
+    return EngineOptions(
+        device, config.batch_size, config.workers, config.cache_gb, folder, config.precision, config.features_dtype
+    )
+
+
+def _draw(folder: Path, task: EvaluationTask, options: EngineOptions, chosen: Mapping[str, EpisodeList]) -> None:
+    """Pictures of the chosen episodes; the gallery in a folder of its own."""
+    log.info("drawing episodes")
+    for what, pictures in pictures_of(task, options, chosen).items():
+        if what == "gallery":
+            save_gallery(folder / "gallery", pictures, chosen[what].seed)
+        else:
+            save_picture(folder / f"{what}.png", draw_episodes(pictures))
 
 
 def _folder(config: EvaluateConfig, out: Path, shot: int) -> Path:
@@ -138,7 +123,7 @@ def _delete_earlier(out: Path) -> None:
 
 
 def _earlier(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:
-    """The results of the run to resume, if it came to its end. What a killed one left of codes is deleted.
+    """The results of the run to resume, if it came to its end. What a killed one left of features is deleted.
 
     Raises ConfigError where a run began that is not to be resumed.
     """
@@ -148,7 +133,7 @@ def _earlier(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:
                 f"{out}: holds an evaluation that is not finished; go on with resume={out}, or choose another hydra.run.dir"
             )
         return []
-    for left in out.glob("codes-*"):
+    for left in out.glob("features-*"):
         shutil.rmtree(left)
     paths = [_folder(config, out, shot) / "result.json" for shot in config.shots]
     # The files of finished work are deleted last.

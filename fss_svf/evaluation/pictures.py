@@ -5,24 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from fss_svf.data.loading import Episodes
 from fss_svf.data.manifest import EpisodeList
-from fss_svf.evaluation.counts import EpisodeCount, count_episode
-from fss_svf.evaluation.engine import Engine, Task
+from fss_svf.evaluation.episode_table import EpisodeTable
+from fss_svf.evaluation.metric import FOREGROUND, count_masks, iou
 from fss_svf.evaluation.runs import predicted
+from fss_svf.evaluation.task import EngineOptions, EvaluationTask
 from fss_svf.reporting.pictures import EpisodePicture
 
 # COCO's folds have 20 novel classes.
 _MOST_CLASSES = 20
 
 
-def pick(episodes: EpisodeList, counts: Sequence[EpisodeCount], number: int) -> dict[str, EpisodeList]:
+def pick(episodes: EpisodeList, table: EpisodeTable, number: int) -> dict[str, EpisodeList]:
     """`number` episodes each: the first as "episodes", the best and the worst by the IoU of their foreground.
 
     Of one query the best or worst episode alone, or they would all show the same image. "gallery" holds all of them
     once, and of each class its best and worst episode.
     """
-    order = sorted(range(len(episodes)), key=lambda n: _iou(counts[n]))
+    of_episode = np.nan_to_num(iou(table.counts[:, FOREGROUND]))
+    order = sorted(range(len(episodes)), key=lambda n: of_episode[n])
     chosen = {"episodes": list(range(len(episodes)))[:number]}
     for what, ranked in (("worst", order), ("best", order[::-1])):
         of_query: dict[int, int] = {}
@@ -46,33 +50,30 @@ def _gallery(episodes: EpisodeList, order: Sequence[int], chosen: Mapping[str, S
     return sorted({*of_classes, *(n for numbers in chosen.values() for n in numbers)})
 
 
-def pictures_of(task: Task, engine: Engine, chosen: Mapping[str, EpisodeList]) -> dict[str, list[EpisodePicture]]:
+def pictures_of(
+    task: EvaluationTask, options: EngineOptions, chosen: Mapping[str, EpisodeList]
+) -> dict[str, list[EpisodePicture]]:
     """The pictures of every list, whose episodes run together: they may show the same images."""
     every = replace(next(iter(chosen.values())), specs=tuple(s for episodes in chosen.values() for s in episodes.specs))
-    drawn = iter(episode_pictures(task, engine, every))
+    drawn = iter(episode_pictures(task, options, every))
     return {what: [next(drawn) for _ in episodes.specs] for what, episodes in chosen.items()}
 
 
-def episode_pictures(task: Task, engine: Engine, episodes: EpisodeList) -> list[EpisodePicture]:
+def episode_pictures(task: EvaluationTask, options: EngineOptions, episodes: EpisodeList) -> list[EpisodePicture]:
     """A row of a picture for each episode, which is run once more."""
     images = Episodes(task.split, task.annotation)
     found = []
-    for spec, said, truth in predicted(task, engine, episodes):
-        iou = _iou(count_episode(episodes.measured(spec), said, truth))
+    for spec, predicted_mask, truth in predicted(task, options, episodes):
+        counts = count_masks(predicted_mask[None], truth, spec.way)[0, FOREGROUND].numpy()
         found.append(
             EpisodePicture(
                 number=spec.number,
                 classes=tuple(episodes.index.class_name(c) for c in spec.class_ids),
-                iou=iou,
+                iou=float(np.nan_to_num(iou(counts))),
                 supports=[images.support(spec, 0, way) for way in range(1, spec.way + 1)],
                 query_image=task.split.image(spec.query),
                 truth=truth.numpy(),
-                prediction=said.numpy(),
+                prediction=predicted_mask.numpy(),
             )
         )
     return found
-
-
-def _iou(count: EpisodeCount) -> float:
-    both, either = count.foreground
-    return both / max(either, 1)

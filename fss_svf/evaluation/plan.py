@@ -9,8 +9,7 @@ from typing import Any
 
 from fss_svf import distributed
 from fss_svf.config import EpisodeFiles, Protocol
-from fss_svf.data.dataset import DatasetOptions
-from fss_svf.data.episodes import listed_images, make_sampler, split_classes
+from fss_svf.data.fold import Fold
 from fss_svf.data.index import Index
 from fss_svf.data.manifest import EpisodeList, episodes_hash, load_episodes, save_episodes
 from fss_svf.errors import ConfigError, DataError, listing
@@ -42,8 +41,7 @@ class Plan:
 
 def make_plan(
     index: Index,
-    options: DatasetOptions,
-    fold: int,
+    fold: Fold,
     shots: Sequence[int],
     protocol: Protocol,
     files: EpisodeFiles,
@@ -59,7 +57,7 @@ def make_plan(
                 f"episodes.{key}={path}: a file holds episodes of one class, not of way={way}; leave it out (the same "
                 "seed draws the same episodes), or say way=1"
             )
-    novel, most = split_classes(index, options, fold, "val"), max(shots)
+    novel, most = fold.novel, max(shots)
     if files.load is not None:
         lists = load_episodes(files.load, index, novel, most)
         lengths = {len(episodes) for episodes in lists}
@@ -71,13 +69,13 @@ def make_plan(
         )
         drawn = {spec.class_id for episodes in lists for spec in episodes.specs}
         skipped = novel[:0]
-        if options.too_few_images == "skip":
-            skipped = make_sampler(index, options, fold, "val", most, protocol.seed, protocol.queries).skipped
+        if fold.options.too_few_images == "skip":
+            skipped = fold.sampler(index, "val", most, protocol.seed, protocol.queries).skipped
         left_out = tuple(c for c in skipped if c not in drawn)
     else:
         # What the largest shot must leave out is left out of all: shots are compared on the same classes and queries.
         seeds = range(protocol.seed, protocol.seed + protocol.runs)
-        samplers = [make_sampler(index, options, fold, "val", most, seed, protocol.queries, way=way) for seed in seeds]
+        samplers = [fold.sampler(index, "val", most, seed, protocol.queries, way=way) for seed in seeds]
         lists = [EpisodeList.drawn(sampler, protocol.episodes) for sampler in samplers]
         left_out = samplers[0].skipped
     classes = tuple(c for c in novel if c not in left_out)
@@ -91,7 +89,7 @@ def make_plan(
         log.info("episodes written to %s", files.save)
     # A 1-shot episode is the 5-shot episode with its first support.
     by_shot = {shot: [episodes.first_supports(shot) for episodes in lists] for shot in shots}
-    listed = int(listed_images(index, options, fold, "val").sum())
+    listed = int(fold.listed(index, "val").sum())
     return Plan(by_shot, classes, left_out, protocol, source, way, listed)
 
 

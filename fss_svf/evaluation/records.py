@@ -3,38 +3,38 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import astuple
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
+
 from fss_svf.errors import DataError
-from fss_svf.evaluation.counts import EpisodeCount, LabelCount
-from fss_svf.evaluation.engine import Outcome
+from fss_svf.evaluation.engine import GroupCounts
 
 
 class Records:
-    """Outcomes by their group's number, in `folder`/finished-RANK.jsonl: written by one process, read from all files.
+    """Counts by their group's number, in `folder`/finished-RANK.jsonl: written by one process, read from all files.
 
     subject  what is evaluated, in a few digits. Raises DataError where the files are of another subject.
     """
 
     def __init__(self, folder: Path, subject: str, rank: int = 0) -> None:
         self.folder, self.subject = folder, subject
-        self.found: dict[int, Outcome] = {}
+        self.finished: dict[int, GroupCounts[np.ndarray]] = {}
         for path in _files(folder):
             self._read(path)
         self._path = folder / f"finished-{rank}.jsonl"
-        self._file: TextIO | None = None  # made by the first outcome: a run that has none is none to resume
+        # `add` opens it: a run without finished groups leaves no file, and is not resumed.
+        self._file: TextIO | None = None
 
-    def add(self, position: int, outcome: Outcome) -> None:
-        """Keep an outcome. It is in the file when this returns."""
+    def add(self, position: int, counts: GroupCounts[np.ndarray]) -> None:
+        """Keep a group's counts. They are in the file when this returns."""
         # A line of its own before it, too: what a kill left of a line stays apart.
         if self._file is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._file = self._path.open("a")
-        line = {"subject": self.subject, "position": position, **_to_json(outcome)}
-        self._file.write("\n" + json.dumps(line) + "\n")
+        line = {"subject": self.subject, "position": position, "counts": vars(counts)}
+        self._file.write("\n" + json.dumps(line, default=np.ndarray.tolist) + "\n")
         self._file.flush()
 
     def close(self) -> None:
@@ -45,15 +45,30 @@ class Records:
         for line in filter(None, path.read_text().split("\n")):
             try:
                 values = json.loads(line)
-                position, outcome = int(values["position"]), _from_json(values)
-            except (ValueError, KeyError, TypeError):
+                position = int(values["position"])
+                counts = _counts(**values["counts"])
+            except (ValueError, KeyError, TypeError, AttributeError):
                 continue  # cut by a kill: that group runs again
             if values["subject"] != self.subject:
                 raise DataError(
                     f"{path}: holds episodes of another evaluation (other weights, data, episodes or protocol); delete all "
                     "finished-*.jsonl there to begin anew"
                 )
-            self.found[position] = outcome
+            self.finished[position] = counts
+
+
+def _counts(prediction: Any, further: Any, base: Any, fusions: Any) -> GroupCounts[np.ndarray]:
+    """The counts that a line holds. Raises TypeError and others for a line of another version."""
+    return GroupCounts(
+        _array(prediction),
+        {name: _array(one) for name, one in further.items()},
+        None if base is None else _array(base),
+        {name: _array(one) for name, one in fusions.items()},
+    )
+
+
+def _array(values: Any) -> np.ndarray:
+    return np.array(values, np.int64)
 
 
 def has_records(folder: Path) -> bool:
@@ -69,27 +84,3 @@ def delete_records(folder: Path) -> None:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(folder.glob("finished-*.jsonl"))
-
-
-def _to_json(outcome: Outcome) -> dict[str, Any]:
-    return {
-        "counts": {name: [astuple(count) for count in counts] for name, counts in outcome.counts.items()},
-        "base": None if outcome.base is None else astuple(outcome.base),
-        "fused": [{name: astuple(count) for name, count in fused.items()} for fused in outcome.fused],
-    }
-
-
-def _from_json(values: Mapping[str, Any]) -> Outcome:
-    return Outcome(
-        {name: [EpisodeCount(*map(_frozen, count)) for count in counts] for name, counts in values["counts"].items()},
-        None if values["base"] is None else _labels(values["base"]),
-        [{name: _labels(count) for name, count in fused.items()} for fused in values["fused"]],
-    )
-
-
-def _labels(values: list[list[int]]) -> LabelCount:
-    return LabelCount(*map(tuple, values))
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value

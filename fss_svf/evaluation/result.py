@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from math import isnan
+from pathlib import Path
 from statistics import fmean as mean
 from typing import Any
 
 from fss_svf.config import to_mapping
 from fss_svf.data.dataset import Dataset
-from fss_svf.evaluation.counts import Counts
-from fss_svf.evaluation.episode_table import EpisodeTable, total_counts
+from fss_svf.evaluation.base_classes import base_scores
+from fss_svf.evaluation.episode_table import EpisodeTable, save_episode_table, total_counts
+from fss_svf.evaluation.intervals import LEVEL, RESAMPLES, deviation, interval, resampled
+from fss_svf.evaluation.metric import mean_scores, scores
 from fss_svf.evaluation.plan import Plan
-from fss_svf.evaluation.runs import Run
-from fss_svf.evaluation.statistics import LEVEL, RESAMPLES, deviation, interval, resampled
 from fss_svf.evaluation.subject import Subject
-from fss_svf.model import trainable_values
+from fss_svf.evaluation.task import EngineOptions
+from fss_svf.provenance import write_json
 
 log = logging.getLogger(__name__)
 
@@ -24,66 +27,102 @@ def make_result(
     subject: Subject,
     plan: Plan,
     shot: int,
-    runs: list[Run],
-    tables: list[EpisodeTable],
-    names: Mapping[int, str],
+    tables: Sequence[EpisodeTable],
     data: Mapping[str, Any],
-    precision: str,
+    options: EngineOptions,
 ) -> dict[str, Any]:
-    """result.json, as docs/results.md says: every number a fraction; means over runs, whose own stand in `runs`."""
+    """result.json, as docs/results.md says: every number a fraction; means over the seeds, whose own stand in `runs`.
+
+    tables: one a seed, of plan.classes. data: of data_source.
+    """
     protocol = plan.protocol
-    zero = plan.classes if protocol.never_drawn == "zero" else ()
-    each = [run.counts.per_class(zero) for run in runs]
-    per_class: dict[str, float | None] = {}
-    for c, name in names.items():
-        values = [iou[c] for iou in each if c in iou]
-        per_class[name] = mean(values) if values else None
-    scores = [_scores(run.counts, zero) for run in runs]
-    also = {name: _mean([_scores(run.counts_of(name), zero) for run in runs]) for name in runs[0].others}
-    if runs[0].base is not None:
-        base = [run.base.scores(plan.classes, protocol.never_drawn == "zero") for run in runs if run.base is not None]
-        also |= {name: _mean([scores[name] for scores in base]) for name in base[0]}
-    resamples = resampled(tables, protocol.never_drawn == "zero")
+    zero = protocol.never_drawn == "zero"
+    index = plan.episodes[shot][0].index
+    of_seeds = [scores(table.total[None], zero) for table in tables]
+    runs = [of_seed.numbers() for of_seed in of_seeds]
+    per_class = [None if isnan(value) else float(value) for value in mean_scores(of_seeds).per_class[0]]
+    drawn = {name: sum(table.episodes[name] for table in tables) for name in tables[0].classes}
+    names = [index.class_name(c) for c in sorted((*plan.classes, *plan.left_out))]
+    # What is as usual is not in the hash, so that results from before it could be chosen keep theirs.
+    choices: dict[str, str] = {} if options.precision == "float32" else {"precision": options.precision}
+    choices |= {} if options.features_dtype is None else {"features_dtype": options.features_dtype}
     return {
-        **_mean(scores),
-        "std": {key: deviation([score[key] for score in scores]) for key in ("miou", "fb_iou")},
-        "interval": {
-            "level": LEVEL,
-            "resamples": RESAMPLES,
-            "miou": interval(resamples.miou),
-            "fb_iou": interval(resamples.fb_iou),
-        },
-        "per_class": per_class,
+        **_mean(runs),
+        "std": {key: deviation([run[key] for run in runs]) for key in ("miou", "fb_iou")},
+        "interval": _intervals(tables, zero),
+        "per_class": {**dict.fromkeys(names), **dict(zip(tables[0].classes, per_class))},
         "per_class_counts": total_counts(tables),
-        "fold": subject.fold,
+        **_of_subject(subject),
         "way": plan.way,
+        **({} if subject.way_rule is None else {"way_rule": subject.way_rule}),
         "shot": shot,
+        "protocol": to_mapping(protocol),
+        "protocol_hash": protocol.hash(size=subject.size, data=data, **choices),
+        "precision": options.precision,
+        "features_dtype": options.features_dtype,
+        "num_episodes": protocol.episodes * protocol.runs,
+        "seeds": [protocol.seed + i for i in range(protocol.runs)],
+        "episodes_per_class": {name: drawn.get(name, 0) for name in names},
+        "also": _also(tables, len(plan.classes), zero),
+        "runs": runs,
+        "data": data,
+        "images_listed": plan.listed,
+        "classes_left_out": [index.class_name(c) for c in plan.left_out],
+    }
+
+
+def save_result(folder: Path, result: Mapping[str, Any], tables: Iterable[EpisodeTable]) -> None:
+    """Write result.json and episodes.csv."""
+    folder.mkdir(parents=True, exist_ok=True)
+    # Before the result, so that where there is a result its episodes are there too.
+    save_episode_table(folder / "episodes.csv", tables)
+    write_json(folder / "result.json", result)
+
+
+def data_source(dataset: Dataset, plan: Plan) -> dict[str, Any]:
+    """What decides the data that is measured, and the episodes on it; the same for every shot of an evaluation."""
+    shot = max(plan.episodes)
+    index = plan.episodes[shot][0].index
+    return {"index": index.hash, **_data_choices(dataset, shot), **plan.source}
+
+
+def _of_subject(subject: Subject) -> dict[str, Any]:
+    """What a result says of the model and of where it comes from."""
+    return {
+        "fold": subject.fold,
         "method": subject.method,
         "backbone": subject.backbone,
         "tuning": subject.tuning,
         "dataset": subject.dataset.name,
-        "protocol": to_mapping(protocol),
-        "protocol_hash": protocol.hash(size=subject.size, data=data, **_unless("float32", precision=precision)),
         "size": subject.size,
-        "precision": precision,
-        "num_episodes": protocol.episodes * protocol.runs,
-        "seeds": [protocol.seed + i for i in range(protocol.runs)],
-        "episodes_per_class": {name: sum(int(r.counts.episodes[c]) for r in runs) for c, name in names.items()},
-        "also": also,
-        "runs": scores,
         "backbone_weights": subject.weights,
         "backbone_weights_hash": subject.weights_hash,
-        "trainable_backbone_values": trainable_values(subject.model.backbone),
+        "trainable_backbone_values": subject.trainable,
         "checkpoint": subject.checkpoint,
-        "data": data,
-        "images_listed": plan.listed,
-        "classes_left_out": [names[c] for c in plan.left_out],
     }
 
 
-def _unless(usual: str, **value: str) -> dict[str, str]:
-    """Nothing where the value is the usual one, so that results of before it was told keep their hash."""
-    return {} if usual in value.values() else value
+def _intervals(tables: Sequence[EpisodeTable], zero: bool) -> dict[str, Any]:
+    resamples = resampled(tables, zero)
+    return {
+        "level": LEVEL,
+        "resamples": RESAMPLES,
+        "miou": interval(resamples.miou),
+        "fb_iou": interval(resamples.fb_iou),
+    }
+
+
+def _also(tables: Sequence[EpisodeTable], classes: int, zero: bool) -> dict[str, Any]:
+    """Numbers of a method's further predictions and of base classes. classes: how many novel ones are measured."""
+    also = {
+        name: _mean([scores(table.further[name].sum(0)[None], zero).numbers() for table in tables])
+        for name in tables[0].further
+    }
+    if tables[0].base:
+        n = len(tables[0].base["base"]) - 1 - classes
+        of_base = [base_scores(table.base, n, zero) for table in tables]
+        also |= {name: _mean([numbers[name] for numbers in of_base]) for name in of_base[0]}
+    return also
 
 
 def shares(seconds: Mapping[str, float]) -> str:
@@ -91,15 +130,11 @@ def shares(seconds: Mapping[str, float]) -> str:
     return "time: " + ", ".join(f"{what} {100 * value / total:.0f}%" for what, value in seconds.items())
 
 
-def _scores(counts: Counts, zero: Iterable[int]) -> dict[str, float]:
-    return {"miou": counts.miou(zero), "fb_iou": counts.fb_iou()}
+def _mean(runs: list[dict[str, float]]) -> dict[str, float]:
+    return {key: mean(run[key] for run in runs) for key in runs[0]}
 
 
-def _mean(scores: list[dict[str, float]]) -> dict[str, float]:
-    return {key: mean(score[key] for score in scores) for key in scores[0]}
-
-
-def data_choices(dataset: Dataset, largest_shot: int) -> dict[str, Any]:
+def _data_choices(dataset: Dataset, largest_shot: int) -> dict[str, Any]:
     """The dataset's options that decide what is measured; the same for every fold."""
     keys = ("class_partition", "folds", "min_area", "mask_mode", "support_annotation", "too_few_images")
     found = {key: getattr(dataset.options, key) for key in keys if hasattr(dataset.options, key)}

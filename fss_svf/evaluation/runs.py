@@ -1,4 +1,4 @@
-"""All runs of an evaluation: the engine's outcomes, brought to the episodes they belong to."""
+"""All runs of an evaluation: the counts of the engine's groups, brought to the episodes they belong to."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,150 +18,138 @@ from fss_svf.config import to_mapping
 from fss_svf.console import progress
 from fss_svf.data.episodes import EpisodeSpec
 from fss_svf.data.manifest import EpisodeList
-from fss_svf.evaluation.base_classes import BaseClassCounts
-from fss_svf.evaluation.counts import Counts, EpisodeCount
-from fss_svf.evaluation.engine import Engine, Outcome, Runner, Task
+from fss_svf.evaluation.engine import Engine, GroupCounts
+from fss_svf.evaluation.episode_table import EpisodeTable, empty_table
+from fss_svf.evaluation.groups import QueryGroup, group_episodes, share
+from fss_svf.evaluation.metric import CLASSES, class_iou, mean_iou
 from fss_svf.evaluation.records import Records
-from fss_svf.evaluation.work import Group, group_episodes, share
+from fss_svf.evaluation.task import EngineOptions, EvaluationTask
+from fss_svf.evaluation.timer import Timer
+from fss_svf.methods.base_classes import further_predictions
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Run:
-    """The outcome of one run of a protocol, of one seed and shot.
-
-    episodes  of every episode its counts, in order
-    others    the same of a method's further predictions (FewShotMethod.also_evaluated) by name
-    base      counts of the base classes, where they are measured
-    """
-
-    num_classes: int
-    episodes: list[EpisodeCount]
-    others: dict[str, list[EpisodeCount]]
-    base: BaseClassCounts | None
-
-    @cached_property
-    def counts(self) -> Counts:
-        """The counts of all its episodes."""
-        return self._sum(self.episodes)
-
-    def counts_of(self, other: str) -> Counts:
-        """The counts of a further prediction."""
-        return self._sum(self.others[other])
-
-    def _sum(self, episodes: Sequence[EpisodeCount]) -> Counts:
-        counts = Counts(self.num_classes)
-        for episode in episodes:
-            counts.add(episode)
-        return counts
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """runs: of each shot, one a seed. seconds: of this process, by what they went for."""
-
-    runs: dict[int, list[Run]]
-    seconds: Mapping[str, float]
-
-
 def evaluate_lists(
-    task: Task, engine: Engine, lists: Mapping[int, Sequence[EpisodeList]], records: Path | None = None
-) -> Evaluated:
-    """Evaluate the episodes of every shot and seed. `records`: a folder to keep finished work in until all is done.
+    task: EvaluationTask,
+    options: EngineOptions,
+    lists: Mapping[int, Sequence[EpisodeList]],
+    records: Path | None = None,
+    timer: Timer | None = None,
+) -> dict[int, list[EpisodeTable]]:
+    """Evaluate the episodes of every shot and seed: of each shot the tables, one a seed.
+
+    records  a folder to keep finished work in until all is done
+    timer    measures what this process spends its time on
 
     Of several processes, all of which must call this, each does a share; every one gets the whole.
     """
     groups = group_episodes(lists)
-    kept = None if records is None else Records(records, _subject(task, engine, groups), distributed.rank())
+    kept = None if records is None else Records(records, _subject(task, options, groups), distributed.rank())
     # One process may have read what another finished after it, and all must share the same work.
-    done: dict[int, Outcome] = {}
-    for found in distributed.gather({} if kept is None else kept.found):
-        done.update(found)
+    done: dict[int, GroupCounts[np.ndarray]] = {}
+    for part in distributed.gather({} if kept is None else kept.finished):
+        done.update(part)
     positions = [position for position in range(len(groups)) if position not in done]
     mine = share(groups, positions, distributed.rank(), distributed.world())
-    runner = Runner(task, engine, groups, mine)
-    counts = Counts(len(task.split.index.class_names))
-
-    def add(position: int, outcome: Outcome) -> None:
-        for count, places in zip(outcome.counts[""], groups[position].episodes.values()):
-            for _ in places:
-                counts.add(count)
-
-    for position, outcome in done.items():
-        add(position, outcome)
+    so_far = np.zeros((len(task.classes), 2), np.int64)
+    for position, counts in done.items():
+        _add(so_far, task, groups[position], counts)
     finished = sum(len(groups[position]) for position in done)
     if finished:
         log.info("%s of %s episodes were done", f"{finished:,}", f"{sum(map(len, groups)):,}")
-    own: dict[int, Outcome] = {}
+    new: dict[int, GroupCounts[np.ndarray]] = {}
     with (
         closing(kept) if kept is not None else nullcontext(),
         progress(finished + sum(len(groups[p]) for p in mine), "evaluate", "episode", finished) as bar,
-        closing(iter(runner)) as outcomes,  # an interrupt leaves no codes behind
     ):
 
-        def show(new: int = 0) -> None:
-            images = f"{runner.encoded} of {runner.images} images encoded"
-            bar.set_postfix_str(f"mIoU {100 * counts.miou():.1f}, {images}", refresh=False)
-            bar.update(new)
+        def show(episodes: int = 0) -> None:
+            images = f"{engine.features.encoded} of {engine.features.images} images encoded"
+            bar.set_postfix_str(f"mIoU {100 * mean_iou(class_iou(so_far)):.1f}, {images}", refresh=False)
+            bar.update(episodes)
 
-        runner.tell = show  # the first episodes of a class wait for many images
-        for position, outcome in outcomes:
-            own[position] = outcome
-            if kept is not None:
-                kept.add(position, outcome)
-            add(position, outcome)
-            show(len(groups[position]))
-    for part in distributed.gather(own):
+        # The first episodes of a class wait for many images: progress is shown there too.
+        engine = Engine(task, options, groups, mine, show, timer)
+        with closing(iter(engine)) as of_groups:  # an interrupt leaves no files behind
+            for position, counts, _ in of_groups:
+                new[position] = counts
+                if kept is not None:
+                    kept.add(position, counts)
+                _add(so_far, task, groups[position], counts)
+                show(len(groups[position]))
+    for part in distributed.gather(new):
         done.update(part)
-    return Evaluated(_assemble(task, lists, groups, done), runner.seconds)
+    return _tables(task, lists, groups, done)
 
 
-def predicted(task: Task, engine: Engine, episodes: EpisodeList) -> list[tuple[EpisodeSpec, Tensor, Tensor]]:
-    """Of each episode, the mask said, uint8 in 0..N at the label's place, and the true one."""
+def predicted(
+    task: EvaluationTask, options: EngineOptions, episodes: EpisodeList
+) -> list[tuple[EpisodeSpec, Tensor, Tensor]]:
+    """Of each episode, the predicted mask, uint8 in 0..N at the label's place, and the true one."""
     found = {}
     groups = group_episodes({episodes.shot: [episodes]})
-    runner = Runner(task, engine, groups, range(len(groups)))
-    for position, _ in runner:
-        for images, places in groups[position].episodes.items():
-            found.update({place.number: runner.masks[images] for place in places})
+    for position, _, masks in Engine(task, options, groups, range(len(groups))):
+        for images, ids in groups[position].episodes.items():
+            predicted_mask, true_mask = masks[images]
+            found.update({one.number: (predicted_mask.cpu(), true_mask.cpu()) for one in ids})
     return [(spec, *found[number]) for number, spec in enumerate(episodes.specs)]
 
 
-def _assemble(
-    task: Task, lists: Mapping[int, Sequence[EpisodeList]], groups: Sequence[Group], outcomes: Mapping[int, Outcome]
-) -> dict[int, list[Run]]:
-    n, names = len(task.split.index.class_names), ("", *task.model.also_evaluated)
-    placed: dict[tuple[int, int], dict[str, dict[int, EpisodeCount]]] = {}
-    base: dict[tuple[int, int], BaseClassCounts] = {}
-    for shot, runs in lists.items():
-        for run in range(len(runs)):
-            placed[shot, run] = {name: {} for name in names}
-            if task.base is not None:
-                base[shot, run] = BaseClassCounts(n, task.base)
-    for position, outcome in sorted(outcomes.items()):
-        for i, places in enumerate(groups[position].episodes.values()):
-            for place in places:
-                for name in names:
-                    placed[place.shot, place.run][name][place.number] = outcome.counts[name][i]
-                if outcome.base is not None:
-                    base[place.shot, place.run].add(outcome.base, outcome.fused[i] if outcome.fused else {})
-
-    def run_of(shot: int, run: int, length: int) -> Run:
-        counts = {name: [placed[shot, run][name][number] for number in range(length)] for name in names}
-        return Run(n, counts.pop(""), counts, base.get((shot, run)))
-
-    return {shot: [run_of(shot, run, len(e)) for run, e in enumerate(runs)] for shot, runs in lists.items()}
+def _add(total: np.ndarray, task: EvaluationTask, group: QueryGroup, counts: GroupCounts[np.ndarray]) -> None:
+    """Add the episodes of a group to the pixels (C, 2) of the classes that are measured."""
+    times = np.array([len(ids) for ids in group.episodes.values()])
+    for way, class_id in group.measured.items():
+        total[task.classes.index(class_id)] += times @ counts.prediction[:, CLASSES + way - 1]
 
 
-def _subject(task: Task, engine: Engine, groups: Sequence[Group]) -> str:
-    """A hash over everything that decides the outcomes."""
-    told = hashlib.sha256()
+def _tables(
+    task: EvaluationTask,
+    lists: Mapping[int, Sequence[EpisodeList]],
+    groups: Sequence[QueryGroup],
+    counts: Mapping[int, GroupCounts[np.ndarray]],
+) -> dict[int, list[EpisodeTable]]:
+    further = further_predictions(task.model)
+    tables = {shot: [empty_table(run, task.classes, further) for run in runs] for shot, runs in lists.items()}
+    for position, of_group in sorted(counts.items()):
+        group = groups[position]
+        columns = {CLASSES + way - 1: task.classes.index(c) for way, c in group.measured.items()}
+        for i, ids in enumerate(group.episodes.values()):
+            for one in ids:
+                table = tables[one.shot][one.run]
+                pairs = [(table.counts, of_group.prediction)]
+                pairs += [(table.further[name], of_group.further[name]) for name in further]
+                for of_table, rows in pairs:
+                    of_table[one.number, :CLASSES] = rows[i, :CLASSES]
+                    for row, column in columns.items():
+                        of_table[one.number, CLASSES + column] = rows[i, row]
+                if task.base is not None:
+                    _add_base(table, task.base, task.classes.index(group.class_ids[0]), of_group, i)
+    return tables
+
+
+def _add_base(
+    table: EpisodeTable, base: Sequence[int], column: int, counts: GroupCounts[np.ndarray], episode: int
+) -> None:
+    """Add the base learner's counts of an episode, whose novel class is `column` of the table."""
+    n = len(base)
+    assert counts.base is not None
+    for name, of_episode in {"base": counts.base, **{k: rows[episode] for k, rows in counts.fusions.items()}}.items():
+        total = table.base.setdefault(name, np.zeros((1 + n + len(table.classes), 2), np.int64))
+        total[: 1 + n] += of_episode[: 1 + n]
+        if name != "base":
+            total[1 + n + column] += of_episode[1 + n]
+
+
+def _subject(task: EvaluationTask, options: EngineOptions, groups: Sequence[QueryGroup]) -> str:
+    """A hash over everything that decides the counts."""
+    digest = hashlib.sha256()
     for name, value in task.model.state_dict().items():
-        told.update(name.encode())
-        told.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     episodes = [[group.query.image, group.class_ids, list(group.episodes)] for group in groups]
-    how = [task.annotation, vars(task.transform), to_mapping(task.protocol), task.base, engine.precision]
-    names = task.split.index.hash
-    told.update(json.dumps([names, how, episodes]).encode())
-    return told.hexdigest()[:16]
+    how = [task.annotation, vars(task.transform), to_mapping(task.protocol), task.base]
+    how += [options.precision, options.features_dtype, task.classes]
+    how += ["argmax"] if task.way_rule == "argmax" else []
+    digest.update(json.dumps([task.split.index.hash, how, episodes]).encode())
+    return digest.hexdigest()[:16]

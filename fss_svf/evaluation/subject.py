@@ -8,77 +8,86 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fss_svf.checkpoint import load_checkpoint
 from fss_svf.config import EvaluateConfig, Protocol, TrainConfig, from_mapping, to_mapping
-from fss_svf.data.dataset import Dataset
-from fss_svf.data.episodes import split_classes
-from fss_svf.data.index import Index
+from fss_svf.data.fold import Fold
 from fss_svf.errors import ConfigError
 from fss_svf.evaluation.conditions import SELECTED_ON_NOVEL
-from fss_svf.methods.method import FewShotMethod
-from fss_svf.model import build_model, restore_model
-from fss_svf.registry import BACKBONES, DATASETS, METHODS, TUNINGS, Choice, Registry
+from fss_svf.evaluation.untrained import choose, untrained_model
+from fss_svf.evaluation.ways import ChosenRule, choose_rule
+from fss_svf.methods.base_classes import BaseClassMethod
+from fss_svf.methods.method import FewShotMethod, method_class
+from fss_svf.model import restore_model, trainable_values
+from fss_svf.registry import DATASETS, METHODS, Choice
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is evaluated: a model, and where it comes from."""
+    """Which model is evaluated, and where it comes from: what a result says of it.
 
-    model: FewShotMethod
+    way_rule      of choose_rule: None for one way
+    weights       what the backbone started from, and weights_hash: of their content, None for random ones
+    trainable     values of the backbone that trained
+    checkpoint    for result.json
+    """
+
     dataset: Choice
     fold: int
     way: int
+    way_rule: ChosenRule | None
     size: int
     method: str
     backbone: str
     tuning: str
-    weights: str  # what the backbone started from
-    weights_hash: str | None  # of their content; None for random ones
-    checkpoint: dict[str, Any] | None  # for result.json
+    weights: str
+    weights_hash: str | None
+    trainable: int
+    checkpoint: dict[str, Any] | None
     trained_on: Mapping[str, Any] | None
 
 
-def make_subject(config: EvaluateConfig) -> Subject:
+def make_subject(config: EvaluateConfig) -> tuple[FewShotMethod, Subject]:
     """The model of a checkpoint, or a method without a trained parameter. Raises ConfigError, WeightsError."""
     return _from_checkpoint(config) if config.checkpoint else _from_config(config)
 
 
-def _from_checkpoint(config: EvaluateConfig) -> Subject:
+def _from_checkpoint(config: EvaluateConfig) -> tuple[FewShotMethod, Subject]:
     assert config.checkpoint is not None
     content = load_checkpoint(config.checkpoint, "train")
     trained = from_mapping(TrainConfig, content["config"])
-    changeable: tuple[str, ...] = METHODS.entry(trained.method.name).build.evaluation_options  # type: ignore[attr-defined]
-    for key, allowed in (("method", changeable), ("backbone", ())):
+    trained_class = method_class(trained.method.name)
+    changeable = trained_class.evaluation_options if issubclass(trained_class, BaseClassMethod) else ()
+    for key, allowed in (("method", changeable), ("backbone", ("weights",))):
         others = set(getattr(config, key)) - set(allowed)
         if others:
             raise ConfigError(
                 f"{key}: checkpoint={config.checkpoint} was trained with {key}={getattr(trained, key).name} and its own "
                 f"options of it; leave {key}{'' if 'name' in others else '.' + min(others)} out"
             )
-    method = _choose(METHODS, {**to_mapping(trained.method), **config.method})
+    method = choose(METHODS, {**to_mapping(trained.method), **config.method})
     # Another dataset has other folds; whether its novel classes were seen is told by their names.
     if config.fold not in (None, trained.fold) and "name" not in config.dataset:
         raise ConfigError(
             f"fold={config.fold}: checkpoint={config.checkpoint} was trained on fold {trained.fold} and has seen the "
             f"novel classes of fold {config.fold}; leave fold out, or give a checkpoint of fold {config.fold}"
         )
-    what = f"checkpoint={config.checkpoint}"
-    model = restore_model(method, trained.backbone, trained.tuning, content["model"], what)
-    return Subject(
-        model=model,
+    what, way = f"checkpoint={config.checkpoint}", config.way or trained.way
+    base, weights = content.get("base"), config.backbone.get("weights")
+    model = restore_model(method, trained.backbone, trained.tuning, content["model"], what, base, weights)
+    return model, Subject(
         dataset=_dataset(config.dataset, trained.dataset),
         fold=trained.fold if config.fold is None else config.fold,
-        way=config.way or trained.way,
+        way=way,
+        way_rule=choose_rule(model, way, config.way_rule),
         size=config.size or config.protocol.size or trained.recipe.tested_at,
         method=trained.method.name,
         backbone=trained.backbone.name,
         tuning=trained.tuning.name,
         weights=content["trained_on"]["backbone_weights"],
         weights_hash=content["trained_on"].get("weights_hash"),
+        trainable=trainable_values(model.backbone),
         checkpoint={
             "path": str(config.checkpoint),
             "step": content["step"],
@@ -156,7 +165,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _from_config(config: EvaluateConfig) -> Subject:
+def _from_config(config: EvaluateConfig) -> tuple[FewShotMethod, Subject]:
     """A method without a trained parameter, on a backbone as it is."""
     for key in ("dataset", "method", "backbone"):
         if "name" not in getattr(config, key):
@@ -164,41 +173,40 @@ def _from_config(config: EvaluateConfig) -> Subject:
     size = config.size or config.protocol.size
     if size is None:
         raise ConfigError("size: without a checkpoint evaluate needs the input size in pixels, such as size=473")
-    if METHODS.entry(config.method["name"]).build.trainable:  # type: ignore[attr-defined]
-        raise ConfigError(
-            f"method={config.method['name']}: has parameters to train; give checkpoint=PATH of a trained one"
-        )
-    method, backbone = _choose(METHODS, config.method), _choose(BACKBONES, config.backbone)
-    torch.manual_seed(config.seed)  # of random weights, the same in each job of a sweep
-    frozen = Choice("frozen", TUNINGS.entry("frozen").options())
-    model, report = build_model(method, backbone, frozen)
-    log.info("%s", report)
-    return Subject(
-        model=model,
-        dataset=_choose(DATASETS, config.dataset),
+    # In each job of a sweep the same random weights.
+    model, report, method, backbone = untrained_model(config.method, config.backbone, config.seed)
+    return model, Subject(
+        dataset=choose(DATASETS, config.dataset),
         fold=config.fold or 0,
         way=config.way or 1,
+        way_rule=choose_rule(model, config.way or 1, config.way_rule),
         size=size,
         method=method.name,
         backbone=backbone.name,
         tuning="frozen",
         weights=report.label,
         weights_hash=report.digest,
+        trainable=trainable_values(model.backbone),
         checkpoint=None,
         trained_on=report.trained_on,
     )
 
 
-def base_classes(subject: Subject, dataset: Dataset, index: Index, protocol: Protocol) -> tuple[int, ...] | None:
+def base_classes(model: FewShotMethod, subject: Subject, fold: Fold, protocol: Protocol) -> tuple[int, ...] | None:
     """The classes that the model's base learner knows, where they are this dataset's base classes, told by their names.
 
-    Raises ConfigError where they are not and the protocol needs them.
+    None where the model has no base learner, or does not say which classes that knows. Raises ConfigError where they are not
+    this dataset's, or not known, and the protocol needs them.
     """
-    if not subject.model.segments_base:
+    if not isinstance(model, BaseClassMethod):
         return None
-    assert subject.trained_on is not None
-    base = split_classes(index, dataset.options, subject.fold, "train")
-    names = [index.class_name(c) for c in base]
+    if subject.trained_on is None:
+        if protocol.novel_threshold is not None:
+            raise ConfigError(
+                f"protocol={protocol.name}: the model does not say which base classes it knows; use load_model"
+            )
+        return None
+    names = fold.names(fold.base)
     # Its channels are the base learner's classes in order; a checkpoint of before that was kept has them as a set alone.
     channels = (subject.trained_on.get("base_learner") or {}).get("classes", names)[: len(names)]
     same_run = [subject.trained_on[key] for key in ("dataset", "fold")] == [subject.dataset.name, subject.fold]
@@ -209,20 +217,14 @@ def base_classes(subject: Subject, dataset: Dataset, index: Index, protocol: Pro
             raise ConfigError(f"{what}; protocol={protocol.name} needs the dataset, fold and classes of its training")
         log.warning("%s: they are not measured", what)
         return None
-    return base
-
-
-def _choose(registry: Registry, values: Mapping[str, Any]) -> Choice:
-    options = {key: value for key, value in values.items() if key != "name"}
-    name = str(values["name"])
-    return Choice(name, from_mapping(registry.entry(name).options, options, registry.kind))
+    return fold.base
 
 
 def _dataset(asked: Mapping[str, Any], trained: Choice) -> Choice:
     """The dataset asked for; or the checkpoint's, with the options that are not null replaced."""
     if "name" in asked:
-        return _choose(DATASETS, asked)
+        return choose(DATASETS, asked)
     changed = {key: value for key, value in asked.items() if value is not None}
     if "root" in changed and "prepared" not in changed:
         changed["prepared"] = f"{changed['root']}/prepared"
-    return _choose(DATASETS, {**to_mapping(trained), **changed})
+    return choose(DATASETS, {**to_mapping(trained), **changed})

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fss_svf.methods.blocks import vote_margin
+
 
 def vote(masks: Tensor) -> Tensor:
     """(K, H, W) masks of 0 and 1 to one of (H, W), uint8: 1 where a pixel has half of the highest vote or more.
@@ -15,7 +17,4 @@ def vote(masks: Tensor) -> Tensor:
     The highest vote of any pixel in the image counts, not K: an object that two of five supports find is kept where
     one of them sees it. Without any vote all is background.
     """
-    votes = masks.sum(0)
-    most = votes.max().clamp(min=1)
-    # Whole numbers: votes / most >= 0.5 without rounding.
-    return (2 * votes >= most).to(torch.uint8)
+    return (vote_margin(masks.sum(0)) >= 0).to(torch.uint8)

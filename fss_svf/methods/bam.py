@@ -6,7 +6,7 @@ Source: Learning What Not to Segment (CVPR 2022, arXiv 2203.07615), sections 4.2
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -14,16 +14,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fss_svf.backbones.backbone import STAGES, Backbone
+from fss_svf.backbones.backbone import Backbone
 from fss_svf.backbones.weights import origin, state_digest
 from fss_svf.checkpoint import load_checkpoint
 from fss_svf.config import require, to_mapping
-from fss_svf.episode import Code, Episode, Outputs, Prediction
+from fss_svf.episode import Episode, Features, Outputs, Prediction
 from fss_svf.errors import ConfigError, WeightsError
+from fss_svf.methods.base_classes import BaseClassMethod
 from fss_svf.methods.base_learner import BaseBranch
 from fss_svf.methods.blocks import at_least_float32, gram_distance, gram_matrix, logits_at
 from fss_svf.methods.method import cross_entropy
-from fss_svf.methods.prior_guided import PriorASPP, Stages, low_feature
+from fss_svf.methods.prior_guided import Maps, PriorASPP, low_feature
 from fss_svf.precision import in_float32
 from fss_svf.registry import METHODS, Choice
 
@@ -53,17 +54,17 @@ class BAMOptions:
 
 
 @METHODS.register("bam", BAMOptions)
-class BAM(PriorASPP):
-    """Adds to the codes: gram (C2, C2) of the low feature; of queries base, the base learner's logits.
+class BAM(PriorASPP, BaseClassMethod):
+    """Adds to the features: gram (C2, C2) of the low feature; of queries base, the base learner's logits.
 
     Adds to the comparison: distance (B, K), how unlike the scenes are.
     """
 
-    segments_base = True
     means_over = MappingProxyType({"base": "base_mask"})
-    also_evaluated = ("meta",)
+    further_predictions = ("meta",)
     compared = ("deep", "gram")
     evaluation_options = ("other_shots",)
+    held_out: Tensor
 
     def __init__(self, backbone: Backbone, options: BAMOptions) -> None:
         super().__init__(backbone, options.width)
@@ -74,7 +75,8 @@ class BAM(PriorASPP):
         self.gram_merge, self.cls_merge = _merge_layer(), _merge_layer()
         self.base = BaseBranch(backbone, options.base_classes)
         self.base_learner = options.base_learner
-        self.held_out: tuple[int, ...] = ()
+        # Its numbers are no part of a checkpoint, and so are on the CPU also where one is restored on the meta device.
+        self.register_buffer("held_out", torch.zeros(0, dtype=torch.int64, device="cpu"), persistent=False)
         if options.base_learner is not None:
             self._load_base_learner(load_checkpoint(options.base_learner, "pretrain"))
 
@@ -83,25 +85,30 @@ class BAM(PriorASPP):
         if self.training:
             if episode.base_class is None:
                 raise ValueError(
-                    "BAM trains on episodes with base_class and base_mask; TrainEpisodes(base=True) makes them"
+                    "BAM trains on episodes with base_class and base_mask; TrainEpisodes(..., base=CLASS_NUMBERS) makes them"
                 )
-            query["own"] = episode.base_class
+            query["base_class"] = episode.base_class
         return self.segment(query, support, episode.size)
 
-    def query_code(self, images: Tensor, stages: Stages) -> Code:
-        code = super().query_code(images, stages)
-        return {**code, "gram": gram_matrix(low_feature(stages)), "base": self.base(self.backbone, images, stages)}
+    @property
+    def further_taps(self) -> tuple[str, ...]:
+        start = self.base.start(self.backbone)
+        return () if start in (None, "deep") else (start,)
 
-    def support_code(self, stages: Stages, mask: Tensor) -> Code:
-        return {**super().support_code(stages, mask), "gram": gram_matrix(low_feature(stages))}
+    def query_features(self, images: Tensor, maps: Maps) -> Features:
+        features = super().query_features(images, maps)
+        return {**features, "gram": gram_matrix(low_feature(maps)), "base": self.base(self.backbone, images, maps)}
 
-    def compare(self, query: Code, support: Code) -> Code:
+    def support_features(self, maps: Maps, mask: Tensor) -> Features:
+        return {**super().support_features(maps, mask), "gram": gram_matrix(low_feature(maps))}
+
+    def compare(self, query: Features, support: Features) -> Features:
         return {**super().compare(query, support), "distance": gram_distance(query["gram"], support["gram"])}
 
-    def segment_base(self, query: Code, size: tuple[int, int]) -> Tensor:
+    def segment_base(self, query: Features, size: tuple[int, int]) -> Tensor:
         return logits_at(query["base"], size)
 
-    def segment(self, query: Code, support: Code, size: tuple[int, int]) -> Prediction:
+    def segment(self, query: Features, support: Features, size: tuple[int, int]) -> Prediction:
         """Logits are the ensemble's probabilities (no softmax follows); aux: logits of meta (B, 2, H, W), and of base."""
         support = self.compared_with(query, support)
         distance = support["distance"]
@@ -111,7 +118,7 @@ class BAM(PriorASPP):
             prior = torch.einsum("bk,bkchw->bchw", weight, support["prior"])
         meta = self.logits(query["feature"], prototype, prior)
         with in_float32(distance.device):
-            final = self._ensemble(meta, query["base"], (weight * distance).sum(1), query.get("own"))
+            final = self._ensemble(meta, query["base"], (weight * distance).sum(1), query.get("base_class"))
         outputs = {"meta": lambda: logits_at(meta, size), "base": lambda: self.segment_base(query, size)}
         return Prediction(logits_at(final, size), Outputs(outputs))
 
@@ -133,15 +140,16 @@ class BAM(PriorASPP):
         scores = self.kshot(ascending[:, :, None, None]).flatten(1)
         return scores.gather(1, order.argsort(dim=1)).softmax(dim=1)
 
-    def _ensemble(self, meta: Tensor, base: Tensor, distance: Tensor, own: Tensor | None) -> Tensor:
-        """Logits (B, 2, h, w) and (B, n + 1, h, w), distances (B,) to (B, 2, h, w).
+    def _ensemble(self, meta: Tensor, base: Tensor, distance: Tensor, base_class: Tensor | None) -> Tensor:
+        """Logits (B, 2, h, w) and (B, n + 1, h', w'), distances (B,) to (B, 2, h, w).
 
-        own: (B,) the base class of each episode, whose channel says nothing against it in training; None: an evaluation,
-        in which the held-out classes' channels say nothing.
+        base_class: (B,) of each episode in training, whose channel does not count against it; None: an evaluation, in
+        which the held-out classes' channels do not count.
         """
-        meta, base = at_least_float32(meta).softmax(1), at_least_float32(base).softmax(1)
+        # The base learner reads the deep map, which is coarser than the mid one in a network that is not dilated.
+        meta, base = at_least_float32(meta).softmax(1), logits_at(base, meta.shape[-2:]).softmax(1)
         channels = torch.arange(base.shape[1], device=base.device)
-        silent = torch.isin(channels, channels.new_tensor(self.held_out)) if own is None else channels == own[:, None]
+        silent = torch.isin(channels, self.held_out) if base_class is None else channels == base_class[:, None]
         against = (channels > 0) & ~silent
         base_map = (base * against.to(base.dtype).view(-1, len(channels), 1, 1)).sum(1, keepdim=True)
         distance = distance.view(-1, 1, 1, 1).expand_as(base_map)
@@ -159,7 +167,7 @@ class BAM(PriorASPP):
             )
 
     def hold_out(self, base_classes: Sequence[int]) -> None:
-        self.held_out = tuple(base_classes)
+        self.held_out = torch.tensor(list(base_classes), dtype=torch.int64, device=self.held_out.device)
 
     def check_run(self, dataset: str, fold: int, classes: Sequence[str], backbone: Choice) -> None:
         if self.base_learner is None:
@@ -168,7 +176,9 @@ class BAM(PriorASPP):
                 f"fold={fold} backbone={backbone.name}, then method.base_learner=ITS_RUN_FOLDER"
             )
         assert self.trained_on is not None
-        theirs, ours = dict(self._base_backbone), to_mapping(backbone)
+        # A base learner from before an option has its default.
+        defaults = {f.name: f.default for f in fields(backbone.options)}
+        theirs, ours = {**to_mapping(defaults), **self._base_backbone}, to_mapping(backbone)
         options = [f"backbone.{k}={theirs.get(k)}" for k in ours if k != "weights" and ours[k] != theirs.get(k)]
         wrong = {
             f"dataset={self.trained_on['dataset']}": self.trained_on["dataset"] != dataset,
@@ -188,7 +198,8 @@ class BAM(PriorASPP):
         head = state.get("base.cls.4.bias")
         if head is not None and len(head) != self.base.classes + 1:
             self.base = BaseBranch(self.backbone, len(head) - 1)
-        self.base.hold(self.backbone, [s for s in STAGES if any(k.startswith(f"base.stages.{s}.") for k in state)])
+        held = [part for part in self.backbone.parts if any(key.startswith(f"base.stages.{part}.") for key in state)]
+        self.base.hold(self.backbone, held)
 
     def _load_base_learner(self, content: Mapping[str, Any]) -> None:
         self.base = BaseBranch(self.backbone, len(content["model"]["cls.4.bias"]) - 1)

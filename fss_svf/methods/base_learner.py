@@ -6,16 +6,16 @@ Source: BAM (CVPR 2022), section 4.2; layer shapes as in methods of its official
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import takewhile
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fss_svf import svf
-from fss_svf.backbones.backbone import STAGES, Backbone
+from fss_svf.backbones.backbone import Backbone
 from fss_svf.errors import WeightsError, listing
 from fss_svf.methods.blocks import logits_at, resize
-from fss_svf.tuning.pretrained import pretrained_copy
+from fss_svf.tuned import disabled, plain_copy, tuned_layers, tuned_parameters
 
 BINS = (1, 2, 3, 6)
 
@@ -53,7 +53,7 @@ class BaseLearner(nn.Module):
 
     def __init__(self, backbone: Backbone, classes: int) -> None:
         super().__init__()
-        channels = backbone.channels["layer4"]
+        channels = backbone.tap("deep").channels
         self.backbone = backbone
         self.ppm = PyramidPooling(channels)
         self.cls = base_classifier(channels, classes)
@@ -61,24 +61,25 @@ class BaseLearner(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) normalised images to logits (B, classes + 1, H, W)."""
-        x = self.cls(self.ppm(self.backbone(images)["layer4"]))
+        x = self.cls(self.ppm(self.backbone(images, ("deep",))["deep"]))
         return logits_at(x, images.shape[-2:])
 
 
 class BaseBranch(nn.Module):
     """A trained base learner, frozen, on another method's backbone.
 
-    It sees the weights the base learner was trained with: those of the backbone where they are the same, of SVF layers
-    the pretrained ones; `stages` holds a copy of every stage where that is not so (other weights, weights that the tuning
-    itself changes, or what it puts beside them). Dropout follows the method's mode, as in the official code.
+    It sees the weights the base learner was trained with: those of the backbone where they are the same, of tuned layers
+    the pretrained ones; `stages` holds a copy of every part of the backbone where that is not so (other weights, or weights
+    that the tuning trains in place). Dropout follows the method's mode, as in the official code.
     """
 
     def __init__(self, backbone: Backbone, classes: int) -> None:
         super().__init__()
-        self.ppm = PyramidPooling(backbone.channels["layer4"])
-        self.cls = base_classifier(backbone.channels["layer4"], classes)
+        channels = backbone.tap("deep").channels
+        self.ppm = PyramidPooling(channels)
+        self.cls = base_classifier(channels, classes)
         self.stages = nn.ModuleDict()
-        self.hold(backbone, [name for name in STAGES if _changes(getattr(backbone, name))])
+        self.hold(backbone, [name for name in backbone.parts if _changes(getattr(backbone, name))])
 
     @property
     def classes(self) -> int:
@@ -86,15 +87,15 @@ class BaseBranch(nn.Module):
         return len(self.cls[4].bias) - 1  # type: ignore[arg-type]
 
     def hold(self, backbone: Backbone, names: list[str]) -> None:
-        """Hold copies of exactly these stages, with the backbone's pretrained weights."""
-        self.stages = nn.ModuleDict({name: pretrained_copy(getattr(backbone, name)) for name in names})
+        """Hold copies of exactly these parts, with the backbone's pretrained weights."""
+        self.stages = nn.ModuleDict({name: plain_copy(getattr(backbone, name)) for name in names})
         self.requires_grad_(False)
 
     def load(self, state: Mapping[str, Tensor], backbone: Backbone, what: str) -> None:
         """Take the weights of a BaseLearner. Raises WeightsError naming the tensors that do not fit."""
-        stages = {name: pretrained_copy(getattr(backbone, name)) for name in STAGES}
+        stages = {name: plain_copy(getattr(backbone, name)) for name in backbone.parts}
         wanted = {f"{part}.{k}": v for part in ("ppm", "cls") for k, v in getattr(self, part).state_dict().items()}
-        wanted |= {f"backbone.{name}.{k}": v for name in STAGES for k, v in stages[name].state_dict().items()}
+        wanted |= {f"backbone.{name}.{k}": v for name in backbone.parts for k, v in stages[name].state_dict().items()}
         problems = [
             k for k in {**wanted, **state} if k not in state or k not in wanted or wanted[k].shape != state[k].shape
         ]
@@ -109,25 +110,35 @@ class BaseBranch(nn.Module):
                 self.stages[name] = stage
         self.requires_grad_(False)
 
+    def start(self, backbone: Backbone) -> str | None:
+        """The last tap up to which the backbone gives what this branch needs: "deep" where it all does, None: nowhere."""
+        same = list(takewhile(lambda name: self._is_same(backbone, name), backbone.parts))
+        if len(same) == len(backbone.parts):
+            return "deep"
+        return same[-1] if same and backbone.continues else None
+
+    def _is_same(self, backbone: Backbone, part: str) -> bool:
+        return part not in self.stages and not any(tuned_layers(getattr(backbone, part)))
+
     @torch.no_grad()
-    def forward(self, backbone: Backbone, images: Tensor, outputs: Mapping[str, Tensor]) -> Tensor:
-        """Base logits (B, classes + 1, h, w) of images, of which the backbone's stages said `outputs`.
+    def forward(self, backbone: Backbone, images: Tensor, maps: Mapping[str, Tensor]) -> Tensor:
+        """Base logits (B, classes + 1, h, w) of images, of which the backbone gave `maps`: the one at `start` among them.
 
-        Only the stages from the first that says something else here are run again.
+        Only what comes behind it is run again.
         """
-        x, again = images, list(STAGES)
-        while again and again[0] not in self.stages and not any(svf.layers(getattr(backbone, again[0]))):
-            x = outputs[again.pop(0)]
-        with svf.disabled(backbone):
-            for name in again:
-                x = self.stages[name](x) if name in self.stages else getattr(backbone, name)(x)
-        return self.cls(self.ppm(x))
+        start = self.start(backbone)
+        if start == "deep":
+            return self.cls(self.ppm(maps["deep"]))
+        with disabled(backbone):
+            own = backbone.with_parts(dict(self.stages.items()))
+            found = own(images, ("deep",)) if start is None else own.continue_from(start, maps[start], ("deep",))
+        return self.cls(self.ppm(found["deep"]))
 
 
-def _changes(stage: nn.Module) -> bool:
-    """Whether training changes what svf.disabled(stage) computes: anything but factors is trainable."""
-    factors = {id(p) for _, p in svf.trainable_parameters(stage)}
-    return any(p.requires_grad and id(p) not in factors for p in stage.parameters())
+def _changes(part: nn.Module) -> bool:
+    """Whether training changes what disabled(part) computes: anything but the values of tuned layers is trainable."""
+    tuned = tuned_parameters(part)
+    return any(p.requires_grad and id(p) not in tuned for p in part.parameters())
 
 
 def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fss_svf.backbones.backbone import Backbone
 from fss_svf.config import require
-from fss_svf.episode import Code, Prediction
+from fss_svf.episode import Features, Prediction
 from fss_svf.methods.blocks import logits_at
 from fss_svf.methods.prior_guided import PriorASPP
 from fss_svf.registry import METHODS
@@ -37,7 +37,7 @@ class Baseline(PriorASPP):
         self.shots_reduce = options.shots_reduce
         self.down_query.requires_grad_(options.down_query_trains)
 
-    def segment(self, query: Code, support: Code, size: tuple[int, int]) -> Prediction:
+    def segment(self, query: Features, support: Features, size: tuple[int, int]) -> Prediction:
         support = self.compared_with(query, support)
         prototype, prior = (self._over_shots(support[key]) for key in ("prototype", "prior"))
         logits = self.logits(query["feature"], prototype, prior)

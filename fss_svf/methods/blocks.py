@@ -57,18 +57,24 @@ def prior_mask(query: Tensor, support: Tensor) -> Tensor:
     # Similarities of deep features differ in the third digit.
     with in_float32(query.device):
         q = at_least_float32(query).flatten(2)  # (B, C, n)
-        s = without_empty(at_least_float32(support).flatten(3).flatten(0, 1)).unflatten(
-            0, support.shape[:2]
-        )  # (B, K, C, m)
-        # Shot by shot: a similarity matrix of 641-pixel images takes 170 MB an episode.
-        best = torch.stack([_best_cosine(q, one) for one in s.unbind(1)], dim=1)  # (B, K, n)
+        s = at_least_float32(support).flatten(3)  # (B, K, C, m)
+        if s.device.type == "cpu":
+            # Fewer positions, and shot by shot: a similarity matrix of 641-pixel images takes 170 MB an episode.
+            s = without_empty(s.flatten(0, 1)).unflatten(0, s.shape[:2])
+            best = torch.cat([_best_cosine(q, one) for one in s.split(1, dim=1)], dim=1)  # (B, K, n)
+        else:
+            # One product. A GPU multiplies all positions sooner than it says how many there are.
+            best = _best_cosine(q, s)
         low = best.amin(-1, keepdim=True)
         prior = (best - low) / (best.amax(-1, keepdim=True) - low + COSINE_EPS)
         return prior.unflatten(-1, query.shape[-2:]).unsqueeze(2)
 
 
 def without_empty(features: Tensor) -> Tensor:
-    """(M, C, n) to (M, C, m): the positions that hold anything, and an empty one, since 0 takes part in the maximum."""
+    """(M, C, n) to (M, C, m): the positions that hold anything, and an empty one, since 0 takes part in the maximum.
+
+    The host waits for the device, to know m.
+    """
     filled = (features != 0).any(1)
     m = int(filled.sum(-1).max()) + 1
     if m >= features.shape[-1]:
@@ -78,16 +84,17 @@ def without_empty(features: Tensor) -> Tensor:
 
 
 def _best_cosine(query: Tensor, support: Tensor) -> Tensor:
-    """(B, C, n) and (B, C, m) to (B, n): cosine similarity with the most similar of the m positions."""
+    """(B, C, n) and (B, K, C, m) to (B, K, n): cosine similarity with the most similar of each support's m positions."""
     with torch.no_grad():
-        similarity = support.transpose(1, 2) @ query  # (B, m, n)
-        similarity /= support.norm(dim=1).unsqueeze(2) * query.norm(dim=1).unsqueeze(1) + COSINE_EPS
-        best, place = similarity.max(1)
+        similarity = (support.transpose(2, 3).flatten(1, 2) @ query).unflatten(1, (support.shape[1], support.shape[3]))
+        similarity /= support.norm(dim=2).unsqueeze(3) * query.norm(dim=1)[:, None, None] + COSINE_EPS
+        best, place = similarity.max(2)
     if not (torch.is_grad_enabled() and (query.requires_grad or support.requires_grad)):
         return best
     # The maximum passes its gradient to one support position for each of the query's: those pairs alone need a graph.
-    chosen = support.gather(2, place.unsqueeze(1).expand_as(query))
-    return (query * chosen).sum(1) / (query.norm(dim=1) * chosen.norm(dim=1) + COSINE_EPS)
+    chosen = support.gather(3, place.unsqueeze(2).expand(-1, -1, support.shape[2], -1))
+    norms = query.norm(dim=1).unsqueeze(1) * chosen.norm(dim=2)
+    return (query.unsqueeze(1) * chosen).sum(2) / (norms + COSINE_EPS)
 
 
 def gram_matrix(features: Tensor) -> Tensor:
@@ -152,3 +159,11 @@ class ResidualPair(nn.Module):
 def classifier(width: int, classes: int = 2) -> nn.Sequential:
     """3x3 + ReLU + Dropout2d 0.1 + 1x1 with bias."""
     return nn.Sequential(*conv_relu(width, width, 3), nn.Dropout2d(0.1), nn.Conv2d(width, classes, 1))
+
+
+def vote_margin(votes: Tensor) -> Tensor:
+    """(..., H, W) votes of each pixel to whole numbers, 0 or more where it has half of the image's highest vote or more.
+
+    The highest vote of any pixel counts, not the number of voters. Without any vote all is below 0.
+    """
+    return 2 * votes - votes.amax((-2, -1), keepdim=True).clamp(min=1)

@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fss_svf.backbones.backbone import Backbone
-from fss_svf.config import require
-from fss_svf.episode import Code, Prediction
+from fss_svf.episode import Features, Prediction
 from fss_svf.methods.blocks import at_least_float32, logits_at, resize
 from fss_svf.methods.method import FewShotMethod
+from fss_svf.methods.read_taps import require_tap
 from fss_svf.precision import in_float32
 from fss_svf.registry import METHODS
 
@@ -31,13 +31,13 @@ class Background(FewShotMethod):
     def __init__(self, backbone: Backbone, options: BackgroundOptions) -> None:
         super().__init__(backbone)
 
-    def encode_query(self, images: Tensor) -> Code:
+    def encode_query(self, images: Tensor) -> Features:
         return {"rows": images[:, 0, :1, :1]}
 
-    def encode_support(self, images: Tensor, masks: Tensor) -> Code:
+    def encode_support(self, images: Tensor, masks: Tensor) -> Features:
         return {"rows": images[:, 0, :1, :1]}
 
-    def segment(self, query: Code, support: Code, size: tuple[int, int]) -> Prediction:
+    def segment(self, query: Features, support: Features, size: tuple[int, int]) -> Prediction:
         logits = query["rows"].new_zeros(len(query["rows"]), 2, *size)
         logits[:, 0] = 1
         return Prediction(logits)
@@ -45,12 +45,9 @@ class Background(FewShotMethod):
 
 @dataclass(frozen=True)
 class PrototypeOptions:
-    """stage: the backbone stage whose features are matched."""
+    """stage: the role (low, mid, deep) or tap of the backbone whose features are matched."""
 
-    stage: str = "layer3"
-
-    def __post_init__(self) -> None:
-        require(self.stage in ("layer1", "layer2", "layer3", "layer4"), "stage", "layer1..layer4", self.stage)
+    stage: str = "mid"
 
 
 @METHODS.register("prototype", PrototypeOptions)
@@ -64,13 +61,14 @@ class Prototype(FewShotMethod):
 
     def __init__(self, backbone: Backbone, options: PrototypeOptions) -> None:
         super().__init__(backbone)
+        require_tap(backbone, options.stage, "method.stage")
         self.stage = options.stage
 
-    def encode_query(self, images: Tensor) -> Code:
-        return {"feature": self.backbone(images, last=self.stage)[self.stage]}
+    def encode_query(self, images: Tensor) -> Features:
+        return {"feature": self.backbone(images, (self.stage,))[self.stage]}
 
-    def encode_support(self, images: Tensor, masks: Tensor) -> Code:
-        feature = self.backbone(images, last=self.stage)[self.stage]
+    def encode_support(self, images: Tensor, masks: Tensor) -> Features:
+        feature = self.backbone(images, (self.stage,))[self.stage]
         means = []
         with in_float32(feature.device):
             feature = at_least_float32(feature)
@@ -79,7 +77,7 @@ class Prototype(FewShotMethod):
                 means.append((feature * weight).sum((2, 3)) / (weight.sum((2, 3)) + 1e-5))
         return {"prototypes": torch.stack(means, dim=1)}  # (M, 2, C)
 
-    def segment(self, query: Code, support: Code, size: tuple[int, int]) -> Prediction:
+    def segment(self, query: Features, support: Features, size: tuple[int, int]) -> Prediction:
         feature = at_least_float32(query["feature"])
         with in_float32(feature.device):
             prototypes = F.normalize(support["prototypes"].mean(1), dim=-1)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from fss_svf.backbones.backbone import Backbone
-from fss_svf.episode import IGNORE, Code, Episode, MeanOver, Prediction
-from fss_svf.errors import ConfigError
+from fss_svf.episode import IGNORE, Episode, Features, MeanOver, Prediction
+from fss_svf.errors import ConfigError, PluginError
 from fss_svf.methods.blocks import at_least_float32
-from fss_svf.registry import Choice
+from fss_svf.registry import METHODS
 
 # Which images of a batch.
 Rows = Tensor | slice
@@ -23,101 +23,100 @@ Rows = Tensor | slice
 class FewShotMethod(nn.Module, ABC):
     """A method encodes queries and supports apart, then segments. All images are normalised floats.
 
-    BatchNorm stays in eval mode also while training (fix_bn of the official recipes).
+    Its members are of three kinds, in this order: those that a method must have, those that change its behaviour, and
+    those that change its speed alone.
     """
-
-    # Whether the method has anything to train beside the backbone; the controls have not.
-    trainable = True
-    # Whether it segments several classes at once.
-    many_ways = False
-    # Whether it segments base classes too: its training reads Episode.base_mask and base_class, and segment_base says the
-    # logits of background and the n base classes.
-    segments_base = False
-    # Names of Prediction.aux whose (B, 2, H, W) logits are predictions too, measured beside the method's own.
-    also_evaluated: tuple[str, ...] = ()
-    # What the terms of its losses are means over, by name, where it is not the query mask's pixels: a batch that processes
-    # share, or that is done in parts, gives the loss of the whole.
-    means_over: Mapping[str, MeanOver] = MappingProxyType({})
-    # The options that may be other ones in an evaluation than in the training.
-    evaluation_options: tuple[str, ...] = ()
-    # What `compare` reads of a support's code and `segment` does not: an evaluation does not hand it on.
-    compared: tuple[str, ...] = ()
-    # How the supports of a class come together: as the method does it, or all as one mean (protocol.shots=mean).
-    shots: Literal["own", "mean"] = "own"
-    # What weights of its own beside the backbone's were trained on: dataset, fold, classes.
-    trained_on: Mapping[str, Any] | None = None
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self.backbone = backbone
         self.register_forward_pre_hook(_check_ways, with_kwargs=True)
 
-    @abstractmethod
-    def encode_query(self, images: Tensor) -> Code:
-        """(B, 3, H, W) to a code with B rows."""
+    # 1. Required.
 
     @abstractmethod
-    def encode_support(self, images: Tensor, masks: Tensor) -> Code:
-        """(M, 3, H, W) and (M, H, W) in {0, 1, 255} to a code with M rows, one a support image."""
+    def encode_query(self, images: Tensor) -> Features:
+        """(B, 3, H, W) to features with B rows."""
 
     @abstractmethod
-    def segment(self, query: Code, support: Code, size: tuple[int, int]) -> Prediction:
+    def encode_support(self, images: Tensor, masks: Tensor) -> Features:
+        """(M, 3, H, W) and (M, H, W) in {0, 1, 255} to features with M rows, one a support image."""
+
+    @abstractmethod
+    def segment(self, query: Features, support: Features, size: tuple[int, int]) -> Prediction:
         """Segment B queries; support rows are regrouped to (B, K, ...), of N ways (B, N, K, ...). Logits come at `size`.
 
-        Where `support` has what `compare` says already, that is taken.
+        What `compare` gives may stand in `support` already.
         """
 
-    # What follows makes an evaluation faster, which shows every image to the backbone once and every pair once. Each has a
-    # default, and changes no result.
+    # 2. Behaviour: what trains, on which episodes, with which loss. Each has a default.
 
-    def encode_both(self, images: Tensor, queries: Rows, owners: Rows, masks: Tensor) -> tuple[Code, Code]:
-        """Codes of images[queries] as queries, and of images[owners] with `masks` (M, H, W) as supports.
+    # Whether the method has anything to train beside the backbone; the controls have not.
+    trainable = True
+    # Whether it segments several classes at once. An evaluation joins the classes of one that does not (evaluation/ways.py).
+    many_ways = False
+    # How the supports of a class are combined: as the method does it, or as their plain mean (protocol.shots=mean).
+    shots: Literal["method", "mean"] = "method"
+    # What a term of the losses is a mean over, by its name, where it is not the query mask's pixels. A batch that processes
+    # share, or that is done in parts, then gives the loss of the whole.
+    means_over: Mapping[str, MeanOver] = MappingProxyType({})
 
-        queries (Q,) and owners (M,) int64, or slices, neither empty. For a method whose two codes begin with the same
-        features.
-        """
-        return self.encode_query(images[queries]), self.encode_support(images[owners], masks)
+    def check_shot(self, shot: int) -> None:
+        """Raise ConfigError where the method cannot segment with so many supports."""
 
-    def kept(self, support: Code) -> Code:
-        """The code of one support, a single row, as it is to be kept: smaller, for `compare` and `segment` the same."""
-        return support
+    def check_size(self, size: int, key: str = "size", squash: bool = False) -> None:
+        """Raise ConfigError where it cannot read images of size x size: by default those of the backbone's check_size."""
+        self.backbone.check_size(size, key, squash)
 
-    def compare(self, query: Code, support: Code) -> Code:
-        """What B queries and each of their supports (B, K, ...) have to say together, (B, K, ...): no other support's."""
-        return {}
+    def forward(self, episode: Episode) -> Prediction:
+        """Encode and segment a batch of episodes. It gives what `segment` gives of features that were encoded apart."""
+        return self.segment(*self.encode(episode), episode.size)
 
-    def segment_base(self, query: Code, size: tuple[int, int]) -> Tensor:
-        """With segments_base: logits (B, n + 1, H, W) of the base classes at `size`, which no support changes."""
-        raise NotImplementedError(f"{type(self).__name__} segments no base classes")
+    def encode(self, episode: Episode) -> tuple[Features, Features]:
+        """Features of the queries, and of the supports regrouped to (B, K, ...), by `encode_both`."""
+        images, masks = flat_supports(episode)
+        queries = len(episode.query_image)
+        together = torch.cat([episode.query_image, images])
+        query, support = self.encode_both(together, slice(queries), slice(queries, None), masks)
+        return query, regroup(support, episode.shot, episode.way)
 
     def losses(self, prediction: Prediction, episode: Episode) -> dict[str, Tensor]:
         """Loss terms by name; their plain sum is minimised. Default: cross-entropy of the logits, 255 ignored."""
         return {"main": cross_entropy(prediction.logits, episode.query_mask)}
 
-    def forward(self, episode: Episode) -> Prediction:
-        """Encode and segment a batch of episodes. Methods override this to share one backbone pass."""
-        support = self.encode_support(*flat_supports(episode))
-        query = self.encode_query(episode.query_image)
-        return self.segment(query, regroup(support, episode.shot, episode.way), episode.size)
-
-    def check_run(self, dataset: str, fold: int, classes: Sequence[str], backbone: Choice) -> None:
-        """Raise ConfigError or WeightsError where the method cannot train on these base classes and this backbone."""
-
-    def check_shot(self, shot: int) -> None:
-        """Raise ConfigError where the method cannot segment with so many supports."""
-
-    def hold_out(self, base_classes: Sequence[int]) -> None:
-        """From now on evaluate as if these base classes, numbered like Episode.base_mask, were unknown to the method."""
-
-    def fit_state(self, state: Mapping[str, Any]) -> None:
-        """Make the parts whose number or shape weights decide those of a state dict, before it is loaded."""
-
     def train(self, mode: bool = True) -> FewShotMethod:
+        """As nn.Module.train, but BatchNorm stays in eval mode (fix_bn of the official recipes)."""
         super().train(mode)
         for module in self.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
         return self
+
+    # 3. Speed alone: a method gives the same predictions with the defaults. An evaluation encodes every image once and
+    # compares every pair of a query and a support once.
+
+    # Names of a support's features that `compare` reads and `segment` does not.
+    compared: tuple[str, ...] = ()
+
+    def encode_both(
+        self, images: Tensor, query_rows: Rows, support_rows: Rows, masks: Tensor
+    ) -> tuple[Features, Features]:
+        """Features of images[query_rows] as queries, and of images[support_rows] with `masks` (M, H, W) as supports.
+
+        query_rows (Q,) and support_rows (M,) int64, or slices, neither empty. A method overrides it whose two encodings
+        begin alike, to compute that part once.
+        """
+        return self.encode_query(images[query_rows]), self.encode_support(images[support_rows], masks)
+
+    def kept(self, support: Features) -> list[Features]:
+        """Features of M supports as an evaluation keeps them: one row each, of any size. `compare` and `segment` must give
+        the same of them. Rows that are compared together are filled up with zeros to one size.
+        """
+        return rows_of(support)
+
+    def compare(self, query: Features, support: Features) -> Features:
+        """Features (B, K, ...) of each pair of a query and one of its supports (B, K, ...): no other support's."""
+        return {}
 
 
 def _check_ways(method: nn.Module, args: tuple[Episode, ...], kwargs: Mapping[str, Episode]) -> None:
@@ -129,7 +128,24 @@ def _check_ways(method: nn.Module, args: tuple[Episode, ...], kwargs: Mapping[st
 def check_way(method: type[FewShotMethod], way: int) -> None:
     """Raise ConfigError where the method cannot segment so many classes at once."""
     if way > 1 and not method.many_ways:
-        raise ConfigError(f"way={way}: {method.__name__} segments one class an episode; use method=panet, or way=1")
+        raise ConfigError(
+            f"way={way}: {method.__name__} segments one class an episode; use method=panet or ssp, or way=1; "
+            f"`fss-svf evaluate way={way}` takes any method"
+        )
+
+
+def method_class(name: str) -> type[FewShotMethod]:
+    """The class of method=NAME. Raises ConfigError for an unknown one, PluginError for a class that is no method."""
+    found = METHODS.entry(name).build
+    if not (isinstance(found, type) and issubclass(found, FewShotMethod)):
+        raise PluginError(f"method={name}: {found.__module__}.{found.__qualname__} is no subclass of FewShotMethod")
+    return found
+
+
+def rows_of(features: Features) -> list[Features]:
+    """Features of B images as B of one row each."""
+    count = len(next(iter(features.values())))
+    return [{name: value[row : row + 1] for name, value in features.items()} for row in range(count)]
 
 
 def flat_supports(episode: Episode) -> tuple[Tensor, Tensor]:
@@ -137,16 +153,17 @@ def flat_supports(episode: Episode) -> tuple[Tensor, Tensor]:
     return episode.support_images.flatten(0, -4), episode.support_masks.flatten(0, -3)
 
 
-def regroup(code: Code, shot: int, way: int = 1) -> Code:
+def regroup(features: Features, shot: int, way: int = 1) -> Features:
     """(B * K, ...) rows to (B, K, ...); of several ways (B * N * K, ...) to (B, N, K, ...)."""
     shape = (-1, shot) if way == 1 else (-1, way, shot)
-    return {name: value.unflatten(0, shape) for name, value in code.items()}
+    return {name: value.unflatten(0, shape) for name, value in features.items()}
 
 
 def cross_entropy(logits: Tensor, mask: Tensor | None) -> Tensor:
     """Mean cross-entropy over the pixels of (B, H, W) `mask` that are not 255, in float32; 0 where there is none."""
     assert mask is not None, "an episode without query_mask has no loss"
-    logits = at_least_float32(logits)
-    if not (mask != IGNORE).any():
-        return logits.sum() * 0  # the mean over no pixel would be NaN
-    return torch.nn.functional.cross_entropy(logits, mask.long(), ignore_index=IGNORE)
+    # A sum over a count, which may be 0: PyTorch's own mean over no pixel is NaN.
+    total = torch.nn.functional.cross_entropy(
+        at_least_float32(logits), mask.long(), ignore_index=IGNORE, reduction="sum"
+    )
+    return total / (mask != IGNORE).sum().clamp(min=1)

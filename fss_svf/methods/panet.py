@@ -17,9 +17,9 @@ from torch.nn import functional as F
 from fss_svf.backbones.backbone import Backbone
 from fss_svf.backbones.weights import VGG16_BLOCKS
 from fss_svf.config import require
-from fss_svf.episode import IGNORE, Code, Episode, Prediction
+from fss_svf.episode import IGNORE, Episode, Features, Prediction
 from fss_svf.methods.blocks import at_least_float32
-from fss_svf.methods.method import FewShotMethod, Rows, flat_supports, regroup
+from fss_svf.methods.method import FewShotMethod, Rows
 from fss_svf.precision import in_float32
 from fss_svf.registry import METHODS
 
@@ -40,7 +40,7 @@ class PANetOptions:
 
 @METHODS.register("panet", PANetOptions)
 class PANet(FewShotMethod):
-    """Features are the backbone's layer4. Any number of ways and shots."""
+    """Features are the backbone's deep map. Any number of ways and shots."""
 
     # A backbone as it is, such as an official checkpoint's, can be evaluated.
     trainable = False
@@ -51,29 +51,24 @@ class PANet(FewShotMethod):
         super().__init__(backbone)
         self.align_weight = options.align_weight
 
-    def encode_query(self, images: Tensor) -> Code:
-        return {"feature": self.backbone(images)["layer4"]}
+    def encode_query(self, images: Tensor) -> Features:
+        return {"feature": self.backbone(images, ("deep",))["deep"]}
 
-    def encode_support(self, images: Tensor, masks: Tensor) -> Code:
-        return self._support_code(self.backbone(images)["layer4"], masks)
+    def encode_support(self, images: Tensor, masks: Tensor) -> Features:
+        return self._support_features(self.backbone(images, ("deep",))["deep"], masks)
 
-    def encode_both(self, images: Tensor, queries: Rows, owners: Rows, masks: Tensor) -> tuple[Code, Code]:
-        feature = self.backbone(images)["layer4"]
-        return {"feature": feature[queries]}, self._support_code(feature[owners], masks)
+    def encode_both(
+        self, images: Tensor, query_rows: Rows, support_rows: Rows, masks: Tensor
+    ) -> tuple[Features, Features]:
+        feature = self.backbone(images, ("deep",))["deep"]
+        return {"feature": feature[query_rows]}, self._support_features(feature[support_rows], masks)
 
-    def forward(self, episode: Episode) -> Prediction:
-        # Queries and supports together: one pass through the backbone.
-        images, masks = flat_supports(episode)
-        b = len(episode.query_image)
-        query, support = self.encode_both(torch.cat([episode.query_image, images]), slice(b), slice(b, None), masks)
-        return self.segment(query, regroup(support, episode.shot, episode.way), episode.size)
-
-    def _support_code(self, feature: Tensor, masks: Tensor) -> Code:
-        code = {"prototypes": masked_means(feature, masks)}
+    def _support_features(self, feature: Tensor, masks: Tensor) -> Features:
+        features = {"prototypes": masked_means(feature, masks)}
         # Only the alignment loss looks at a support again.
-        return {**code, "feature": feature} if self.training and self.align_weight else code
+        return {**features, "feature": feature} if self.training and self.align_weight else features
 
-    def segment(self, query: Code, support: Code, size: tuple[int, int]) -> Prediction:
+    def segment(self, query: Features, support: Features, size: tuple[int, int]) -> Prediction:
         if support["prototypes"].dim() == 4:  # (B, K, 2, C): one way
             support = {name: value.unsqueeze(1) for name, value in support.items()}
         background, foreground = support["prototypes"].mean(2).unbind(2)  # over shots: (B, N, C) each
@@ -154,7 +149,7 @@ def alignment_loss(scores: Tensor, query: Tensor, support: Tensor, masks: Tensor
     return (loss.view(masks.shape[:3]) * (area[:, 1:] > 0).unsqueeze(-1)).mean()
 
 
-def our_name(official: str) -> str:
+def name_here(official: str) -> str:
     """A parameter's name in an official checkpoint to its name in PANet(vgg16_plain); an unknown one stays as it is.
 
     'module.encoder.backbone.features.2.0.weight' is 'backbone.layer1.5.weight'.

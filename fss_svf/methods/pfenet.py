@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from fss_svf.backbones.backbone import Backbone
 from fss_svf.config import require
-from fss_svf.episode import Code, Episode, Prediction
+from fss_svf.episode import Episode, Features, Prediction
 from fss_svf.methods.blocks import ResidualPair, classifier, conv_relu, logits_at, resize
 from fss_svf.methods.method import cross_entropy
 from fss_svf.methods.prior_guided import PriorGuided, merged, once
@@ -55,7 +55,7 @@ class PFENet(PriorGuided):
         self.residual = ResidualPair(width)
         self.classifier = classifier(width)
 
-    def segment(self, query: Code, support: Code, size: tuple[int, int]) -> Prediction:
+    def segment(self, query: Features, support: Features, size: tuple[int, int]) -> Prediction:
         """In training, aux["bins"] holds the pyramid's own logits (B, bins, 2, H, W)."""
         support = self.compared_with(query, support)
         feature, prototype = query["feature"], support["prototype"].mean(1)

@@ -1,4 +1,4 @@
-"""What the baseline, PFENet and BAM share: mid-level features, prototypes and the prior of the deepest stage.
+"""What the baseline, PFENet and BAM share: mid-level features, prototypes and the prior of the deepest features.
 
 Source: PFENet (arXiv 2008.01449), sections 3.2 and 4.1; SVF's baseline and BAM keep its encoding.
 """
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fss_svf.backbones.backbone import Backbone
-from fss_svf.episode import Code, Episode, Prediction
+from fss_svf.episode import Features
 from fss_svf.methods.blocks import (
     ASPP,
     ResidualPair,
@@ -24,77 +24,87 @@ from fss_svf.methods.blocks import (
     resize,
     without_empty,
 )
-from fss_svf.methods.method import FewShotMethod, Rows, flat_supports, regroup
+from fss_svf.methods.method import FewShotMethod, Rows, rows_of
 
-# The outputs of a backbone's stages by name, for B images.
-Stages = dict[str, Tensor]
+# A backbone's maps by role, or by tap, for B images.
+Maps = dict[str, Tensor]
 
 
 class PriorGuided(FewShotMethod):
-    """Encodes for a subclass's `segment`.
+    """Encodes for a subclass's `segment`, of the backbone's low, mid and deep maps.
 
-    query code    feature (B, width, h, w); deep (B, C4, h4, w4)
-    support code  prototype (M, width); deep (M, C4, h4, w4), the object alone; kept of one: (1, C4, m), its m positions
-    comparison    prior (B, K, 1, h, w) in [0, 1]
+    query features    feature (B, width, h, w); deep (B, C, h', w')
+    support features  prototype (M, width); deep (M, C, h', w'), the object alone; kept of one: (1, C, m), its m positions
+    comparison        prior (B, K, 1, h, w) in [0, 1]
+
+    The deep map of a support is what the backbone makes of its masked mid map, masked again, as published. A backbone that
+    cannot go on from a map (Backbone.continues is false: timm's) gives that of the whole image, masked.
     """
 
     compared: tuple[str, ...] = ("deep",)
 
     def __init__(self, backbone: Backbone, width: int) -> None:
         super().__init__(backbone)
-        mid = backbone.channels["layer2"] + backbone.channels["layer3"]
+        mid = backbone.tap("low").channels + backbone.tap("mid").channels
         self.down_query = nn.Sequential(*conv_relu(mid, width), nn.Dropout2d(0.5))
         self.down_support = nn.Sequential(*conv_relu(mid, width), nn.Dropout2d(0.5))
 
-    def encode_query(self, images: Tensor) -> Code:
-        stages = self.backbone(images, last="layer3")
-        return self.query_code(images, {**stages, "layer4": self.backbone.layer4(stages["layer3"])})
+    @property
+    def further_taps(self) -> tuple[str, ...]:
+        """Taps that a subclass reads beside the roles; they come before the deep one."""
+        return ()
 
-    def encode_support(self, images: Tensor, masks: Tensor) -> Code:
-        stages, mask = self.backbone(images, last="layer3"), foreground(masks)
-        return self.support_code({**stages, "layer4": self.backbone.layer4(_masked(stages["layer3"], mask))}, mask)
+    def encode_query(self, images: Tensor) -> Features:
+        maps = self._maps(images)
+        if self.backbone.continues:
+            maps["deep"] = self._deep_of(maps["mid"])
+        return self.query_features(images, maps)
 
-    def encode_both(self, images: Tensor, queries: Rows, owners: Rows, masks: Tensor) -> tuple[Code, Code]:
-        stages, mask = self.backbone(images, last="layer3"), foreground(masks)
-        of_queries, of_supports = ({name: x[rows] for name, x in stages.items()} for rows in (queries, owners))
-        high = torch.cat([of_queries["layer3"], _masked(of_supports["layer3"], mask)])
-        of_queries["layer4"], of_supports["layer4"] = self.backbone.layer4(high).split(
-            [len(high) - len(mask), len(mask)]
-        )
-        return self.query_code(images[queries], of_queries), self.support_code(of_supports, mask)
+    def encode_support(self, images: Tensor, masks: Tensor) -> Features:
+        maps, mask = self._maps(images), foreground(masks)
+        if self.backbone.continues:
+            maps["deep"] = self._deep_of(_masked(maps["mid"], mask))
+        return self.support_features(maps, mask)
 
-    def kept(self, support: Code) -> Code:
+    def encode_both(
+        self, images: Tensor, query_rows: Rows, support_rows: Rows, masks: Tensor
+    ) -> tuple[Features, Features]:
+        maps, mask = self._maps(images), foreground(masks)
+        of_queries, of_supports = ({name: x[rows] for name, x in maps.items()} for rows in (query_rows, support_rows))
+        if self.backbone.continues:
+            mid = torch.cat([of_queries["mid"], _masked(of_supports["mid"], mask)])
+            of_queries["deep"], of_supports["deep"] = self._deep_of(mid).split([len(mid) - len(mask), len(mask)])
+        return self.query_features(images[query_rows], of_queries), self.support_features(of_supports, mask)
+
+    def _maps(self, images: Tensor) -> Maps:
+        """The maps of the roles; without the deep one where the backbone can make it of a masked map."""
+        deep = () if self.backbone.continues else ("deep",)
+        return self.backbone(images, ("low", "mid", *self.further_taps, *deep))
+
+    def _deep_of(self, mid: Tensor) -> Tensor:
+        return self.backbone.continue_from("mid", mid, ("deep",))["deep"]
+
+    def kept(self, support: Features) -> list[Features]:
         # Where there is no object the comparison needs one position for all, as the similarity there is 0.
-        return {**support, "deep": without_empty(support["deep"].flatten(2))}
+        return [{**row, "deep": without_empty(row["deep"].flatten(2))} for row in rows_of(support)]
 
-    def compare(self, query: Code, support: Code) -> Code:
+    def compare(self, query: Features, support: Features) -> Features:
         priors = prior_mask(query["deep"], support["deep"])
         size = query["feature"].shape[-2:]
         return {"prior": resize(priors.flatten(0, 1), size).unflatten(0, priors.shape[:2])}
 
-    def encode(self, episode: Episode) -> tuple[Code, Code]:
-        """Both codes, the supports' regrouped to (B, K, ...), in one backbone pass over queries and supports."""
-        images, masks = flat_supports(episode)
-        b = len(episode.query_image)
-        together = torch.cat([episode.query_image, images])
-        query, support = self.encode_both(together, slice(b), slice(b, None), masks)
-        return query, regroup(support, episode.shot)
+    def query_features(self, images: Tensor, maps: Maps) -> Features:
+        """Features of query images from their maps."""
+        return {"feature": self.down_query(mid_feature(maps)), "deep": maps["deep"]}
 
-    def forward(self, episode: Episode) -> Prediction:
-        return self.segment(*self.encode(episode), episode.size)
-
-    def query_code(self, images: Tensor, stages: Stages) -> Code:
-        """The code of query images from their stages."""
-        return {"feature": self.down_query(mid_feature(stages)), "deep": stages["layer4"]}
-
-    def support_code(self, stages: Stages, mask: Tensor) -> Code:
-        """The code of supports from their stages (layer4 of the masked layer3) and masks (M, 1, H, W)."""
-        feature = self.down_support(mid_feature(stages))
+    def support_features(self, maps: Maps, mask: Tensor) -> Features:
+        """Features of supports from their maps and masks (M, 1, H, W)."""
+        feature = self.down_support(mid_feature(maps))
         prototype = masked_average_pooling(feature, resize(mask, feature.shape[-2:]))
-        return {"prototype": prototype, "deep": _masked(stages["layer4"], mask)}
+        return {"prototype": prototype, "deep": _masked(maps["deep"], mask)}
 
-    def compared_with(self, query: Code, support: Code) -> Code:
-        """The supports' code and what compare says of them."""
+    def compared_with(self, query: Features, support: Features) -> Features:
+        """The supports' features and their comparison with the query."""
         return support if "prior" in support else {**support, **self.compare(query, support)}
 
 
@@ -140,14 +150,14 @@ def once(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return function(x)
 
 
-def mid_feature(stages: Stages) -> Tensor:
-    """layer3 and layer2 at layer3's size (VGG16's is coarser): the mid-level feature of PFENet and its heirs."""
-    return torch.cat([stages["layer3"], low_feature(stages)], dim=1)
+def mid_feature(maps: Maps) -> Tensor:
+    """The mid and low maps at the mid one's size (VGG16's is coarser): the mid-level feature of PFENet and its heirs."""
+    return torch.cat([maps["mid"], low_feature(maps)], dim=1)
 
 
-def low_feature(stages: Stages) -> Tensor:
-    """layer2 at layer3's size."""
-    return resize(stages["layer2"], stages["layer3"].shape[-2:])
+def low_feature(maps: Maps) -> Tensor:
+    """The low map at the mid one's size."""
+    return resize(maps["low"], maps["mid"].shape[-2:])
 
 
 def _masked(features: Tensor, mask: Tensor) -> Tensor:

@@ -27,9 +27,11 @@ from PIL import Image
 from fss_svf.config import DemoConfig
 from fss_svf.data.file_names import IMAGE_ENDINGS
 from fss_svf.errors import ConfigError, DataError, FssError
+from fss_svf.prediction.loading import check_model, load_segmenter, model_name
+from fss_svf.prediction.overlays import overlay
 from fss_svf.prediction.photos import read_photo
-from fss_svf.prediction.predict import overlay
-from fss_svf.prediction.segmenter import Segmenter, SupportCode
+from fss_svf.prediction.segmenter import Segmenter
+from fss_svf.prediction.support import SupportFeatures
 
 log = logging.getLogger(__name__)
 
@@ -51,12 +53,10 @@ _CSS = """
 
 def demo(config: DemoConfig, _: Path) -> None:
     """Serve the page until Ctrl+C. Photographs and masks lie in a temporary folder, which goes with it."""
-    if config.checkpoint is None:
-        raise ConfigError("checkpoint: nothing given; say checkpoint=PATH of a run folder of train (docs/predict.md)")
+    check_model(config)
     check_address(config.host, config.port)
     with tempfile.TemporaryDirectory(prefix="fss-svf-demo-") as folder, _gradio(folder, config.host) as gradio:
-        segmenter = Segmenter.load(config.checkpoint, config.device, config.precision, config.shots, config.size)
-        page = make_page(gradio, Finder(segmenter, Path(folder)), str(config.checkpoint))
+        page = make_page(gradio, Finder(load_segmenter(config), Path(folder)), model_name(config))
         page.launch(
             server_name=config.host,
             server_port=config.port,
@@ -146,7 +146,7 @@ class Finder:
     def __init__(self, segmenter: Segmenter, folder: Path) -> None:
         """Masks and overlays are written into `folder`. Raises ConfigError for a model that takes more than 5 examples."""
         self.segmenter, self.folder = segmenter, folder
-        self._codes: dict[str, SupportCode] = {}
+        self._learnt: dict[str, SupportFeatures] = {}
         self.takes = [shot for shot in range(1, _MOST + 1) if self._can(shot)]
         if not self.takes:
             segmenter.check_shot(_MOST)
@@ -171,9 +171,9 @@ class Finder:
             )
         image = read_photo(photo)
         began = perf_counter()
-        code, anew = self._learn(painted)
+        features, anew = self._learn(painted)
         learnt = perf_counter()
-        (mask,) = self.segmenter.segment([image], code)
+        (mask,) = self.segmenter.segment([image], features)
         seconds = perf_counter() - learnt
         # A folder of its own, so that the mask is saved under the photograph's name.
         folder = Path(tempfile.mkdtemp(dir=self.folder))
@@ -186,27 +186,27 @@ class Finder:
         by = f"{len(painted)} example{'s' * (len(painted) > 1)}"
         return *files, f"{photo.name}: {share} {width} x {height} pixels, by {by}. {seconds:.2f} s{encoded}."
 
-    def _learn(self, examples: Sequence[tuple[Path, Sequence[np.ndarray]]]) -> tuple[SupportCode, bool]:
-        """The code of the examples, and whether it was encoded just now."""
+    def _learn(self, examples: Sequence[tuple[Path, Sequence[np.ndarray]]]) -> tuple[SupportFeatures, bool]:
+        """The features of the examples, and whether they were encoded just now."""
         told = hashlib.sha256()
         for path, layers in examples:
             # Gradio keeps an upload in a folder named after its content.
             told.update(b"".join([str(path).encode(), *(layer.tobytes() for layer in layers)]))
         key = told.hexdigest()
-        anew = key not in self._codes
+        anew = key not in self._learnt
         if anew:
             images = [read_photo(path) for path, _ in examples]
             masks = [painted_mask(layers, image.shape[:2]) for image, (_, layers) in zip(images, examples)]
-            code = self.segmenter.learn(images, masks, [path.name for path, _ in examples])
-            self._codes = dict([*self._codes.items(), (key, code)][-_KEPT:])
-        return self._codes[key], anew
+            features = self.segmenter.learn(images, masks, [path.name for path, _ in examples])
+            self._learnt = dict([*self._learnt.items(), (key, features)][-_KEPT:])
+        return self._learnt[key], anew
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The page
 
 
-def make_page(gr: Any, finder: Finder, checkpoint: str) -> Any:
+def make_page(gr: Any, finder: Finder, model: str) -> Any:
     """gradio.Blocks: examples on the left, each below the last; the photograph to search and what is found on the right."""
     segmenter, takes = finder.segmenter, finder.takes
     many = "one to five photographs" if len(takes) == _MOST else f"{' or '.join(map(str, takes))} photographs"
@@ -229,7 +229,7 @@ def make_page(gr: Any, finder: Finder, checkpoint: str) -> Any:
                     label="Found", interactive=False, visible=False, buttons=["fullscreen"], elem_id="found"
                 )
                 saved = gr.DownloadButton("Save the mask (PNG)", visible=False, elem_id="save")
-        gr.Markdown(f"<small>Model: `{checkpoint}` on {segmenter.device}, {segmenter.transform.size} px</small>")
+        gr.Markdown(f"<small>Model: `{model}` on {segmenter.device}, {segmenter.transform.size} px</small>")
 
         def find(photo: str | None, *given: Any) -> tuple[Any, ...]:
             nothing = gr.update(visible=False)

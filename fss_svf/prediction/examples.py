@@ -1,4 +1,4 @@
-"""A folder of examples: photographs, and of each a mask, a box or a few points."""
+"""A folder of examples, or of one for each class: photographs, and of each a mask, a box or a few points."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import yaml
 
 from fss_svf.config import from_mapping
 from fss_svf.data.annotation import annotate
-from fss_svf.data.file_names import plain
+from fss_svf.data.file_names import image_files, plain, require_utf8
 from fss_svf.errors import ConfigError, DataError, did_you_mean
 from fss_svf.prediction.cutout import cut_out
 from fss_svf.prediction.photos import MASK_ENDING, find_masks, find_photos, read_mask, read_photo
+from fss_svf.prediction.support import MOST_CLASSES, UNNAMED
 
 MARKS = "annotations.yaml"
 _WAYS = f"NAME{MASK_ENDING} beside it, masks/NAME.png, or a box or points in {MARKS}"
@@ -86,6 +87,30 @@ def read_examples(folder: Path) -> list[Example]:
         close = did_you_mean(unknown[0], [photo.name for photo in photos])
         raise DataError(f"{folder / MARKS}: {unknown[0]}: no such image in the folder{close}; name it with its ending")
     return [_example(photo, marks.get(plain(photo.name))) for photo in photos]
+
+
+def read_classes(folder: Path) -> dict[str, list[Example]]:
+    """The examples by class: of a folder of folders by their names, in order; of a plain folder as the class UNNAMED.
+
+    Raises DataError or ConfigError naming the file, also for a class without an example and for more than 254 classes.
+    """
+    folders = class_folders(folder)
+    if not folders:
+        return {UNNAMED: read_examples(folder)}
+    if len(folders) > MOST_CLASSES:
+        raise DataError(f"support={folder}: {len(folders)} folders of classes; a mask holds up to {MOST_CLASSES}")
+    for one in folders:
+        if not image_files(one):
+            raise DataError(f"{one}: no example of this class; put photographs with masks there, or remove the folder")
+    return {plain(one.name): read_examples(one) for one in folders}
+
+
+def class_folders(folder: Path) -> list[Path]:
+    """The folders in a folder without photographs, each of a class, by name; hidden ones are not."""
+    if not folder.is_dir() or image_files(folder) or (folder / MARKS).is_file():
+        return []
+    folders = [one for one in folder.iterdir() if one.is_dir() and not one.name.startswith(".")]
+    return [require_utf8(one) for one in sorted(folders, key=lambda one: one.name)]
 
 
 def _example(photo: Path, marks: Marks | None) -> Example:

@@ -1,4 +1,4 @@
-"""Charts as SVG and bars as HTML, whose colours a page's style gives."""
+"""Charts as SVG and bars as HTML. Their colours come from the page's style."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from fss_svf.reporting.curves import Curve
 
 _WIDTH, _HEIGHT = 480, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 10, 34
-# Of the page's style; a chart of more lines begins again.
+# Number of colours in the page's style. Charts with more lines repeat them.
 COLOURS = 8
 
 
 @dataclass(frozen=True)
 class Lines:
-    """Curves of one colour and one entry in the legend, which counts several as so many of `each`."""
+    """Curves with one colour and one entry in the legend. each: the unit in which the legend counts several curves."""
 
     name: str
     curves: Sequence[Curve]
@@ -25,7 +25,7 @@ class Lines:
 
 
 def line_chart(title: str, series: Sequence[Lines], unit: str = "") -> str:
-    """An SVG with its title and legend, steps from left to right; nothing where no curve has a point."""
+    """An SVG with title and legend, steps from left to right; an empty string if no curve has a point."""
     points = [point for lines in series for curve in lines.curves for point in curve]
     if not points:
         return ""
@@ -54,22 +54,22 @@ def line_chart(title: str, series: Sequence[Lines], unit: str = "") -> str:
                 thin = " thin" if len(lines.curves) > 1 else ""
                 parts.append(f'<polyline class="{colour}{thin}" points="{path}"/>')
     ends = [f"{lines.name}{_end(lines, unit)}" for lines in series]
-    said = escape(f"{title}: {'; '.join(ends)}", quote=True)
+    description = escape(f"{title}: {'; '.join(ends)}", quote=True)
     return (
         f'<figure class="chart"><figcaption>{escape(title)}</figcaption>'
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{said}">{"".join(parts)}</svg>'
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{description}">{"".join(parts)}</svg>'
         f"{legend(ends)}</figure>"
     )
 
 
 def legend(names: Sequence[str]) -> str:
-    """A list of names, each with the colour of its place."""
+    """A list of names, the n-th with the n-th colour."""
     entries = (f'<li><span class="key b{i % COLOURS}"></span>{escape(name)}</li>' for i, name in enumerate(names))
     return f'<ul class="legend">{"".join(entries)}</ul>'
 
 
 def bars(caption: str, names: Sequence[str], lines: Sequence[tuple[str, Sequence[float | None]]]) -> str:
-    """A table of bars: a row a line (its label, a fraction of each of `names` or None), a bar a name in its colour."""
+    """A table of bars. Each line is a row: its label and, for each of `names`, a fraction or None as a bar."""
     rows = []
     for label, values in lines:
         drawn = []
@@ -84,7 +84,7 @@ def bars(caption: str, names: Sequence[str], lines: Sequence[tuple[str, Sequence
 
 
 def ticks(low: float, high: float, about: int) -> list[float]:
-    """Some `about` round values from low or below to high or above."""
+    """About `about` round values, the first at or below `low`, the last at or above `high`."""
     if low == high:
         low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
     raw = (high - low) / about
@@ -94,7 +94,7 @@ def ticks(low: float, high: float, about: int) -> list[float]:
 
 
 class _scale:
-    """From values to pixels."""
+    """Maps values to pixels."""
 
     def __init__(self, low: float, high: float, start: float, end: float) -> None:
         self.low, self.start, self.factor = low, start, (end - start) / (high - low)
@@ -108,7 +108,7 @@ def _short(value: float) -> str:
 
 
 def _end(lines: Lines, unit: str) -> str:
-    """The last value of a single curve."""
+    """The last value of a single curve, or the number of curves, for the legend."""
     if len(lines.curves) != 1 or not lines.curves[0]:
         return f" ({len(lines.curves)} {lines.each})" if len(lines.curves) > 1 else ""
     return f" {lines.curves[0][-1][1]:.3g}{unit}"

@@ -6,16 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fss_svf.reporting.markdown import markdown_lines
+from fss_svf.reporting.rows import method_of
 
 
 def comparison_table(comparison: Mapping[str, Any]) -> str:
-    """What compare.json holds, in percent: what a and b are, a row a number, and the verdict."""
+    """The content of compare.json in percent: a description of a and b, a row for each number, and the verdict."""
     c = comparison
     seeds, trainings = len(c["seeds"]), len(c["a"])
     ways = f"{c['way']}-way " if c["way"] > 1 else ""
     head = (
         f"{c['dataset']} fold {c['fold']}, {ways}{c['shot']}-shot, in %. Protocol {c['protocol']} ({c['protocol_hash']}): "
-        f"{seeds} x {c['num_episodes'] // seeds} episodes at {c['size']} px, the same everywhere."
+        f"{seeds} x {c['num_episodes'] // seeds} episodes at {c['size']} px, the same for all."
     )
     sides = [f"- {side}: {_what(c[side])}" for side in ("a", "b")]
     titles = ["", "episodes", "a", "b", "b - a", f"{c['level']:.0%} interval", "b better in"]
@@ -27,18 +28,16 @@ def comparison_table(comparison: Mapping[str, Any]) -> str:
     numbers.append(("FB-IoU", c["num_episodes"], c["fb_iou"]))
     numbers += [(name, of["episodes"], of) for name, of in c["per_class"].items()]
     rows = [[*titles, *several], *(_row(*number, trainings > 1) for number in numbers)]
-    foot = f'Intervals over {c["resamples"]:,} resamples of the episodes; "b better in": of them.'
+    foot = f'Intervals over {c["resamples"]:,} resamples of the episodes; "b better in": in % of them.'
     if trainings > 1:
-        foot += (
-            " a and b are means over trainings; b - a of each stands in their order, then Student's interval of these."
-        )
+        foot += " a and b are means over trainings. The last columns: b - a of each training, and Student's interval."
     return "\n\n".join([head, "\n".join(sides), markdown_lines(rows, words=1), foot, c["verdict"]])
 
 
 def _what(side: Sequence[Mapping[str, Any]]) -> str:
     first = side[0]
     weights = ", ".join(dict.fromkeys(map(_weights, side)))
-    what = f"{first['method']}, {first['tuning']}, {first['backbone']} ({weights})"
+    what = f"{method_of(first)}, {first['tuning']}, {first['backbone']} ({weights})"
     if len(side) == 1:
         return f"{what}, {first['path']}"
     return "\n".join([what, *(f"  - seed {t['checkpoint']['seed']}: {t['path']}" for t in side)])

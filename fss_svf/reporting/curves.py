@@ -1,4 +1,4 @@
-"""The curves of a training, read from the TensorBoard files of its run folder."""
+"""Reads the curves of a training from the TensorBoard files of its run folder."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from fss_svf.console import is_text
 
 # (step, value), steps ascending
 Curve = list[tuple[int, float]]
-# More points than a chart has pixels show nothing more.
-_MOST_POINTS = 400
+# A chart has about this many pixels across.
+_MAX_POINTS = 400
 
 
 def run_folder(checkpoint: str) -> Path:
-    """The run folder of what was evaluated: the folder itself, or that of a file in its checkpoints/."""
+    """The run folder of an evaluated checkpoint: `checkpoint` itself, or the folder of a file in its checkpoints/."""
     path = Path(checkpoint)
     return path.parent.parent if path.suffix == ".pt" else path
 
 
 def read_curves(run: Path) -> Mapping[str, Curve]:
-    """Curves by name ("loss/main", "miou", "drift/layer2.0.conv1", ...), thinned; none without a file of them."""
+    """Curves by name ("loss/main", "miou", "drift/layer2.0.conv1", ...), thinned; empty without TensorBoard files."""
     folder = run / "tensorboard"
-    # TensorBoard writes and reads no folder whose name is not UTF-8.
+    # TensorBoard does not support folders whose name is not UTF-8.
     if not is_text(str(folder)) or not any(folder.glob("events.out.tfevents.*")):
         return {}
-    # Takes most of a second, which a report without curves need not spend.
+    # The import takes most of a second, which a report without curves does not need.
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it tells the end of each file
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it logs the end of each file
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 1, "tensors": 1})
     events.Reload()
     return {name: thinned([(e.step, e.value) for e in events.Scalars(name)]) for name in events.Tags()["scalars"]}
 
 
-def thinned(points: Curve, most: int = _MOST_POINTS) -> Curve:
-    """At most `most` points and the last, each the mean of its neighbours, without those that are not finite."""
+def thinned(points: Curve, most: int = _MAX_POINTS) -> Curve:
+    """At most `most` points, each the mean of a run of points at its last step. Points that are not finite are dropped."""
     finite = [(step, value) for step, value in points if isfinite(value)]
     width = -(-len(finite) // most)
     if width <= 1:

@@ -1,4 +1,4 @@
-"""Single episodes as small pictures beside a result, with an index: gallery/NUMBER.jpg and gallery/index.json."""
+"""Small pictures of single episodes in a result's folder: gallery/NUMBER.jpg and gallery/index.json."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fss_svf.provenance import write_json
 from fss_svf.reporting.pictures import EpisodePicture, draw_strip, save_picture
 
 log = logging.getLogger(__name__)
-# Pixels of the longer side of each image: some 15 kB an episode.
+# Pixels of the longer side of each image; an episode is about 15 kB.
 _CELL = 160
 
 
@@ -20,10 +20,11 @@ _CELL = 160
 class Entry:
     """An episode of the gallery.
 
-    file     its picture, in the index's folder: supports, query, truth and prediction side by side
-    seed     of its run; number: in it
-    classes  of its ways, way 1 first
-    iou      of its foreground, a fraction
+    file     its picture in the index's folder: supports, query, truth and prediction side by side
+    seed     seed of its run
+    number   its number in that run
+    classes  names of the classes, way 1 first
+    iou      IoU of its foreground, a fraction
     """
 
     file: str
@@ -34,7 +35,7 @@ class Entry:
 
 
 def save_gallery(folder: Path, pictures: Sequence[EpisodePicture], seed: int) -> None:
-    """Write a JPEG an episode, and index.json after them."""
+    """Write one JPEG for each episode, then index.json."""
     folder.mkdir(exist_ok=True)
     entries = []
     for picture in pictures:
@@ -45,17 +46,17 @@ def save_gallery(folder: Path, pictures: Sequence[EpisodePicture], seed: int) ->
 
 
 def read_gallery(folder: Path) -> list[Entry]:
-    """The entries of a folder whose pictures are there; none, with a warning, of an index that cannot be read."""
+    """The entries whose pictures exist. An index that cannot be read gives none, with a warning."""
     path = folder / "index.json"
     if not path.is_file():
         return []
     try:
-        found = [
+        entries = [
             Entry(str(e["file"]), int(e["seed"]), int(e["number"]), tuple(map(str, e["classes"])), float(e["iou"]))
             for e in json.loads(path.read_text())["episodes"]
         ]
     except (ValueError, TypeError, KeyError) as error:
-        log.warning("%s: not readable as an index of pictures (%s); its pictures are left out", path, error)
+        log.warning("%s: not a readable index of pictures (%s); its pictures are left out", path, error)
         return []
-    # A name, not a way out of the folder.
-    return [e for e in found if Path(e.file).name == e.file and (folder / e.file).is_file()]
+    # The name may not lead out of the folder.
+    return [e for e in entries if Path(e.file).name == e.file and (folder / e.file).is_file()]

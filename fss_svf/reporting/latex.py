@@ -1,4 +1,4 @@
-"""Tables as LaTeX with booktabs: a document that compiles as it is, and whose tables can be taken out of it."""
+"""Tables as LaTeX with booktabs: a document that compiles as it is, from which single tables can be copied."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ _HEAD = r"""% Made by fss-svf report. A table needs \usepackage{booktabs,graphic
 
 
 def latex(tables: Sequence[Table]) -> str:
-    """A document of all tables."""
+    """A document with all tables."""
     return _HEAD + "\n\n".join(map(_one, tables)) + "\n\n\\end{document}"
 
 
 def escape(text: str) -> str:
-    """Text that LaTeX sets as it stands. What T1's fonts may lack is written as its code, as pdfLaTeX stops at it."""
+    """Text escaped for LaTeX. Characters outside ASCII are written as U+CODE, since pdfLaTeX stops at unknown ones."""
     return "".join(_SPECIAL.get(c, c if 31 < ord(c) < 127 else f"U+{ord(c):04X}") for c in text)
 
 
 def _one(table: Table) -> str:
     numbers = len(table.header) - table.words
     lines = [_line(table, line) for line in table.lines]
-    # A rule between rows of ours where published ones stand below them.
-    if any(line.kind != "ours" for line in table.lines):
+    # Space between measured rows, if there are published rows below them.
+    if any(line.kind != "measured" for line in table.lines):
         for i, line in enumerate(table.lines):
-            if line.kind == "ours" and i:
+            if line.kind == "measured" and i:
                 lines[i] = f"\\addlinespace\n{lines[i]}"
     notes = [f"\\textsuperscript{{{letter}}}{escape(text)}" for letter, text in table.notes.items()]
     below = ["\\par\\smallskip\\raggedright\\footnotesize", "\\\\\n".join(notes)] if notes else []
@@ -52,7 +52,7 @@ def _one(table: Table) -> str:
             "\\begin{table}[p]",
             "\\centering",
             f"\\caption{{{escape(table.caption)}}}",
-            # Never enlarged, and shrunk to the text's width where it is wider.
+            # Shrunk to the text's width if it is wider, never enlarged.
             "\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%",
             f"\\begin{{tabular}}{{{'l' * table.words}{'r' * numbers}}}",
             "\\toprule",
@@ -74,7 +74,7 @@ def _line(table: Table, line: Line) -> str:
 
 
 def _number(text: str) -> str:
-    """A minus sign is longer than a hyphen; a dash alone is a missing number."""
+    """A number with a proper minus sign; "-" alone is a missing number."""
     if text == "-":
         return "--"
     return f"${text[0]}${text[1:]}" if text[:1] in ("-", "+") else escape(text)

@@ -9,7 +9,7 @@ from fss_svf.reporting.table import Table, make_tables
 
 
 def markdown_table(results: Sequence[Result]) -> str:
-    """The tables of results (make_tables), each with its caption above and its notes below."""
+    """The tables of the results (make_tables), each with its caption above and its notes below."""
     return markdown(make_tables(results))
 
 
@@ -29,8 +29,8 @@ def _one(table: Table) -> str:
 
 
 def markdown_lines(lines: Sequence[Sequence[str]], words: int) -> str:
-    """A Markdown table, the header first: the first `words` columns to the left, the numbers behind them to the right."""
-    # A bar in a name would open a column.
+    """A Markdown table; the first line is the header. The first `words` columns are aligned left, the others right."""
+    # A bar in a name would start a new column.
     lines = [[cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     rows = [

@@ -1,4 +1,4 @@
-"""One HTML file of everything: tables, classes, curves and episodes. It loads nothing, and needs no script to be read."""
+"""One HTML file with tables, classes, curves and episodes. It loads nothing and can be read without its script."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from fss_svf.reporting.table import Line, Table
 
 
 def page(tables: Sequence[Table], results: Sequence[Result]) -> str:
-    """The page. Pictures and curves are read beside each result's `path` and in the run folder of its checkpoint."""
-    shown = sorted({f"{r['dataset']} ({r['backbone']})" for r in results})
+    """The page. Pictures are read from each result's folder, curves from the run folder of its checkpoint."""
+    datasets = sorted({f"{r['dataset']} ({r['backbone']})" for r in results})
     count = "1 result" if len(results) == 1 else f"{len(results)} results"
     return Template(_file("page.html")).substitute(
         title="Few-shot segmentation results",
-        summary=escape(f"{count} on {', '.join(shown)}. IoU in %."),
+        summary=escape(f"{count} on {', '.join(datasets)}. IoU in %."),
         style=_file("style.css").rstrip(),
         script=_file("script.js").rstrip(),
         tables="\n".join(map(_table, tables)),
-        classes="\n".join(filter(None, map(_classes, tables))) or "<p>No result holds numbers by class.</p>",
+        classes="\n".join(filter(None, map(_classes, tables))) or "<p>No result has numbers by class.</p>",
         training=training(tables, results),
         gallery=gallery([(r, Path(r["path"]).parent / "gallery") for r in results if "path" in r]),
     )
@@ -41,7 +41,7 @@ def _table(table: Table) -> str:
     lines = "\n".join(_line(table, line) for line in table.lines)
     notes = "".join(f"<li><sup>{letter}</sup> {escape(text)}</li>" for letter, text in table.notes.items())
     intervals = any(cell.interval for line in table.lines for cell in line.cells)
-    more = " Small: the interval over episodes, of one training." if intervals else ""
+    more = " In small print: the interval over episodes of one training." if intervals else ""
     return (
         f'<p class="caption">{escape(table.caption)}{more}</p>\n'
         f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(table.caption, quote=True)}">'
@@ -67,24 +67,24 @@ def _kind(table: Table, column: int) -> str:
 
 
 def _classes(table: Table) -> str:
-    """Bars by class, for every shot and fold."""
+    """Bars for each class, one chart for every shot and fold."""
     rows = [row for row in table.rows if row.first.get("per_class")]
-    places = sorted({place for row in rows for place in row.cells})
-    return "\n".join(_bars(table, rows, shot, fold, first=i == 0) for i, (shot, fold) in enumerate(places))
+    cells = sorted({cell for row in rows for cell in row.cells})
+    return "\n".join(_bars(table, rows, shot, fold, first=i == 0) for i, (shot, fold) in enumerate(cells))
 
 
 def _bars(table: Table, rows: Sequence[Row], shot: int, fold: int, first: bool) -> str:
-    here = [row for row in rows if row.of(shot, fold)]
-    names = [", ".join(row.words) for row in here]
-    result = here[0].of(shot, fold)[0]
+    rows = [row for row in rows if row.of(shot, fold)]
+    names = [", ".join(row.words) for row in rows]
+    result = rows[0].of(shot, fold)[0]
     title = f"{result['dataset']}, {result['backbone']}, {shot}-shot, fold {fold} ({result['protocol_hash']})"
-    lines = [(name, [_of_class(row.of(shot, fold), name) for row in here]) for name in result["per_class"]]
-    drawn = bars("IoU in %; of several training seeds the mean", names, lines)
+    lines = [(name, [_of_class(row.of(shot, fold), name) for row in rows]) for name in result["per_class"]]
+    drawn = bars("IoU in %, the mean over training seeds", names, lines)
     opened = " open" if first else ""
     return f"<details{opened}><summary>{escape(title)}</summary><div>{legend(names)}{drawn}</div></details>"
 
 
 def _of_class(results: Sequence[Result], name: str) -> float | None:
     values: list[Any] = [r["per_class"].get(name) for r in results]
-    found = estimate([value for value in values if value is not None])
-    return None if found is None else found.value
+    mean = estimate([value for value in values if value is not None])
+    return None if mean is None else mean.value

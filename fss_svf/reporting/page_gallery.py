@@ -1,4 +1,4 @@
-"""The page's episodes: the pictures that evaluations left, to be filtered and sorted."""
+"""The page's gallery: pictures of episodes, to be filtered and sorted."""
 
 from __future__ import annotations
 
@@ -11,42 +11,42 @@ from pathlib import Path
 from fss_svf.reporting.gallery import Entry, read_gallery
 from fss_svf.reporting.rows import Result
 
-# Pictures in one page, at some 20 kB: a phone opens it.
+# Pictures in one page, at about 20 kB each, so that a phone opens it.
 MOST = 600
 
 
 def gallery(results: Sequence[tuple[Result, Path]]) -> str:
-    """Pictures of each result from its gallery folder: of each as many where they are too many for a page."""
-    found = [(result, folder, entries) for result, folder in results if (entries := read_gallery(folder))]
-    if not found:
-        return "<p>No pictures: no result has a gallery folder; evaluate with pictures=N leaves one.</p>"
-    each = max(1, MOST // len(found))
-    kept = [(result, folder, _spread(entries, each)) for result, folder, entries in found]
+    """The pictures of each result's gallery folder; equally many of each result if there are too many for a page."""
+    galleries = [(result, folder, entries) for result, folder in results if (entries := read_gallery(folder))]
+    if not galleries:
+        return "<p>No pictures: no result has a gallery folder; evaluate with pictures=N writes one.</p>"
+    each = max(1, MOST // len(galleries))
+    kept = [(result, folder, _spread(entries, each)) for result, folder, entries in galleries]
     figures = [
         _figure(number, _name(result), folder, entry)
         for number, (result, folder, entries) in enumerate(kept)
         for entry in entries
     ]
     classes = sorted({name for _, _, entries in kept for entry in entries for name in entry.classes})
-    left_out = sum(len(entries) for _, _, entries in found) - len(figures)
-    told = f" {left_out:,} more are in the results' gallery folders." if left_out else ""
+    left_out = sum(len(entries) for _, _, entries in galleries) - len(figures)
+    more = f" {left_out:,} more are in the results' gallery folders." if left_out else ""
     results_named = [(str(number), _name(result)) for number, (result, _, _) in enumerate(kept)]
     sorts = [("worst", "lowest IoU first"), ("best", "highest IoU first"), ("number", "by number")]
     return (
-        '<p class="soft">The first episodes, the best, the worst, and the best and worst of each class: a support of each '
-        f"class, the query, the true mask, the mask said. IoU is of the foreground.{told}</p>\n"
+        '<p class="soft">The first episodes, the best, the worst, and the best and worst of each class. Each picture: one '
+        f"support of each class, the query, the true mask, the predicted mask. IoU is that of the foreground.{more}</p>\n"
         '<form class="controls" id="controls" hidden>'
         + _select("by-result", "Result", [("", "all results"), *results_named])
         + _select("by-class", "Class", [("", "all classes"), *((name, name) for name in classes)])
         + _select("by-order", "Order", sorts)
-        + '</form>\n<p class="soft" id="shown" role="status"></p>\n<div class="gallery" id="gallery">\n'
+        + '</form>\n<p class="soft" id="count" role="status"></p>\n<div class="gallery" id="gallery">\n'
         + "\n".join(figures)
         + "\n</div>"
     )
 
 
 def _spread(entries: Sequence[Entry], most: int) -> list[Entry]:
-    """At most `most`, evenly over their IoU."""
+    """At most `most` entries, evenly spread over their IoU."""
     if len(entries) <= most:
         return list(entries)
     ranked = sorted(entries, key=lambda entry: entry.iou)
@@ -65,11 +65,11 @@ def _name(result: Result) -> str:
 def _figure(number: int, name: str, folder: Path, entry: Entry) -> str:
     image = b64encode((folder / entry.file).read_bytes()).decode()
     classes = ", ".join(entry.classes)
-    said = f"Episode {entry.number}, {classes}, IoU {100 * entry.iou:.0f} %: supports, query, truth, prediction"
+    description = f"Episode {entry.number}, {classes}, IoU {100 * entry.iou:.0f} %: supports, query, truth, prediction"
     data = {"result": number, "number": entry.number, "iou": f"{entry.iou:.6f}", "classes": json.dumps(entry.classes)}
     marked = " ".join(f'data-{key}="{escape(str(value), quote=True)}"' for key, value in data.items())
     return (
-        f'<figure {marked}><img loading="lazy" alt="{escape(said, quote=True)}" src="data:image/jpeg;base64,{image}">'
+        f'<figure {marked}><img loading="lazy" alt="{escape(description, quote=True)}" src="data:image/jpeg;base64,{image}">'
         f"<figcaption><strong>{escape(classes)}</strong>, IoU {100 * entry.iou:.0f}, episode {entry.number}<br>"
         f"{escape(name)}</figcaption></figure>"
     )

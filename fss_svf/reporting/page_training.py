@@ -1,4 +1,4 @@
-"""The page's curves: loss, scores and the drift of singular values, of every training that a result comes from."""
+"""The page's curves: loss, scores and the drift of singular values of every training behind a result."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Curves = Mapping[str, Curve]
 
 
 def training(tables: Sequence[Table], results: Sequence[Result]) -> str:
-    """The rows of a table side by side, then a part a run folder, the first part open; last those without curves."""
+    """Charts of the rows side by side, then of each run folder; the first part is open. Last, trainings without curves."""
     runs = {str(run_folder(c["path"])): r for r in results if (c := r["checkpoint"]) and c.get("path")}
     read = {run: read_curves(Path(run)) for run in runs}
     parts = [(title, f'<div class="charts">{charts}</div>') for title, charts in _side_by_side(tables, read)]
@@ -26,7 +26,7 @@ def training(tables: Sequence[Table], results: Sequence[Result]) -> str:
             charts = "".join(_charts(read[run]))
             parts.append((_title(result), f'<p class="soft">{escape(run)}</p><div class="charts">{charts}</div>'))
         else:
-            why = "it holds no TensorBoard file" if Path(run).is_dir() else "there is no such folder here"
+            why = "no TensorBoard file in it" if Path(run).is_dir() else "no such folder"
             missing.append(f"<li>{escape(_title(result))}: {escape(run)}: {why}</li>")
     lines = [
         f"<details{'' if i else ' open'}><summary>{escape(title)}</summary><div>{inside}</div></details>"
@@ -38,29 +38,29 @@ def training(tables: Sequence[Table], results: Sequence[Result]) -> str:
 
 
 def _side_by_side(tables: Sequence[Table], read: Mapping[str, Curves]) -> Iterator[tuple[str, str]]:
-    """Title and charts of each fold in which several rows have curves; of tables of the same trainings once."""
+    """Title and charts of each fold where several rows have curves; once for tables of the same trainings."""
     seen: set[frozenset[str]] = set()
     for table in tables:
         for fold in sorted({fold for row in table.rows for _, fold in row.cells}):
-            runs = {", ".join(row.words): found for row in table.rows if (found := _with_curves(row, fold, read))}
-            every = frozenset(run for found in runs.values() for run in found)
+            runs = {", ".join(row.words): of for row in table.rows if (of := _with_curves(row, fold, read))}
+            every = frozenset(run for of in runs.values() for run in of)
             if len(runs) < 2 or every in seen:
                 continue
             seen.add(every)
             first = table.rows[0].first
-            of_rows = {name: [read[run] for run in found] for name, found in runs.items()}
+            of_rows = {name: [read[run] for run in of] for name, of in runs.items()}
             yield f"Side by side: {first['dataset']}, {first['backbone']}, fold {fold}", _compared(of_rows)
 
 
 def _compared(of_rows: Mapping[str, Sequence[Curves]]) -> str:
-    """Charts with a colour a row and a line a seed."""
+    """Charts with a colour for each row and a line for each seed."""
     losses = [Lines(row, [c["loss/main"] for c in of if "loss/main" in c], "seeds") for row, of in of_rows.items()]
     scores = [Lines(row, [_percent(c["miou"]) for c in of if "miou" in c], "seeds") for row, of in of_rows.items()]
     return line_chart("Main loss", losses) + line_chart("mIoU in training, on the validation episodes (%)", scores)
 
 
 def _with_curves(row: Row, fold: int, read: Mapping[str, Curves]) -> list[str]:
-    """The run folders that the row's results of this fold come from, whatever the shot they were tested at."""
+    """The run folders of the row's results of this fold, at any test shot."""
     trained = [r["checkpoint"] for (_, f), seeds in row.cells.items() if f == fold for r in seeds.values()]
     folders = dict.fromkeys(str(run_folder(c["path"])) for c in trained if c and c.get("path"))
     return [run for run in folders if read.get(run)]
@@ -74,8 +74,8 @@ def _title(result: Result) -> str:
 
 def _charts(curves: Curves) -> list[str]:
     losses = [Lines(name.removeprefix("loss/"), [curve]) for name, curve in _under("loss/", curves).items()]
-    shown = (("miou", "mIoU"), ("fb_iou", "FB-IoU"))
-    scores = [Lines(said, [_percent(curves[name])]) for name, said in shown if name in curves]
+    names = (("miou", "mIoU"), ("fb_iou", "FB-IoU"))
+    scores = [Lines(title, [_percent(curves[name])]) for name, title in names if name in curves]
     stages: dict[str, list[Curve]] = defaultdict(list)
     drifts = _under("drift/", curves)
     for name, curve in drifts.items():
@@ -90,7 +90,7 @@ def _charts(curves: Curves) -> list[str]:
 
 
 def _by_layer(drifts: Curves) -> str:
-    """The last drift of each layer as bars, the longest of which is the largest."""
+    """The last drift of each layer as bars. The longest bar is the largest drift."""
     if not drifts:
         return ""
     largest = max(curve[-1][1] for curve in drifts.values()) or 1.0

@@ -1,4 +1,4 @@
-"""Pictures of episodes: support | query | truth | prediction, with a support of each way."""
+"""Pictures of episodes: support | query | truth | prediction, with one support of each way."""
 
 from __future__ import annotations
 
@@ -20,12 +20,15 @@ _SUPPORT, _TRUTH, _PREDICTION = (66, 133, 244), (52, 168, 83), (234, 67, 53)
 
 @dataclass(frozen=True)
 class EpisodePicture:
-    """One row: an episode by its number, the classes of its ways, and the IoU of its foreground, a fraction.
+    """One row of a picture: an episode.
 
     Images (H, W, 3) uint8 RGB; masks (H', W') uint8 of the same proportions, or of the padded square.
 
-    supports           image and mask, 1 on the class, of one support of each of N ways
-    truth, prediction  masks with n on the class of way n, from 1 to N; anything else is no class
+    number             number of the episode
+    classes            names of the classes of N ways
+    iou                IoU of the foreground, a fraction
+    supports           one (image, mask) of each way; the mask is 1 on the class
+    truth, prediction  masks: n on the class of way n, from 1 to N; other values are no class
     """
 
     number: int
@@ -42,7 +45,7 @@ class EpisodePicture:
 
 
 def draw_episodes(episodes: Sequence[EpisodePicture]) -> np.ndarray:
-    """A grid with one row an episode, all of as many ways, (H, W, 3) uint8 RGB."""
+    """A grid with a row for each episode, (H, W, 3) uint8 RGB. All episodes have the same number of ways."""
     ways = len(episodes[0].supports)
     titles = (*(["support"] if ways == 1 else [f"way {n}" for n in range(1, ways + 1)]), "query", "truth", "prediction")
     width = len(titles) * (_CELL + _GAP) + _GAP
@@ -59,7 +62,7 @@ def draw_episodes(episodes: Sequence[EpisodePicture]) -> np.ndarray:
 
 
 def draw_strip(episode: EpisodePicture, cell: int) -> np.ndarray:
-    """One episode without words, its images `cell` pixels long, on grey for light and dark pages: (H, W, 3) uint8 RGB."""
+    """One episode without text, its images `cell` pixels long, on grey, (H, W, 3) uint8 RGB."""
     cells = _cells(episode, cell)
     strip = Image.new("RGB", (len(cells) * (cell + _GAP) - _GAP, max(c.height for c in cells)), (128, 128, 128))
     for column, image in enumerate(cells):
@@ -68,11 +71,11 @@ def draw_strip(episode: EpisodePicture, cell: int) -> np.ndarray:
 
 
 def _cells(episode: EpisodePicture, size: int) -> list[Image.Image]:
-    """Supports, query, truth and prediction, the longer side of each `size` pixels."""
+    """Images of supports, query, truth and prediction; the longer side of each is `size` pixels."""
     e, ways = episode, len(episode.supports)
     of_supports, of_truth, of_prediction = [_SUPPORT], [_TRUTH], [_PREDICTION]
     if ways > 1:
-        # A class is known by its colour, wherever it is shown.
+        # A class has the same colour in every image.
         of_supports = of_truth = of_prediction = PALETTE[1 : ways + 1].tolist()
     cells = [
         *(overlay(image, mask, [colour]) for (image, mask), colour in zip(e.supports, of_supports)),
@@ -80,29 +83,31 @@ def _cells(episode: EpisodePicture, size: int) -> list[Image.Image]:
         overlay(e.query_image, e.truth, of_truth),
         overlay(e.query_image, e.prediction, of_prediction),
     ]
-    found = []
+    resized = []
     for image in map(Image.fromarray, cells):
-        # Small images are enlarged too, or a toy episode would be a stamp.
+        # Small images, such as toy ones, are enlarged too.
         scale = size / max(image.size)
-        found.append(image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale)))))
-    return found
+        resized.append(image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale)))))
+    return resized
 
 
 def overlay(image: np.ndarray, mask: np.ndarray, colours: Sequence[Colour]) -> np.ndarray:
-    """The image with its (H', W') uint8 mask, resized to it: n tinted and outlined in the n-th colour, from 1 on, and
-    anything else grey and dim."""
+    """The image with a (H', W') uint8 mask, which is resized to it.
+
+    Pixels of value n are tinted and outlined in the n-th colour, counted from 1. All others are grey and dim.
+    """
     height, width = image.shape[:2]
     resized = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
-    # Grey surroundings: a tint alone is lost on a colourful picture.
-    shown = np.repeat(image.mean(axis=2, keepdims=True) * 0.4 + 40, 3, axis=2)
+    # On a colourful picture a tint alone is hard to see, hence the grey.
+    picture = np.repeat(image.mean(axis=2, keepdims=True) * 0.4 + 40, 3, axis=2)
     for way, colour in enumerate(colours, 1):
         inside = resized == way
-        shown = np.where(inside[..., None], 0.6 * image + 0.4 * np.array(colour), shown)
+        picture = np.where(inside[..., None], 0.6 * image + 0.4 * np.array(colour), picture)
         outline = cv2.morphologyEx(inside.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
-        shown[outline] = colour
-    return shown.astype(np.uint8)
+        picture[outline] = colour
+    return picture.astype(np.uint8)
 
 
 def save_picture(path: Path, picture: np.ndarray, quality: int = 90) -> None:
-    """Write (H, W, 3) uint8 RGB as an image file; quality: of a JPEG, to 100."""
+    """Write (H, W, 3) uint8 RGB as an image file. quality: that of a JPEG, up to 100."""
     Image.fromarray(picture).save(path, quality=quality)

@@ -1,4 +1,4 @@
-"""Numbers that papers print, and in what a result differs from what they measured."""
+"""Numbers printed in papers, and the differences between their conditions and those of a result."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ from typing import Any
 import yaml
 
 FOLDS = 4
-# SVF at the official code's ranks is the papers' SVF too.
+# SVF at the official code's ranks is compared with the papers' SVF too.
 _SAME_TUNING = {"svf_official": "svf"}
 
 
 @dataclass(frozen=True)
 class Published:
-    """What a paper prints for one dataset, backbone, method and tuning at one shot.
+    """The numbers of a paper for one dataset, backbone, method and tuning at one shot. None: not printed.
 
-    miou    of folds 0 to 3, fractions, None where it is not printed
-    mean    over the four folds, or None
-    fb_iou  the mean over the four folds, or None
-    source  the paper, with its table; dagger: trained without images that hold a novel class
+    miou    mIoU of folds 0 to 3, fractions
+    mean    mean mIoU over the four folds
+    fb_iou  mean FB-IoU over the four folds
+    source  the paper and its table
+    dagger  whether training left out images with a novel class
+    entry   the row of published.yaml
     """
 
     miou: tuple[float | None, ...]
@@ -34,9 +36,9 @@ class Published:
 
 
 def published(result: Mapping[str, Any]) -> Published | None:
-    """The published row beside which a result belongs, of two the one with as many training images; None for none.
+    """The published row to compare a result with, or None. Of two rows, the one with the result's filter of novel classes.
 
-    Other classes (a partition of another paper, several ways) are another task, for which no number is printed.
+    Other classes (another paper's partition, several ways) are another task, for which papers print no number.
     """
     facts, partition = _facts(), result.get("data", {}).get("class_partition")
     of_dataset = facts["datasets"].get(result["dataset"])
@@ -62,20 +64,22 @@ def published(result: Mapping[str, Any]) -> Published | None:
 
 
 def why_none(result: Mapping[str, Any]) -> str:
-    """Why there is no published number beside a result."""
+    """Why there is no published number to compare with a result."""
     dataset, partition = result["dataset"], result.get("data", {}).get("class_partition")
     of_dataset = _facts()["datasets"].get(dataset)
     if of_dataset is None:
         return f"papers print none for dataset {dataset}"
     if result.get("way", 1) != 1:
-        return "the kept ones are of one class at once"
+        return "those recorded here are of one class at once"
     if partition not in (None, of_dataset["class_partition"]):
-        return f"the kept ones are of the {of_dataset['class_partition']} partition of classes, this is {partition}"
-    return f"none is kept for {result['method']}, {result['tuning']}, {result['backbone']} at {result['shot']} shots"
+        return f"those here have class_partition={of_dataset['class_partition']}, this {partition}"
+    return (
+        f"there is none here for {result['method']}, {result['tuning']}, {result['backbone']} at {result['shot']} shots"
+    )
 
 
 def differences(result: Mapping[str, Any], row: Published) -> list[str]:
-    """In what the result was measured or trained otherwise than the published number, a phrase each; none: the same."""
+    """The differences in data, measurement and training between a result and a published number, a phrase for each."""
     return [*_of_data(result), *_of_measurement(result, row), *_of_training(result, row)]
 
 
@@ -83,7 +87,7 @@ def _of_data(result: Mapping[str, Any]) -> Iterator[str]:
     expected, data = _facts()["datasets"][result["dataset"]], result.get("data", {})
     listed, all_images = result.get("images_listed"), expected["images"][result["fold"]]
     if listed is None:
-        yield "whether all test images were there is not recorded"
+        yield "it is not recorded whether all test images were present"
     elif listed != all_images:
         yield f"part of the data: other test images (fold {result['fold']} lists {listed:,} of {all_images:,})"
     area = data.get("min_area", expected["min_area"])
@@ -92,7 +96,7 @@ def _of_data(result: Mapping[str, Any]) -> Iterator[str]:
     if data.get("support_annotation", "mask") != "mask":
         yield f"supports annotated by {data['support_annotation']}"
     if "episodes" in data:
-        yield "episodes of a file"
+        yield "episodes read from a file"
     if result.get("classes_left_out"):
         yield "classes left out"
 
@@ -100,15 +104,15 @@ def _of_data(result: Mapping[str, Any]) -> Iterator[str]:
 def _of_measurement(result: Mapping[str, Any], row: Published) -> Iterator[str]:
     facts = _facts()
     size = facts["protocols"][_training(row)["protocol"]].get("size", facts["datasets"][result["dataset"]]["size"])
-    expected, own = facts["protocols"][_training(row)["protocol"]], result["protocol"]
+    expected, used = facts["protocols"][_training(row)["protocol"]], result["protocol"]
     other = []
     for key, value in expected.items():
-        # How shots come together says nothing at one shot; more runs of the same are the same measurement.
-        if (key, result["shot"]) == ("shots", 1) or key in ("runs", "size") or own.get(key, value) == value:
+        # `shots` has no meaning at one shot, and more runs are the same measurement.
+        if (key, result["shot"]) == ("shots", 1) or key in ("runs", "size") or used.get(key, value) == value:
             continue
-        other.append(f"{key} {own[key]} instead of {value}")
+        other.append(f"{key} {used[key]} instead of {value}")
     if other:
-        yield f"protocol {own['name']}: {', '.join(other)}"
+        yield f"protocol {used['name']}: {', '.join(other)}"
     if result["size"] != size:
         yield f"{result['size']} px instead of {size}"
     if result.get("precision", "float32") != "float32":
@@ -152,13 +156,13 @@ def _of_training(result: Mapping[str, Any], row: Published) -> Iterator[str]:
 
 
 def _training(row: Published) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = _facts()["trainings"][row.entry["training"]]
-    return found
+    training: Mapping[str, Any] = _facts()["trainings"][row.entry["training"]]
+    return training
 
 
 def _options(result: Mapping[str, Any]) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = (result["checkpoint"] or {}).get("options", {})
-    return found
+    options: Mapping[str, Any] = (result["checkpoint"] or {}).get("options", {})
+    return options
 
 
 def _fraction(percent: float | None) -> float | None:
@@ -167,13 +171,13 @@ def _fraction(percent: float | None) -> float | None:
 
 @cache
 def _facts() -> Mapping[str, Any]:
-    """published.yaml as it stands."""
+    """The content of published.yaml."""
     text = files("fss_svf.reporting").joinpath("published.yaml").read_text(encoding="utf-8")
-    found: Mapping[str, Any] = yaml.safe_load(text)
-    return found
+    facts: Mapping[str, Any] = yaml.safe_load(text)
+    return facts
 
 
 def rows() -> Sequence[Mapping[str, Any]]:
-    """Every published row, as published.yaml holds it."""
-    found: Sequence[Mapping[str, Any]] = _facts()["rows"]
-    return found
+    """Every row of published.yaml."""
+    every: Sequence[Mapping[str, Any]] = _facts()["rows"]
+    return every

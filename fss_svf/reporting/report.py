@@ -1,4 +1,4 @@
-"""fss-svf report: gathers results into tables and a page."""
+"""fss-svf report: writes results as tables and a page."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any, get_args
 
 from fss_svf.config import ReportConfig, ReportFormat
 from fss_svf.errors import DataError
-from fss_svf.files import appearing_whole
+from fss_svf.files import atomic_write
 from fss_svf.reporting.latex import latex
 from fss_svf.reporting.markdown import markdown
 from fss_svf.reporting.page import page
+from fss_svf.reporting.rows import method_of
 from fss_svf.reporting.spreadsheet import spreadsheet
 from fss_svf.reporting.table import make_tables
 
@@ -23,8 +24,8 @@ _KEYS |= {"backbone_weights", "trainable_backbone_values", "checkpoint", "size",
 
 
 def report(config: ReportConfig, out: Path) -> str:
-    """Print the tables of every result.json under config.runs, and write a file a format: `out`/report.md and the like, or
-    config.out with each format's suffix. Returns the tables as Markdown.
+    """Print the tables of every result.json under config.runs and write one file for each format: `out`/report.md and so
+    on, or config.out with the format's suffix. Returns the tables as Markdown.
     """
     runs = (config.runs,) if isinstance(config.runs, Path) else config.runs
     results = newest([read_result(path) for run in runs for path in find_results(run)])
@@ -40,25 +41,25 @@ def report(config: ReportConfig, out: Path) -> str:
     paths = [_path(config.out or out / "report", suffix) for suffix in config.formats]
     for suffix, path in zip(config.formats, paths):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with appearing_whole(path) as unfinished:
+        with atomic_write(path) as unfinished:
             unfinished.write_text(write[suffix]() + "\n", encoding="utf-8", errors="backslashreplace")
     log.info("%d results in %s: %s", len(results), paths[0].parent, ", ".join(path.name for path in paths))
     return text
 
 
 def _path(path: Path, suffix: str) -> Path:
-    """`path` with the suffix of a format in place of another format's; any other dot belongs to its name."""
+    """`path` with the suffix of a format. Another format's suffix is replaced; any other dot belongs to the name."""
     name = path.stem if path.suffix[1:] in get_args(ReportFormat) else path.name
     return path.with_name(f"{name}.{suffix}")
 
 
 def find_results(run: Path) -> list[Path]:
-    """Every result.json at or under `run`, oldest first. Raises DataError when there is none."""
-    found = [run] if run.is_file() else sorted(run.rglob("result.json"), key=lambda p: (p.stat().st_mtime_ns, str(p)))
-    if not found:
-        there = "there is no result.json under it" if run.exists() else "there is no such folder"
-        raise DataError(f"runs={run}: {there}; run 'fss-svf evaluate' first, or give the folder of its runs")
-    return found
+    """Every result.json at or under `run`, oldest first. Raises DataError if there is none."""
+    paths = [run] if run.is_file() else sorted(run.rglob("result.json"), key=lambda p: (p.stat().st_mtime_ns, str(p)))
+    if not paths:
+        problem = "there is no result.json under it" if run.exists() else "there is no such folder"
+        raise DataError(f"runs={run}: {problem}; run 'fss-svf evaluate' first, or give the folder of its runs")
+    return paths
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -67,22 +68,22 @@ def read_result(path: Path) -> dict[str, Any]:
         result = json.loads(path.read_text())
         missing = _KEYS - set(result)
     except (ValueError, TypeError) as error:
-        raise DataError(f"{path}: not readable as a result ({error}); delete it and evaluate again") from None
+        raise DataError(f"{path}: not a readable result ({error}); delete it and evaluate again") from None
     if missing:
         raise DataError(f"{path}: not a result of 'fss-svf evaluate', it has no {', '.join(sorted(missing))}")
     return {**result, "path": str(path)}
 
 
 def newest(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One result a table cell: of two that measured the same thing the newer one, with a line that says so."""
+    """One result for each table cell: of two that measured the same thing the newer one, with a warning."""
     kept: dict[str, dict[str, Any]] = {}
     for r in results:
         trained = {k: v for k, v in (r.get("checkpoint") or {}).items() if k not in ("path", "step")}
-        names = ("dataset", "backbone", "backbone_weights", "method", "tuning", "fold", "shot", "protocol_hash")
-        measured = [*(r[name] for name in names), r.get("backbone_weights_hash")]
+        names = ("dataset", "backbone", "backbone_weights", "tuning", "fold", "shot", "protocol_hash")
+        measured = [method_of(r), *(r[name] for name in names), r.get("backbone_weights_hash")]
         key = json.dumps([measured, trained], sort_keys=True)
         if key in kept:
-            log.warning("two results for one cell, the newer is shown: %s over %s", r["path"], kept[key]["path"])
+            log.warning("two results for one cell, the newer is used: %s instead of %s", r["path"], kept[key]["path"])
         kept.pop(key, None)
         kept[key] = r
     return list(kept.values())

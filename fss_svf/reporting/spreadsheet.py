@@ -1,4 +1,4 @@
-"""Results as CSV: a line a result, a column a key, for other programs. Numbers are fractions, as in result.json."""
+"""Results as CSV for other programs: a line for each result, a column for each key. Numbers are fractions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from fss_svf.reporting.published import differences, published
 from fss_svf.reporting.rows import Result
 
-# Not a value but tables of their own, which stand in result.json.
+# These are tables, which are in result.json.
 _LEFT_OUT = ("per_class_counts", "runs")
 _FIRST = (
     "dataset", "backbone", "method", "tuning", "fold", "way", "shot", "miou", "interval.miou.low", "interval.miou.high",
@@ -22,7 +22,7 @@ _FIRST = (
 
 
 def spreadsheet(results: Sequence[Result]) -> str:
-    """Every key of every result in a column named by its path, such as per_class.cat; empty where there is none."""
+    """Every key of every result in a column named by its path, such as per_class.cat; missing values are empty."""
     lines = [{**dict(_flat(result)), **_published(result)} for result in results]
     columns = dict.fromkeys([*_FIRST, *(key for line in lines for key in line)])
     text = io.StringIO()

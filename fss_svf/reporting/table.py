@@ -1,4 +1,4 @@
-"""Results as tables: a row a method and tuning, columns by shot and fold, the published numbers below ours."""
+"""Results as tables: rows by method and tuning, columns by shot and fold, published numbers below the measured ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ABSENT = "-"
 
 @dataclass(frozen=True)
 class Cell:
-    """text: what every format shows; interval: of one result, over its episodes, for formats with room for it."""
+    """text: for every format. interval: that of one result over its episodes, for formats with room for it."""
 
     text: str
     interval: str = ""
@@ -23,16 +23,16 @@ class Cell:
 
 @dataclass(frozen=True)
 class Line:
-    """kind: our numbers, published ones, or ours - published. marks: the letters of the notes that speak of it."""
+    """kind: measured numbers, published ones, or measured - published. marks: letters of the notes about the line."""
 
-    kind: Literal["ours", "published", "difference"]
+    kind: Literal["measured", "published", "difference"]
     cells: tuple[Cell, ...]
     marks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Table:
-    """One protocol's results. The first `words` columns are words, the rest numbers. notes: sentences by their letter."""
+    """Results of one protocol. The first `words` columns are text, the others numbers. notes: sentences by letter."""
 
     caption: str
     header: tuple[str, ...]
@@ -43,11 +43,11 @@ class Table:
 
 
 def make_tables(results: Sequence[Result]) -> list[Table]:
-    """Tables of mIoU and FB-IoU in percent, one for each protocol hash, for only numbers of one protocol compare.
+    """Tables of mIoU and FB-IoU in percent, one for each protocol hash: only numbers of one protocol are comparable.
 
-    A method's further predictions (BAM's meta learner, its base classes) have a row each, "method (what)". Folds stand
-    side by side with their mean where there is more than one; results that differ in their training's seed alone are one
-    row of means and standard deviations; a missing cell is shown as a dash.
+    Further predictions of a method (BAM's meta learner, its base classes) have a row each, "method (what)". Several folds
+    are in columns with their mean. Results that differ only in the seed of their training are one row of means and
+    standard deviations. A missing cell is a dash.
     """
     groups: dict[tuple[Any, ...], list[Result]] = {}
     for r in [row for result in results for row in _with_further(result)]:
@@ -56,14 +56,14 @@ def make_tables(results: Sequence[Result]) -> list[Table]:
 
 
 def _with_further(result: Result) -> list[Result]:
-    """The result, and one like it for each of its further predictions."""
-    # An interval is of the main prediction alone.
-    alone = {key: value for key, value in result.items() if key not in ("interval", "per_class")}
-    found = [result]
+    """The result, and a copy for each of its further predictions."""
+    # Only the main prediction has intervals.
+    copied = {key: value for key, value in result.items() if key not in ("interval", "per_class")}
+    rows = [result]
     for what, scores in result.get("also", {}).items():
         named = {"method": f"{result['method']} ({what})", "prediction": what}
-        found.append({**alone, "fb_iou": None, **scores, **named})
-    return found
+        rows.append({**copied, "fb_iou": None, **scores, **named})
+    return rows
 
 
 def _one_table(results: Sequence[Result]) -> Table:
@@ -82,9 +82,9 @@ def _one_table(results: Sequence[Result]) -> Table:
 
 
 def _lines(row: Row, shots: Sequence[int], folds: Sequence[int], notes: _Notes) -> list[Line]:
-    """Ours, and where papers print a number, theirs and the difference."""
+    """The measured line, and if a paper prints numbers, the published line and the difference."""
     known = {(r["shot"], r["fold"]): (r, p) for r in _results(row) if (p := published(r)) is not None}
-    ours, theirs, less = [], [], []
+    measured, printed, less = [], [], []
     for shot in shots:
         pairs: list[tuple[Cell, Estimate | None, float | None]] = []
         of_shot = next((p for (s, _), (_, p) in known.items() if s == shot), None)
@@ -93,31 +93,33 @@ def _lines(row: Row, shots: Sequence[int], folds: Sequence[int], notes: _Notes) 
             pairs.append(
                 (_cell(row, shot, fold, "miou", value), value, None if of_shot is None else of_shot.miou[fold])
             )
-        # A published mean is of all folds, and compares with no other.
-        whole = of_shot if len(folds) == FOLDS else None
+        # A published mean is over all folds, and is compared only with such a mean.
+        all_folds = of_shot if len(folds) == FOLDS else None
         if len(folds) > 1:
             mean = row.mean(shot, folds)
-            pairs.append((Cell(_said(mean, len(row.seeds))), mean, None if whole is None else whole.mean))
+            pairs.append((Cell(_in_words(mean, len(row.seeds))), mean, None if all_folds is None else all_folds.mean))
             fb_iou = row.mean(shot, folds, "fb_iou")
-            pairs.append((Cell(_said(fb_iou, len(row.seeds))), fb_iou, None if whole is None else whole.fb_iou))
+            pairs.append(
+                (Cell(_in_words(fb_iou, len(row.seeds))), fb_iou, None if all_folds is None else all_folds.fb_iou)
+            )
         else:
             value = row.cell(shot, folds[0], "fb_iou")
             pairs.append((_cell(row, shot, folds[0], "fb_iou", value), value, None))
-        for cell, value, printed in pairs:
-            ours.append(cell)
-            theirs.append(Cell(percent(printed)))
-            less.append(Cell(percent(None if value is None or printed is None else value.value - printed, "+.2f")))
+        for cell, value, number in pairs:
+            measured.append(cell)
+            printed.append(Cell(percent(number)))
+            less.append(Cell(percent(None if value is None or number is None else value.value - number, "+.2f")))
     values = Cell(f"{row.first['trainable_backbone_values']:,}")
-    found = [Line("ours", (*map(Cell, row.words), values, *ours))]
+    lines = [Line("measured", (*map(Cell, row.words), values, *measured))]
     if known:
         sources = [notes.letter(_source(p)) for _, p in known.values()]
         marks = [notes.letter(f"not comparable: {text}.") for r, p in known.values() for text in differences(r, p)]
         blank = [Cell("")] * 3
         head = (Cell("published"), Cell(row.words[1]), *blank)
-        found.append(Line("published", (*head, *theirs), tuple(dict.fromkeys([*sources, *marks]))))
-        head = (Cell("ours - published"), Cell(row.words[1]), *blank)
-        found.append(Line("difference", (*head, *less), tuple(dict.fromkeys(marks))))
-    return found
+        lines.append(Line("published", (*head, *printed), tuple(dict.fromkeys([*sources, *marks]))))
+        head = (Cell("measured - published"), Cell(row.words[1]), *blank)
+        lines.append(Line("difference", (*head, *less), tuple(dict.fromkeys(marks))))
+    return lines
 
 
 def _results(row: Row) -> Iterable[Result]:
@@ -127,24 +129,24 @@ def _results(row: Row) -> Iterable[Result]:
 def _source(row: Published) -> str:
     images = "without" if row.dagger else "with"
     dagger = "dagger" if row.dagger else "no dagger"
-    return f"published: {row.source} ({dagger}: trained {images} images that hold a novel class)."
+    return f"published: {row.source} ({dagger}: trained {images} images with a novel class)."
 
 
 class _Notes:
-    """Sentences below a table, each with a letter of its own, and none twice."""
+    """The notes below a table: each sentence once, with a letter."""
 
     def __init__(self) -> None:
-        self._found: dict[str, str] = {}
+        self._letters: dict[str, str] = {}
 
     def letter(self, text: str) -> str:
-        """a, b, ..., z, aa, ab, ... of a sentence."""
-        if text not in self._found:
-            before, last = divmod(len(self._found), len(ascii_lowercase))
-            self._found[text] = (ascii_lowercase[before - 1] if before else "") + ascii_lowercase[last]
-        return self._found[text]
+        """The letter of a sentence: a, b, ..., z, aa, ab, ..."""
+        if text not in self._letters:
+            before, last = divmod(len(self._letters), len(ascii_lowercase))
+            self._letters[text] = (ascii_lowercase[before - 1] if before else "") + ascii_lowercase[last]
+        return self._letters[text]
 
     def by_letter(self) -> dict[str, str]:
-        return {letter: text for text, letter in self._found.items()}
+        return {letter: text for text, letter in self._letters.items()}
 
 
 def _caption(results: Sequence[Result], rows: Sequence[Row], lines: Sequence[Line]) -> str:
@@ -156,32 +158,32 @@ def _caption(results: Sequence[Result], rows: Sequence[Row], lines: Sequence[Lin
         f"{_seeds(first['seeds'])}{ways(first, ', {} classes at once')}."
     )
     if any(len(row.seeds) > 1 for row in rows):
-        text += " Rows of several training seeds: mean ± standard deviation over them; (n): of n of them only."
+        text += " Rows of several training seeds: mean ± standard deviation over them; (n): over n of them only."
     if not any(line.kind == "published" for line in lines):
         reasons = list(dict.fromkeys(why_none(r) for r in results if "prediction" not in r))
         return f"{text} Not comparable with published numbers: {reasons[0]}{', and more' if reasons[1:] else ''}."
     return text + (
-        " Below ours: the published number, and ours less it, in percentage points; letters say whose it is and in what "
-        "ours was measured or trained otherwise, in which case the two are not comparable."
+        " Below a measured number: the published one, and the difference in percentage points. Letters refer to the notes: "
+        "its source, and any difference in measurement or training, which makes the two not comparable."
     )
 
 
 def _seeds(seeds: Sequence[int]) -> str:
-    """Of consecutive seeds, as those of a protocol's runs are."""
+    """Consecutive seeds, as a protocol's runs have, in words."""
     return f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
 
 
 def _cell(row: Row, shot: int, fold: int, key: str, value: Estimate | None) -> Cell:
-    """A number; of one training with its interval over episodes."""
-    text, interval = _said(value, len(row.seeds)), ""
+    """A number; for a single training with its interval over episodes."""
+    text, interval = _in_words(value, len(row.seeds)), ""
     if value is not None and value.seeds == 1:
         low, high = row.of(shot, fold)[0].get("interval", {}).get(key) or (None, None)
         interval = "" if low is None else f"{percent(low)} to {percent(high)}"
     return Cell(text, interval)
 
 
-def _said(value: Estimate | None, seeds: int) -> str:
-    """Mean and deviation; how many seeds it is of where they are not all."""
+def _in_words(value: Estimate | None, seeds: int) -> str:
+    """Mean and deviation, and the number of seeds if some are missing."""
     if value is None:
         return ABSENT
     spread = "" if value.deviation is None else f" ± {percent(value.deviation)}"
@@ -189,5 +191,5 @@ def _said(value: Estimate | None, seeds: int) -> str:
 
 
 def percent(value: float | None, form: str = ".2f") -> str:
-    """A fraction in percent, "-" for none."""
+    """A fraction in percent, "-" for None."""
     return ABSENT if value is None else format(100 * value, form)

@@ -2,132 +2,130 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
-import queue
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import AbstractContextManager, nullcontext
-from typing import IO
+from contextlib import nullcontext
+from pathlib import Path
 
 import torch
 
 from fss_svf.errors import ConfigError, Stopped
-from fss_svf.reproduction.cost import Clock
+from fss_svf.launch import STOPPED
+from fss_svf.provenance import write_json
 from fss_svf.reproduction.jobs import Job
 
 log = logging.getLogger(__name__)
-# A training that a signal stopped and that can go on.
-_STOPPED = 75
-# What a job of several says: also what a library or the system says beside the log.
-_SCREEN = "screen.txt"
+_SCREEN = "screen.txt"  # the output of one of several jobs
 
 
 class Runner:
-    """jobs: how many side by side; processes: of torchrun for each job.
+    """Runs jobs, `at_once` side by side, each by so many processes of torchrun; writes how long each took to `times`.
 
     Where there are GPUs, each process of each job has one of its own, but jobs of one process share what is too few.
     Raises ConfigError where there are too few of them for several jobs of several processes. on_cpu: they need none.
     """
 
-    def __init__(self, jobs: int, processes: int, clock: Clock, on_cpu: bool = False) -> None:
-        self.jobs, self.processes, self.clock = jobs, processes, clock
-        self._running: set[subprocess.Popen[bytes]] = set()
-        self._lock = threading.Lock()
-        self._ending = False
-        self._gpus: queue.Queue[str] = queue.Queue()
-        for names in _shares([] if on_cpu else _gpus(), jobs, processes):
-            self._gpus.put(",".join(names))
+    def __init__(self, at_once: int, processes: int, times: Path, on_cpu: bool = False) -> None:
+        self.at_once, self.processes, self.times = at_once, processes, times
+        self._free = shares([] if on_cpu else _gpus(), at_once, processes)
+        self._running: dict[subprocess.Popen[bytes], tuple[Job, str, float]] = {}  # with its GPUs and when it began
 
-    def run(self, jobs: Sequence[Job], number: int, total: int) -> list[Job]:
-        """Run jobs of one stage, none of which needs another; number of total: of the first. Returns those that failed.
+    def run(self, jobs: Sequence[Job]) -> list[Job]:
+        """Run jobs, each after what it needs of the others. Returns those that failed or lacked what failed.
 
-        Raises Stopped where one was stopped by a signal; ends what runs when this process is to end.
+        Raises Stopped where one was stopped by a signal. Whatever raises here, an interrupt too, ends all that run.
         """
-        pool, statuses = ThreadPoolExecutor(self.jobs), {}
+        waiting, failed = list(jobs), []
         try:
-            started = {pool.submit(self._one, job, n, total): job for n, job in enumerate(jobs, number)}
-            for future in as_completed(started):
-                statuses[started[future].name] = future.result()
-                if future.result() == _STOPPED:
-                    raise Stopped(f"{started[future].name} was stopped; the same command goes on with it")
-        except BaseException:
-            self._end_all()
-            raise
+            while waiting or self._running:
+                not_done = [*waiting, *(job for job, _, _ in self._running.values())]
+                for job in list(waiting):
+                    lacks = job.needs in failed
+                    if not lacks and (job.needs in not_done or not self._free):
+                        continue
+                    waiting.remove(job)
+                    if lacks:
+                        log.warning("%s is left out: it needs a job that failed", job.name)
+                    else:
+                        log.info("job %d of %d: %s", len(jobs) - len(waiting), len(jobs), job.name)
+                    if lacks or not self._start(job):
+                        failed.append(job)
+                time.sleep(0.1)
+                for process in [process for process in self._running if process.poll() is not None]:
+                    job, status = self._end(process), process.returncode
+                    if status == STOPPED:
+                        raise Stopped(f"{job.name} was stopped; the same command goes on with it")
+                    if status != 0:
+                        where = "the lines above" if self.at_once == 1 else _SCREEN
+                        log.error(
+                            "%s ended with status %d; see %s and log.txt in %s", job.name, status, where, job.folder
+                        )
+                        failed.append(job)
         finally:
-            pool.shutdown(cancel_futures=True)
-        return [job for job in jobs if statuses[job.name] != 0]
+            for process in self._running:
+                process.terminate()
+            for process in list(self._running):
+                process.wait()
+                self._end(process)
+        return [job for job in jobs if job in failed]
 
-    def _one(self, job: Job, number: int, total: int) -> int:
-        gpu = self._gpus.get()
-        try:
-            log.info("job %d of %d: %s", number, total, job.name)
-            began = time.perf_counter()
-            status = self._process(job, gpu)
-            seconds = time.perf_counter() - began
-            with self._lock:
-                self.clock.add(job, seconds)
-            if status not in (0, _STOPPED) and not self._ending:  # else it was told to end; torchrun's status is 1 then
-                where = f"in {job.folder} {_SCREEN} and" if self.jobs > 1 else f"the lines above and, in {job.folder},"
-                log.error("%s ended with status %d; %s log.txt say why", job.name, status, where)
-            return status
-        except OSError as error:  # its folder cannot be made, or the machine has no process left
-            log.error("%s could not be started: %s", job.name, error)
-            return 1
-        finally:
-            self._gpus.put(gpu)
-
-    def _process(self, job: Job, gpu: str) -> int:
-        environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})}
+    def _start(self, job: Job) -> bool:
+        gpus = self._free.pop(0)
+        environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": gpus} if gpus else {})}
         environment.pop("HYDRA_FULL_ERROR", None)  # set by this verb for itself; an error of a job is a line too
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self.processes}"]
         # On the CPU there is no pretraining by several processes.
         several = self.processes > 1 and not (job.verb == "pretrain" and not torch.cuda.is_available())
         command = [sys.executable, *(launcher if several else []), "-m", "fss_svf", *job.command()]
-        with self._lock, self._screen(job) as screen:
-            if self._ending:
-                return _STOPPED
-            process = subprocess.Popen(command, env=environment, stdout=screen, stderr=screen)
-            self._running.add(process)
-        status = process.wait()
-        with self._lock:
-            self._running.discard(process)
-        return status
+        try:
+            job.folder.mkdir(parents=True, exist_ok=True)
+            # The bars of several jobs would write over each other.
+            with nullcontext() if self.at_once == 1 else (job.folder / _SCREEN).open("ab") as screen:
+                process = subprocess.Popen(command, env=environment, stdout=screen, stderr=screen)
+        except OSError as error:  # its folder cannot be made, or the machine has no process left
+            log.error("%s could not be started: %s", job.name, error)
+            self._free.append(gpus)
+            return False
+        self._running[process] = job, gpus, time.perf_counter()
+        return True
 
-    def _screen(self, job: Job) -> AbstractContextManager[IO[bytes] | None]:
-        """Where a job writes to. Side by side, their bars would write over each other."""
-        if self.jobs == 1:
-            return nullcontext()
-        job.folder.mkdir(parents=True, exist_ok=True)
-        return (job.folder / _SCREEN).open("ab")
-
-    def _end_all(self) -> None:
-        with self._lock:
-            self._ending = True
-            for process in self._running:
-                process.terminate()
+    def _end(self, process: subprocess.Popen[bytes]) -> Job:
+        """Note the time of a job whose process has ended: the sum, where it goes on later. Its GPUs are free again."""
+        job, gpus, began = self._running.pop(process)
+        self._free.append(gpus)
+        seconds = read_seconds(self.times)
+        write_json(self.times, {**seconds, job.name: seconds.get(job.name, 0) + time.perf_counter() - began})
+        return job
 
 
-def _shares(gpus: Sequence[str], jobs: int, processes: int) -> list[Sequence[str]]:
-    """The GPUs of each job; none of all jobs: they take what they find."""
+def read_seconds(path: Path) -> dict[str, float]:
+    """How long jobs took, by name. Only an estimate needs it: empty where the file cannot be read."""
+    try:
+        seconds: dict[str, float] = json.loads(path.read_text())
+        return seconds
+    except (OSError, ValueError):
+        return {}
+
+
+def shares(gpus: Sequence[str], jobs: int, processes: int) -> list[str]:
+    """CUDA_VISIBLE_DEVICES of each job; empty where jobs take what they find."""
     if jobs == 1 or not gpus:
-        return [()] * jobs
-    if processes == 1:
-        return [(gpus[number % len(gpus)],) for number in range(jobs)]
-    if len(gpus) < jobs * processes:
+        return [""] * jobs
+    if processes > 1 and len(gpus) < jobs * processes:
         raise ConfigError(
             f"jobs={jobs} processes={processes}: each process needs a GPU of its own, {jobs * processes} in all, and there "
             f"are {len(gpus)}; lower one of them"
         )
-    return [gpus[number * processes : (number + 1) * processes] for number in range(jobs)]
+    return [",".join(gpus[(n * processes + i) % len(gpus)] for i in range(processes)) for n in range(jobs)]
 
 
 def _gpus() -> list[str]:
     """Names of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES takes them: a scheduler may have given some."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = os.environ.get("CUDA_VISIBLE_DEVICES")
     count = torch.cuda.device_count()
-    return [name.strip() for name in given.split(",")[:count]] if given else [str(number) for number in range(count)]
+    return [name.strip() for name in names.split(",")[:count]] if names else [str(number) for number in range(count)]

@@ -17,11 +17,13 @@ from fss_svf.svf.adapter_file import load_adapter, save_adapter
 from fss_svf.svf.cache import default_cache
 from fss_svf.svf.decompose import decompose, fit_ranks, layers, singular_values, trainable_parameters
 from fss_svf.svf.layers import SVFConv2d, SVFLayer, SVFLinear
-from fss_svf.svf.modes import disabled, merge, plain_copy, to_plain, unmerge
+from fss_svf.svf.qkv import SVFQKV, SVFRows
 from fss_svf.svf.rank import Energy, parse_ranks
 from fss_svf.svf.report import LayerReport, Report, report
+from fss_svf.tuned import disabled, merge, plain_copy, to_plain, unmerge
 
 __all__ = [
+    "SVFQKV",
     "AdapterError",
     "Energy",
     "LayerReport",
@@ -29,6 +31,7 @@ __all__ = [
     "SVFConv2d",
     "SVFLayer",
     "SVFLinear",
+    "SVFRows",
     "adapter_state_dict",
     "base_hash",
     "decompose",

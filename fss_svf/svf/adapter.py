@@ -60,7 +60,7 @@ def load_adapter_state_dict(module: nn.Module, state: Mapping[str, Tensor]) -> N
                 if name in state:
                     getattr(layer, own).copy_(state[name])
             if layer.merged:
-                layer._merged = layer.effective_weight()
+                layer.merge()
 
 
 def check_names(module: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -112,10 +112,5 @@ def fingerprint(layer: SVFLayer) -> float:
 
     aᵀ U diag(S) Vh b with fixed a and b, in float64 (S - S0 for S where the weight is W + U diag(S - S0) Vh).
     """
-    groups, rows, _ = layer.U.shape
     with torch.no_grad():
-        s = layer.singular_values() - layer.S0 if layer.exact else layer.singular_values()
-        a = torch.arange(1, groups * rows + 1, dtype=torch.float64).cos().reshape(groups, 1, rows)
-        b = torch.arange(1, layer.Vh.shape[2] + 1, dtype=torch.float64).cos().reshape(1, -1, 1)
-        u, s, vh = (value.cpu().double() for value in (layer.U, s, layer.Vh))
-        return float(((a @ u).squeeze(1) * s * (vh @ b).squeeze(2)).sum())
+        return layer.product(layer.singular_values() - layer.S0 if layer.exact else layer.singular_values())

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fss_svf.errors import listing
-from fss_svf.files import appearing_whole
+from fss_svf.files import atomic_write
 from fss_svf.svf.adapter import (
     AdapterError,
     adapter_state_dict,
@@ -33,7 +33,8 @@ from fss_svf.svf.adapter import (
 from fss_svf.svf.batchnorm import batchnorms, changed
 from fss_svf.svf.choosing import plain_layers
 from fss_svf.svf.decompose import convert, layers
-from fss_svf.svf.layers import Form, SVFLayer, become_plain
+from fss_svf.svf.layers import Form, SVFLayer
+from fss_svf.svf.qkv import SVFQKV
 
 FORMAT = "fss-svf adapter 2"
 # How far the weights rebuilt here may be from those that were saved, as a share of a layer's weight: half precision
@@ -90,7 +91,7 @@ def save_adapter(
         "dtype": _dtypes(layer.weight for _, layer in layers(module)),
         "layers": json.dumps(lines, separators=(",", ":")),
     }
-    with appearing_whole(Path(path)) as unfinished:
+    with atomic_write(Path(path)) as unfinished:
         save_file({name: value.cpu().contiguous() for name, value in state.items()}, unfinished, metadata=metadata)
 
 
@@ -107,6 +108,7 @@ def _others(module: nn.Module, batchnorm: Literal["auto"] | bool, also: Iterable
         for prefix, layer in layers(module)
         for own in (*layer.form.parameters, "S0", "weight")
     }
+    of_layers |= {f"{prefix}.weight" for prefix, layer in module.named_modules() if isinstance(layer, SVFQKV)}
     for pattern in also:
         found = [name for name in everything if name not in of_layers and re.search(pattern, name)]
         if not found:
@@ -152,15 +154,15 @@ def _load_into_decomposed(module: nn.Module, adapter: Adapter) -> None:
 
 
 def _load_into_plain(module: nn.Module, adapter: Adapter, cache: Path | None, progress: bool) -> None:
-    own = dict(plain_layers(module))
+    own = {target.name: target for target in plain_layers(module)}
     _refuse([f"{line.name} is no Conv2d or Linear of the model" for line in adapter.lines if line.name not in own])
     targets = {line.name: own[line.name] for line in adapter.lines}
-    _check_hash({name: layer.weight for name, layer in targets.items()}, adapter)
+    _check_hash({name: target.weight for name, target in targets.items()}, adapter)
     _check_others(module, adapter)
-    trained = {name: layer.weight.requires_grad for name, layer in targets.items()}
+    trained = {name: target.parameter.requires_grad for name, target in targets.items()}
     for form in dict.fromkeys(line.form for line in adapter.lines):
         lines = [line for line in adapter.lines if line.form == form]
-        chosen = [(line.name, targets[line.name]) for line in lines]
+        chosen = [targets[line.name] for line in lines]
         convert(module, chosen, {line.name: line.rank for line in lines}, 1, form, cache, progress)
     converted = dict(layers(module))
     try:
@@ -168,8 +170,8 @@ def _load_into_plain(module: nn.Module, adapter: Adapter, cache: Path | None, pr
         _check_fingerprints(converted, adapter)
     except AdapterError:
         for name, layer in converted.items():
-            become_plain(layer)
-            layer.weight.requires_grad_(trained[name])
+            layer.become_plain()
+            targets[name].parameter.requires_grad_(trained[name])
         raise
 
 
@@ -186,7 +188,7 @@ def _read(path: Path | str) -> Adapter:
     if found != FORMAT:
         older = str(found).startswith("fss-svf adapter")
         raise AdapterError(
-            f"is a {found!r}, this version reads {FORMAT!r}; save it anew from the trained model"
+            f"is a {found!r}, this version reads {FORMAT!r}; save it again from the trained model"
             if older
             else "a safetensors file, but no adapter of svf.save_adapter"
         )

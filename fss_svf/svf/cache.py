@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fss_svf.files import appearing_whole
+from fss_svf.files import atomic_write
 from fss_svf.svf.factors import Factors, svd
 
 FORMAT = "fss-svf factors 1"
@@ -68,7 +68,7 @@ def _read(path: Path) -> dict[str, Tensor] | None:
 def _write(path: Path, state: dict[str, Tensor]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with appearing_whole(path) as unfinished:
+        with atomic_write(path) as unfinished:
             save_file(state, unfinished, metadata={"format": FORMAT, "sha256": _digest(state.values())})
         _drop_oldest(path.parent)
     except (SafetensorError, OSError) as error:  # no space, no permission

@@ -12,9 +12,10 @@ from tqdm import tqdm
 from fss_svf.precision import in_float32
 from fss_svf.svf.batchnorm import remember
 from fss_svf.svf.cache import cached_svd
-from fss_svf.svf.choosing import choose, why_not
-from fss_svf.svf.factors import Factors, matrices_of, svd
-from fss_svf.svf.layers import EXECUTIONS, PARAMETER, Form, PlainLayer, SVFLayer, become_svf
+from fss_svf.svf.choosing import Target, choose, why_not
+from fss_svf.svf.factors import Factors, determined, matrices_of, svd
+from fss_svf.svf.layers import EXECUTIONS, PARAMETER, Form, SVFLayer, become_svf
+from fss_svf.svf.qkv import become_rows
 from fss_svf.svf.rank import Rank, Ranks, check_rank, count, parse_ranks, ranks_of
 
 
@@ -64,7 +65,7 @@ def decompose(
         raise ValueError(f"svf.decompose: rank_multiple {rank_multiple} is not 1 or more")
     chosen = choose(module, _patterns(include), _patterns(exclude))
     try:
-        wanted = ranks_of([name for name, _ in chosen], parse_ranks(rank))
+        wanted = ranks_of([target.name for target in chosen], parse_ranks(rank))
     except ValueError as error:
         raise ValueError(f"svf.decompose: rank: {error}") from None
     _check(chosen, wanted)
@@ -74,7 +75,7 @@ def decompose(
 
 def convert(
     module: nn.Module,
-    chosen: list[tuple[str, PlainLayer]],
+    chosen: list[Target],
     ranks: dict[str, Rank],
     rank_multiple: int,
     form: Form,
@@ -82,18 +83,24 @@ def convert(
     progress: bool,
     execution: str = "rebuilt",
 ) -> None:
-    """Decompose the chosen layers of `module`, which are known to be sound."""
+    """Decompose what was chosen of `module`, which is known to be sound."""
     # All factors before the first conversion, so that an error leaves no model half converted.
-    factors: dict[tuple[int, int], Factors] = {}
-    at_once = all(layer.weight.is_meta for _, layer in chosen)  # a checkpoint will fill them
-    for name, layer in tqdm(chosen, desc="SVD", unit="layer", disable=at_once or not progress):
-        if _tie(layer) not in factors:
-            factors[_tie(layer)] = _factorise(layer, ranks[name], rank_multiple, cache)
-    first: dict[tuple[int, int], SVFLayer] = {}
+    factors: dict[tuple[int, int, str], tuple[Factors, bool]] = {}
+    at_once = all(target.weight.is_meta for target in chosen)  # a checkpoint will fill them
+    for target in tqdm(chosen, desc="SVD", unit="layer", disable=at_once or not progress):
+        if target.tie not in factors:
+            factors[target.tie] = _factorise(target, ranks[target.name], rank_multiple, cache)
+    first: dict[tuple[int, int, str], SVFLayer] = {}
     remember(module)
-    for _, layer in chosen:
-        tie = _tie(layer)
-        converted = become_svf(layer, factors[tie], form, execution, first.get(tie))
+    for target in chosen:
+        tie, layer = target.tie, target.layer
+        arguments = (*factors[tie], form, execution, first.get(tie))
+        converted: SVFLayer
+        if target.part:
+            assert isinstance(layer, nn.Linear)
+            converted = become_rows(layer, target.part, *arguments)
+        else:
+            converted = become_svf(layer, *arguments)
         first.setdefault(tie, converted)
     for parent in module.modules():
         # Its fused inference path reads the weights of linear1 and linear2 past their forward; this turns it off.
@@ -101,28 +108,32 @@ def convert(
             parent.activation_relu_or_gelu = 0
 
 
-def _factorise(layer: PlainLayer, rank: Rank, rank_multiple: int, cache: Path | None) -> Factors:
-    """U (g, m, r), S (g, r), Vh (g, r, n) of a layer's weight, cut to its rank, on the weight's device."""
-    weight = layer.weight
-    matrices = matrices_of(weight, _groups(layer))
+def _factorise(target: Target, rank: Rank, rank_multiple: int, cache: Path | None) -> tuple[Factors, bool]:
+    """U (g, m, r), S (g, r), Vh (g, r, n) of a weight, cut to its rank, on the weight's device; and whether they are
+    determined.
+    """
+    weight = target.weight
+    matrices = matrices_of(weight, target.groups)
     with in_float32(weight.device):
         u, s, vh = svd(matrices) if cache is None or weight.is_meta else cached_svd(matrices, cache)
-    r = count(rank, s, rank_multiple)
+    r, alike = count(rank, s, rank_multiple), determined(s)
     u, s, vh = (value.contiguous() for value in (u[..., :r], s[..., :r], vh[:, :r]))
-    return u, s, vh
+    return (u, s, vh), alike
 
 
-def _check(chosen: list[tuple[str, PlainLayer]], ranks: dict[str, Rank]) -> None:
+def _check(chosen: list[Target], ranks: dict[str, Rank]) -> None:
     """Everything that can be wrong with a layer, before the first SVD."""
-    of_tie: dict[tuple[int, int], str] = {}
-    for name, layer in chosen:
+    of_tie: dict[tuple[int, int, str], str] = {}
+    for target in chosen:
+        name = target.name
         try:
-            if why_not(layer):
-                raise ValueError(why_not(layer))
-            if not layer.weight.is_meta and not torch.isfinite(layer.weight).all():
+            if why_not(target.layer):
+                raise ValueError(why_not(target.layer))
+            weight = target.weight
+            if not weight.is_meta and not torch.isfinite(weight).all():
                 raise ValueError("its weight holds NaN or infinity")
-            check_rank(ranks[name], layer.weight.shape[0] // _groups(layer), layer.weight[0].numel())
-            other = of_tie.setdefault(_tie(layer), name)
+            check_rank(ranks[name], weight.shape[0] // target.groups, weight[0].numel())
+            other = of_tie.setdefault(target.tie, name)
             if ranks[other] != ranks[name]:
                 raise ValueError(
                     f"it shares its weight with {other!r}, so it cannot have another rank "
@@ -134,15 +145,6 @@ def _check(chosen: list[tuple[str, PlainLayer]], ranks: dict[str, Rank]) -> None
 
 def _patterns(patterns: Iterable[str]) -> list[str]:
     return [patterns] if isinstance(patterns, str) else list(patterns)
-
-
-def _groups(layer: nn.Module) -> int:
-    return getattr(layer, "groups", 1)
-
-
-def _tie(layer: PlainLayer) -> tuple[int, int]:
-    """Layers of the same tie share their factors."""
-    return id(layer.weight), _groups(layer)
 
 
 def layers(module: nn.Module) -> Iterator[tuple[str, SVFLayer]]:

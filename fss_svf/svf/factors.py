@@ -15,6 +15,8 @@ Factors = tuple[Tensor, Tensor, Tensor]
 
 # Vh's rows are orthogonal to about 1e-16 (s_max / s)², so to 1e-6 at this ratio.
 SMALLEST = 1e-5
+# Gap between neighbouring squares of singular values, over the largest, below which vectors may differ elsewhere.
+CLOSE = 3e-7
 
 
 def matrices_of(weight: Tensor, groups: int) -> Tensor:
@@ -40,6 +42,21 @@ def svd(matrices: Tensor) -> Factors:
                 return found
         u, s, vh = torch.linalg.svd(matrices, full_matrices=False)
         return u, s, vh
+
+
+def determined(s: Tensor) -> bool:
+    """Whether the factors of singular values s (g, full) are alike wherever they are computed, up to sign and rounding.
+
+    Vectors turn by about the rounding over the gap between the squares of neighbours. It is that of float64 in by_gram,
+    and a product U diag(x) Vh then stays within 1e-8; LAPACK in float32 is not taken to be alike.
+    """
+    if s.is_meta:
+        return False
+    if s.shape[1] == 1:  # one vector a group, as in a depthwise convolution
+        return bool((s > 0).all())
+    squares = (s.double() / s[:, :1].double()).square()
+    gaps = squares[:, :-1] - squares[:, 1:]
+    return len(s) == 1 and bool(s[0, -1] > SMALLEST * s[0, 0]) and bool((gaps > CLOSE).all())
 
 
 def by_gram(matrices: Tensor) -> Factors | None:

@@ -10,7 +10,6 @@ to the weight's dtype. Most steps of training are less than half a unit in the l
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +20,9 @@ from torch import Tensor, nn
 from fss_svf.precision import in_float32
 from fss_svf.svf.execution import After, Geometry, factored_conv, factored_is_cheaper
 from fss_svf.svf.factors import Factors, widened
+from fss_svf.svf.linear_execution import factored_linear
 from fss_svf.svf.loading import load_layer, start_anew
+from fss_svf.tuned import TunedConv2d, TunedLinear, TunedWeight, become
 
 FACTORS = ("S", "U", "V")
 EXECUTIONS = ("auto", "factored", "rebuilt")
@@ -61,8 +62,8 @@ class Form:
         return {"direct": s, "scale": torch.ones_like(s), "log": torch.zeros_like(s)}[self.parametrisation]
 
 
-class SVFLayer(nn.Module):
-    """What SVFConv2d and SVFLinear share. Do not instantiate; svf.decompose converts layers in place.
+class SVFLayer(TunedWeight):
+    """What SVFConv2d, SVFLinear and SVFRows (qkv.py) share. Do not instantiate; svf.decompose converts layers in place.
 
     weight       the pretrained weight, frozen. The factors are of its dtype, but of float32 where that is half precision
     U, Vh        (groups, Cout / groups, r) and (groups, r, Cin / groups * kh * kw)
@@ -72,7 +73,6 @@ class SVFLayer(nn.Module):
     S_log_scale  log: log S = log S0 + S_log_scale, which starts at 0, so that S stays positive and starts exactly at S0
     """
 
-    weight: Tensor
     S0: Tensor
     U: nn.Parameter
     Vh: nn.Parameter
@@ -81,8 +81,7 @@ class SVFLayer(nn.Module):
     S_log_scale: nn.Parameter
     form: Form
     execution: str  # of EXECUTIONS: how a training step runs
-    _merged: Tensor | None  # the effective weight while merged
-    _disabled: bool
+    determined: bool  # factors.determined, of the singular values at full rank
 
     @property
     def rank(self) -> int:
@@ -99,8 +98,28 @@ class SVFLayer(nn.Module):
         return self.full_rank and self.form.train == ("S",)
 
     @property
-    def merged(self) -> bool:
-        return self._merged is not None
+    def own(self) -> tuple[str, ...]:
+        return (*self.form.parameters, "S0", "form", "execution", "determined")
+
+    @property
+    def computed(self) -> tuple[str, ...]:
+        return ("S0", "U", "Vh") if self.determined and self.form.train == ("S",) else ()
+
+    def probe(self) -> float:
+        return self.product(self.S0 * torch.arange(self.rank, device=self.S0.device).cos()) / float(self.S0.norm())
+
+    def product(self, s: Tensor) -> float:
+        """aᵀ U diag(s) Vh b of fixed vectors a and b, in float64; s (groups, r). Signs of singular vectors do not matter."""
+        groups, rows, _ = self.U.shape
+        with torch.no_grad():
+            a = torch.arange(1, groups * rows + 1, dtype=torch.float64).cos().reshape(groups, 1, rows)
+            b = torch.arange(1, self.Vh.shape[2] + 1, dtype=torch.float64).cos().reshape(1, -1, 1)
+            u, s, vh = (value.cpu().double() for value in (self.U, s, self.Vh))
+            return float(((a @ u).squeeze(1) * s * (vh @ b).squeeze(2)).sum())
+
+    @property
+    def tie(self) -> int:
+        return id(self.U)
 
     def singular_values(self) -> Tensor:
         """S as it is now, (groups, r); differentiable in the parameter that holds it."""
@@ -111,7 +130,6 @@ class SVFLayer(nn.Module):
         return self.S
 
     def effective_weight(self) -> Tensor:
-        """The weight this layer applies when it is neither merged nor disabled; differentiable in S, U and Vh."""
         # Eight bits of mantissa would blur the small singular values away.
         with in_float32(self.S0.device):
             s = self.singular_values()
@@ -122,13 +140,15 @@ class SVFLayer(nn.Module):
                 weight = ((self.U * s.unsqueeze(1)) @ self.Vh).reshape(self.weight.shape)
             return weight.to(self.weight.dtype)
 
-    def current_weight(self) -> Tensor:
-        """The weight of the next forward: pretrained while disabled, stored while merged, else rebuilt from S."""
-        if self._disabled:
-            return self.weight
-        if self.merged and self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            warnings.warn("svf: the model is merged, so its factors do not train; call svf.unmerge first", stacklevel=3)
-        return self.effective_weight() if self._merged is None else self._merged
+    def factored_at(self, positions: int) -> bool:
+        """Whether a forward of so many positions runs in factored form: only where it trains S, and nothing else here."""
+        trains = torch.is_grad_enabled() and self.form.train == ("S",) and not (self._disabled or self.merged)
+        if self.execution == "rebuilt" or not trains or self.S0.is_meta:
+            return False
+        if not getattr(self, PARAMETER[self.form.parametrisation]).requires_grad:
+            return False
+        groups = self.S0.shape[0]
+        return self.execution == "factored" or factored_is_cheaper(self.weight.shape, self.rank, groups, positions)
 
     def reset_parameters(self) -> None:
         """Another random weight and its factors, as PyTorch's layers have it."""
@@ -157,25 +177,25 @@ class SVFLayer(nn.Module):
         return f", rank={self.rank} ({full}){form}" + (", merged" if self.merged else "")
 
 
-class SVFConv2d(SVFLayer, nn.Conv2d):
+class SVFConv2d(SVFLayer, TunedConv2d):
     """A Conv2d (any kernel, stride, padding, padding_mode, dilation, groups, bias, dtype, device) with trainable S."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        if self.runs_factored(input):
-            return self.factored(input, After(shift=self.bias))
-        return self._conv_forward(input, self.current_weight(), self.bias)
+    def joined(
+        self,
+        input: Tensor,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+        residual: Tensor | None = None,
+        relu: bool = False,
+    ) -> Tensor | None:
+        return self.factored(input, After(scale, shift, residual, relu)) if self.runs_factored(input) else None
 
     def runs_factored(self, input: Tensor) -> bool:
-        """Whether a forward of `input` (B, C, H, W) runs in factored form: only where it trains S, and nothing else here."""
-        trains = torch.is_grad_enabled() and self.form.train == ("S",) and not (self._disabled or self.merged)
+        """Whether a forward of `input` (B, C, H, W) runs in factored form."""
         plain = self.padding_mode == "zeros" and isinstance(self.padding, tuple) and input.dim() == 4
-        if self.execution == "rebuilt" or not trains or not plain or self.S0.is_meta:
+        if not plain:
             return False
-        if not getattr(self, PARAMETER[self.form.parametrisation]).requires_grad:
-            return False
-        positions = input.shape[0] * input.shape[2] * input.shape[3] // (self.stride[0] * self.stride[1])
-        cheaper = factored_is_cheaper(self.weight.shape, self.rank, self.groups, positions)
-        return self.execution == "factored" or cheaper
+        return self.factored_at(input.shape[0] * input.shape[2] * input.shape[3] // (self.stride[0] * self.stride[1]))
 
     def factored(self, input: Tensor, after: After) -> Tensor:
         """The convolution without its bias, and what follows it, in factored form."""
@@ -187,11 +207,17 @@ class SVFConv2d(SVFLayer, nn.Conv2d):
         return nn.Conv2d.extra_repr(self) + self._svf_repr()
 
 
-class SVFLinear(SVFLayer, nn.Linear):
+class SVFLinear(SVFLayer, TunedLinear):
     """A Linear with trainable S."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return nn.functional.linear(input, self.current_weight(), self.bias)
+        if self.runs_factored(input):
+            return factored_linear(input, self.singular_values()[0], self.U[0], self.Vh[0], self.bias)
+        return super().forward(input)
+
+    def runs_factored(self, input: Tensor) -> bool:
+        """Whether a forward of `input` (..., in) runs in factored form."""
+        return self.factored_at(input.shape[:-1].numel())
 
     def extra_repr(self) -> str:
         return nn.Linear.extra_repr(self) + self._svf_repr()
@@ -202,29 +228,21 @@ CONVERTED: dict[type[PlainLayer], type[SVFConv2d | SVFLinear]] = {nn.Conv2d: SVF
 
 
 def become_svf(
-    layer: PlainLayer, factors: Factors, form: Form, execution: str, tied_to: SVFLayer | None = None
+    layer: PlainLayer, factors: Factors, determined: bool, form: Form, execution: str, tied_to: SVFLayer | None = None
 ) -> SVFLayer:
     """Turn a plain layer into its SVF layer with the factors (U, S, Vh); those of `tied_to` are shared, not copied."""
-    # Changing the class keeps the object: references, hooks, bias and mode stay, and a layer used twice stays one.
-    layer.__class__ = CONVERTED[type(layer)]
-    assert isinstance(layer, SVFLayer)
+    converted: SVFLayer = become(layer, CONVERTED[type(layer)])
+    give_factors(converted, factors, determined, form, execution, tied_to)
+    return converted
+
+
+def give_factors(
+    converted: SVFLayer, factors: Factors, determined: bool, form: Form, execution: str, tied_to: SVFLayer | None
+) -> None:
+    """Set all that an SVF layer holds beside its weight."""
     u, s, vh = factors
-    layer.weight.requires_grad_(False)
-    layer.form, layer.execution = form, execution
+    converted.form, converted.execution, converted.determined = form, execution, determined
     for (name, trains), value in zip(form.parameters.items(), (form.start(s), u, vh)):
         own = nn.Parameter(value, requires_grad=trains) if tied_to is None else getattr(tied_to, name)
-        layer.register_parameter(name, own)
-    layer.register_buffer("S0", s.detach().clone())
-    layer.register_buffer("_merged", None, persistent=False)
-    layer._disabled = False
-    return layer
-
-
-def become_plain(layer: SVFLayer, weight: nn.Parameter | None = None) -> None:
-    """Undo become_svf: a plain layer with the pretrained weight, or with this one of its shape."""
-    for name in (*layer.form.parameters, "S0", "_merged", "_disabled", "form", "execution"):
-        delattr(layer, name)
-    plain: Any = next(plain for plain, converted in CONVERTED.items() if converted is type(layer))
-    layer.__class__ = plain
-    if weight is not None:
-        layer.weight = weight
+        converted.register_parameter(name, own)
+    converted.register_buffer("S0", s.detach().clone())

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fss_svf.svf.execution import After
-from fss_svf.svf.layers import SVFConv2d
+from fss_svf.tuned import TunedConv2d
 
 
 def conv_unit(
@@ -26,12 +25,12 @@ def conv_unit(
         return F.relu(y, inplace=not held) if relu else y
     assert isinstance(conv, nn.Conv2d)
     scale, shift = _scale_and_shift(conv, bn)
-    if isinstance(conv, SVFConv2d):
-        if conv.runs_factored(x):
-            return conv.factored(x, After(scale, shift, residual, relu))
+    weight = conv.weight
+    if isinstance(conv, TunedConv2d):
+        joined = conv.joined(x, scale, shift, residual, relu)
+        if joined is not None:
+            return joined
         weight = conv.current_weight()
-    else:
-        weight = conv.weight
     y = conv._conv_forward(x, weight if scale is None else weight * scale.view(-1, 1, 1, 1), shift)
     if residual is not None:
         y += residual
@@ -39,8 +38,8 @@ def conv_unit(
 
 
 def can_join(conv: nn.Module, bn: nn.Module | None) -> bool:
-    """Whether the modules are what they seem (no subclass, no hook) and BatchNorm is frozen here."""
-    joins = type(conv) in (nn.Conv2d, SVFConv2d) and not hooked(conv)
+    """Whether the modules are what they seem (no subclass but a tuned one, no hook) and BatchNorm is frozen here."""
+    joins = (type(conv) is nn.Conv2d or isinstance(conv, TunedConv2d)) and not hooked(conv)
     if bn is None or not joins:
         return joins
     if isinstance(bn, nn.BatchNorm2d) and bn.weight is not None and bn.weight.dtype != conv.weight.dtype:

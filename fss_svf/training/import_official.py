@@ -14,7 +14,7 @@ from fss_svf.backbones.weights import LoadReport, state_digest
 from fss_svf.checkpoint import save_checkpoint
 from fss_svf.config import ImportConfig, OfficialBaseLearner, PretrainConfig, TrainConfig, to_mapping
 from fss_svf.data.dataset import Dataset
-from fss_svf.data.episodes import split_classes
+from fss_svf.data.fold import Fold
 from fss_svf.data.index import Index
 from fss_svf.errors import TrainingError, WeightsError
 from fss_svf.evaluation.conditions import SELECTED_ON_NOVEL
@@ -23,7 +23,7 @@ from fss_svf.model import restore_model
 from fss_svf.official import read_base_learner, read_official
 from fss_svf.provenance import write_run_folder
 from fss_svf.registry import DATASETS
-from fss_svf.training.loop import seen_in_training
+from fss_svf.training.data_seen import seen_in_training
 from fss_svf.training.optim import make_optimizer
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ def import_official(config: ImportConfig, out: Path) -> Path:
         raise TrainingError(f"target={config.target}: holds a run already; choose another folder")
     dataset: Dataset = DATASETS.build(config.dataset)
     index = dataset.split("train").index
-    base = split_classes(index, dataset.options, config.fold, "train")
+    base = Fold(dataset.options, index.class_names, config.fold).base
     if isinstance(config.method, OfficialBaseLearner):
         _import_base_learner(config, index, base, out)
     else:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,17 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from fss_svf import distributed
+from fss_svf import distributed, plugins
 from fss_svf.backbones.backbone import Backbone
-from fss_svf.backbones.joined import recompute
-from fss_svf.backbones.weights import LoadReport
-from fss_svf.checkpoint import keep_checkpoint, save_checkpoint
-from fss_svf.config import PretrainConfig, TrainConfig, to_mapping
+from fss_svf.base_weights import BaseWeights
+from fss_svf.checkpoint import LAST_STEP, keep_checkpoint, link_checkpoint, save_checkpoint
+from fss_svf.config import PretrainConfig, TrainConfig, modules_of, to_mapping
 from fss_svf.console import progress
-from fss_svf.data.index import Index
 from fss_svf.data.loader import batches
 from fss_svf.data.loading import Repeated
-from fss_svf.errors import DataError, Stopped, TrainingError
+from fss_svf.errors import Stopped, TrainingError
 from fss_svf.model import compile_stages, load_state, place
 from fss_svf.precision import autocast, gradient_scaler, set_tf32
 from fss_svf.provenance import provenance, write_json, write_run_folder
@@ -45,13 +43,14 @@ class Task:
     make, collate  how item number n and a batch are made
     identify       what item number n is of, in names
     epoch          items an epoch
-    loss           batch (on the CPU) to loss terms, summed for the backward
+    loss           batch (on the CPU, pinned where the device is a GPU) to loss terms, summed for the backward
     counts         what the terms are means over, of a batch: pixels or episodes, by term, "" for all others
     validate       step and writer (None in all processes but the first) to scores; the one called `score` chooses the best
                    checkpoint
     every          steps between validations
     selection      what the best checkpoint is the best of, in words
     trained_on     dataset, fold and classes, kept in the checkpoint
+    base           the weights that checkpoints leave out; None: they hold all
     """
 
     verb: str
@@ -67,6 +66,7 @@ class Task:
     every: int
     selection: str
     trained_on: dict[str, Any] = field(default_factory=dict)
+    base: BaseWeights | None = None
 
 
 def fit(
@@ -93,7 +93,7 @@ class _Run:
     def __init__(
         self, task: Task, config: TrainConfig | PretrainConfig, device: torch.device, out: Path, resumed: Any
     ) -> None:
-        self.task, self.config, self.out = task, config, out
+        self.task, self.config, self.device, self.out = task, config, device, out
         self.provenance = provenance()
         set_tf32(config.precision)
         recipe = config.recipe
@@ -143,11 +143,12 @@ class _Run:
         first = distributed.rank() == 0
         # purge_step: what a killed run has drawn after its last checkpoint is drawn again.
         writer = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.step + 1) if first else None
-        wait = DataWait(in_steps(self.stream, self.config.accumulate))
+        wait = DataWait(in_steps(self.stream, self.config.accumulate), self.device)
         try:
             with (
                 progress(self.total, self.task.verb, "step", self.step) as bar,
                 profiled(self.config.profile, self.out) as profile_step,
+                _searching_kernels(True),
             ):
                 if writer is not None:
                     writer.add_text("selection", self.task.selection, self.step)
@@ -155,13 +156,17 @@ class _Run:
                 if not self.validated:
                     self._validate(writer, stop)
                 for parts in wait:
-                    if stop.asked():
+                    if stop.requested():
                         self._stop(stop, writer)
-                    terms = self._one_step(parts)
+                    self._one_step(parts)
                     profile_step()
                     bar.update()
-                    if self.step % self.config.log_every == 0 or self.step == self.total:
-                        self._tell(writer, bar, terms, wait.read())
+                    logged = self._is_due(self.config.log_every)
+                    if logged or self._saves():
+                        # Beside this read the host waits for a GPU in torch.save and in a validation alone.
+                        terms = self._read()
+                    if logged:
+                        self._log_step(writer, bar, terms, wait.read())
                     wait.pause(self._keep(writer, stop))
                 if writer is not None:
                     writer.flush()
@@ -174,18 +179,32 @@ class _Run:
         if first:
             write_json(self.out / "finished.json", {"step": self.step, "score": self.best})
 
-    def _one_step(self, parts: Sequence[Any]) -> dict[str, float]:
+    def _one_step(self, parts: Sequence[Any]) -> None:
         set_rates(self.optimizer, self.config.recipe.schedule, self.step, self.total)
         try:
-            terms = self.make_step(self.step, parts)
+            self.make_step(self.step, parts)
         except LossNotFinite as error:
-            raise TrainingError(self._not_finite(str(error))) from None
+            raise TrainingError(self._not_finite(error)) from None
         if self.step == 0:
             require_gradients(self.task.model)
         self.step += 1
-        return terms
 
-    def _tell(
+    def _read(self) -> dict[str, float]:
+        """The terms of the last step. Raises TrainingError where a step since the last reading was not finite."""
+        try:
+            return self.make_step.read()
+        except LossNotFinite as error:
+            raise TrainingError(self._not_finite(error)) from None
+
+    def _is_due(self, every: int | None) -> bool:
+        """Whether something that comes every so many steps, and after the last one, comes now."""
+        return every is not None and (self.step % every == 0 or self.step == self.total)
+
+    def _saves(self) -> bool:
+        """Whether a checkpoint is due."""
+        return self._is_due(self.task.every) or self._is_due(self.config.save_every)
+
+    def _log_step(
         self, writer: SummaryWriter | None, bar: Any, terms: Mapping[str, float], times: Mapping[str, float]
     ) -> None:
         if writer is None:
@@ -199,9 +218,8 @@ class _Run:
     def _keep(self, writer: SummaryWriter | None, stop: StopSignal) -> float:
         """Checkpoint and validation, where they are due; the seconds they took."""
         began = time.perf_counter()
-        self.validated = not (self.step % self.task.every == 0 or self.step == self.total)
-        every = self.config.save_every
-        if not self.validated or (every is not None and self.step % every == 0):
+        self.validated = not self._is_due(self.task.every)
+        if self._saves():
             # Before the validation too: a kill in it does not lose a step.
             self._save("last", writer)
         if not self.validated:
@@ -211,7 +229,8 @@ class _Run:
     def _validate(self, writer: SummaryWriter | None, stop: StopSignal) -> None:
         stop.at_once = True  # nothing moves, and all is saved
         try:
-            scores = self.task.validate(self.step, writer)
+            with _searching_kernels(False):
+                scores = self.task.validate(self.step, writer)
         except Stopped:
             raise Stopped(self._stopped_by(stop)) from None
         finally:
@@ -223,33 +242,41 @@ class _Run:
         if scores["score"] > self.best:
             self.best = scores["score"]
             self._save("best", writer)
-        self._save("last", writer)
+        else:
+            self._save("last", writer)
 
     def _save(self, name: str, writer: SummaryWriter | None = None) -> None:
+        """Write the checkpoint of this name, the best one as the last one too."""
         if distributed.rank() > 0:
             return
         if writer is not None:
             writer.flush()  # what is drawn up to this step is not drawn again
+        model, base = self.task.model, self.task.base
+        weights = {"model": model.state_dict()} if base is None else base.split(model)
         content = {
             "verb": self.task.verb,
             "config": to_mapping(self.config),
-            "model": self.task.model.state_dict(),
+            **weights,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             # Items and random numbers are functions of it: there is no other position, and no state of a generator.
             "step": self.step,
             "best": self.best,
             "validated": self.validated,
-            "selection": self.task.selection if name == "best" else "last step",
+            "selection": self.task.selection if name == "best" else LAST_STEP,
             "trained_on": self.task.trained_on,
             "provenance": self.provenance,
+            "plugins": plugins.records(modules_of(self.config)),
         }
-        path = self.out / "checkpoints" / f"{name}.pt"
-        save_checkpoint(path, content)
-        if name == "last":
-            keep_checkpoint(path, self.step, self.config.keep)
+        folder = self.out / "checkpoints"
+        save_checkpoint(folder / f"{name}.pt", content)
+        if name == "best":  # the same weights: one file under two names
+            link_checkpoint(folder / "best.pt", folder / "last.pt")
+        if name in ("best", "last"):
+            keep_checkpoint(folder / "last.pt", self.step, self.config.keep)
 
     def _stop(self, stop: StopSignal, writer: SummaryWriter | None) -> None:
+        self._read()
         self._save("last", writer)
         distributed.barrier()  # the first process that ends takes the others with it
         raise Stopped(self._stopped_by(stop))
@@ -258,19 +285,22 @@ class _Run:
         by = stop.name or "a signal to another process"
         return f"stopped by {by} after step {self.step} of {self.total}, which is saved; go on with resume={self.out}"
 
-    def _not_finite(self, terms: str) -> str:
+    def _not_finite(self, error: LossNotFinite) -> str:
         """The message of a loss that is not finite, after its items and the weights it came from are saved."""
+        # A GPU was ahead of the host; what it did since then moved nothing.
+        self.step = error.step
+        set_rates(self.optimizer, self.config.recipe.schedule, self.step, self.total)
         size = self.config.recipe.batch_size
         numbers = [n % (self.config.overfit or n + 1) for n in range(self.step * size, (self.step + 1) * size)]
-        said = f"the loss is not finite at step {self.step} ({terms}), items {numbers[0]}..{numbers[-1]}"
         if distributed.rank() == 0:
             losses = {number: self._loss_of(number) for number in numbers}
             items = [{"item": n, **self.task.identify(n), "loss": losses[n]} for n in numbers]
-            write_json(self.out / "not_finite.json", {"step": self.step, "terms": terms, "items": items})
+            write_json(self.out / "not_finite.json", {"step": self.step, "terms": str(error), "items": items})
             self._save("not_finite")
         distributed.barrier()  # the first process that ends takes the others with it
         return (
-            f"{said}; lower recipe.optimizer.lr, or resume from the last checkpoint; what the items are stands in "
+            f"the loss is not finite at step {self.step} ({error}), items {numbers[0]}..{numbers[-1]}; lower "
+            "recipe.optimizer.lr, or resume from the last checkpoint; what the items are stands in "
             f"{self.out / 'not_finite.json'}"
         )
 
@@ -282,42 +312,20 @@ class _Run:
         return str(sum(float(term) for term in terms.values()))
 
 
+@contextmanager
+def _searching_kernels(enabled: bool) -> Iterator[None]:
+    """Whether cuDNN times all its kernels at each new size. Crops have one size; the batches of a validation have many."""
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, enabled
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
 def prepare(model: nn.Module, backbone: Backbone, config: TrainConfig | PretrainConfig, device: torch.device) -> None:
     """Bring the model to the device, in the memory format, and with the backbone run as `config` says."""
     place(model, device, config.channels_last)
     if config.recompute:
-        recompute(backbone)
+        backbone.recompute()
     if config.compile:
         compile_stages(backbone)
-
-
-def seen_in_training(
-    config: TrainConfig | PretrainConfig,
-    index: Index,
-    classes: Sequence[int],
-    weights: LoadReport,
-    others: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """What a checkpoint remembers of its data: its classes, then those its starting weights and `others` had seen."""
-    own = [index.class_name(c) for c in classes]
-    earlier = {name for seen in (weights.trained_on, others) for name in (seen or {}).get("classes", ())}
-    return {
-        "dataset": config.dataset.name,
-        "fold": config.fold,
-        "classes": own + sorted(earlier - set(own)),
-        "index": index.hash,
-        "backbone_weights": weights.label,
-        "weights_hash": weights.digest,
-        "weights_origin": (weights.trained_on or {}).get("origin"),
-        "base_learner": (others or {}).get("origin"),
-    }
-
-
-def check_same_data(resumed: Mapping[str, Any], index_hash: str) -> None:
-    """Raise DataError when the training images are not those that the checkpoint's run began with."""
-    began_with = resumed["trained_on"]["index"]
-    if began_with != index_hash:
-        raise DataError(
-            f"resume: the run began on an index {began_with}, the dataset has {index_hash} now, so its episodes would be "
-            "others; restore the data, or start a new run"
-        )

@@ -41,7 +41,12 @@ def make_optimizer(model: nn.Module, backbone: nn.Module, options: Optimizer) ->
     fused = True if all(p.is_cuda for p in trainable) else None
     if options.name == "adamw":
         return torch.optim.AdamW(groups, betas=(options.momentum, 0.999), fused=fused)
-    return torch.optim.SGD(groups, momentum=options.momentum, fused=fused)
+    optimizer = torch.optim.SGD(groups, momentum=options.momentum, nesterov=options.nesterov, fused=fused)
+    if fused and options.momentum:
+        # PyTorch allocates them in the first step, and leaves them undefined where that step is left out.
+        for parameter in trainable:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:

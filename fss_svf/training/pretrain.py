@@ -10,26 +10,37 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from fss_svf import distributed
+from fss_svf.backbones.backbone import Backbone
 from fss_svf.checkpoint import load_checkpoint
 from fss_svf.config import PretrainConfig
 from fss_svf.data.augment import EvalTransform
 from fss_svf.data.cache import cached
 from fss_svf.data.dataset import Dataset
-from fss_svf.data.episodes import make_sampler, split_classes
+from fss_svf.data.fold import Fold
 from fss_svf.data.loader import batches
 from fss_svf.data.loading import BaseLabels, LabelBatch, LabelledImages, collate_labels
 from fss_svf.data.synonyms import warn_of_twice
 from fss_svf.episode import IGNORE, normalize
 from fss_svf.errors import ConfigError
-from fss_svf.evaluation.counts import class_iou, confusion_matrix
+from fss_svf.evaluation.metric import class_iou, count_labels, mean_iou
 from fss_svf.methods.base_learner import BaseLearner
 from fss_svf.methods.method import cross_entropy
 from fss_svf.model import build_backbone, choose_device, refuse_leak, without_weights
 from fss_svf.precision import computing
 from fss_svf.registry import DATASETS
-from fss_svf.training.loop import Task, check_same_data, fit, prepare, seen_in_training
+from fss_svf.training.data_seen import check_same_data, seen_in_training
+from fss_svf.training.loop import Task, fit, prepare
 
 log = logging.getLogger(__name__)
+
+
+def refuse_double_counts(backbone: Backbone) -> None:
+    """Raise ConfigError where recompute=true would count a batch twice in BatchNorm's statistics."""
+    if backbone.recompute_counts_twice:
+        raise ConfigError(
+            "recompute=true: the BatchNorms of this network of timm, which train in pretrain, would count a batch twice; "
+            "set it to false"
+        )
 
 
 def pretrain(config: PretrainConfig, out: Path) -> float:
@@ -46,16 +57,20 @@ def pretrain(config: PretrainConfig, out: Path) -> float:
     dataset: Dataset = DATASETS.build(config.dataset)
     train, val = dataset.split("train"), dataset.split("val")
     # Episodes of 0 shots: their queries are the images of the fold's training list, once an epoch.
-    sampler = make_sampler(train.index, dataset.options, config.fold, "train", 0, config.seed, "shuffled_epochs")
-    names = [train.index.class_name(c) for c in sampler.classes]
-    novel = [train.index.class_name(c) for c in split_classes(train.index, dataset.options, config.fold, "val")]
+    fold = Fold(dataset.options, train.index.class_names, config.fold)
+    sampler = fold.sampler(train.index, "train", 0, config.seed, "shuffled_epochs")
+    names = fold.names(sampler.classes)
     if resumed is not None:
         check_same_data(resumed, train.index.hash)
     backbone, loaded = build_backbone(without_weights(config.backbone) if resumed else config.backbone)
-    known, synonyms = train.index.class_names, dataset.options.synonyms
+    known, synonyms = fold.class_names, dataset.options.synonyms
     warn_of_twice(known, synonyms)
-    refuse_leak(loaded.trained_on, novel, f"backbone.weights={loaded.source}", known, synonyms)
+    refuse_leak(loaded.trained_on, fold.names(fold.novel), f"backbone.weights={loaded.source}", known, synonyms)
     log.info("%s", loaded)
+    backbone.check_size(config.recipe.size, "recipe.size")
+    backbone.check_size(config.recipe.tested_at, "recipe.test_size")
+    if config.recompute:
+        refuse_double_counts(backbone)
     log.info("fold %d: %s training images of %d base classes", config.fold, f"{len(sampler):,}", len(names))
     model = BaseLearner(backbone, len(names))
     prepare(model, backbone, config, device)
@@ -65,23 +80,23 @@ def pretrain(config: PretrainConfig, out: Path) -> float:
     test = LabelledImages(val, holding, sampler.classes, EvalTransform(recipe.tested_at, "pad"))
 
     def loss(batch: LabelBatch) -> dict[str, Tensor]:
-        logits = model(normalize(batch.images.to(device)))
-        return {"main": cross_entropy(logits, batch.labels.to(device))}
+        batch = batch.to(device)
+        return {"main": cross_entropy(model(normalize(batch.images)), batch.labels)}
 
     def counts(batch: LabelBatch) -> dict[str, int]:
         return {"": int((batch.labels != IGNORE).sum())}
 
     def validate(step: int, writer: SummaryWriter | None) -> dict[str, float]:
         model.eval()
-        confusion = torch.zeros(len(names) + 1, len(names) + 1, dtype=torch.int64)
+        counts = torch.zeros(len(names) + 1, 2, dtype=torch.int64)
         mine = range(distributed.rank(), len(holding), distributed.world())
-        for batch in batches(test, collate_labels, mine, recipe.batch_size, config.workers):
+        pinned = device.type == "cuda"
+        for batch in batches(test, collate_labels, mine, recipe.batch_size, config.workers, pinned):
             with torch.no_grad(), computing(device, config.precision):
-                predicted = model(normalize(batch.images.to(device))).argmax(1).cpu()
-            confusion += confusion_matrix(predicted, batch.labels, len(names) + 1)
-        confusion = torch.stack(distributed.gather(confusion)).sum(0)
-        iou = class_iou(confusion)[1:]
-        miou = float(iou.nanmean())
+                predicted = model(normalize(batch.to(device).images)).argmax(1).cpu()
+            counts += count_labels(predicted, batch.labels, len(names) + 1).sum(0)
+        iou = class_iou(torch.stack(distributed.gather(counts)).sum(0).numpy())[1:]
+        miou = float(mean_iou(iou))
         log.info("step %d: mIoU of the base classes %.2f", step, 100 * miou)
         return {"score": miou, "base_miou": miou, **{f"iou/{n}": float(v) for n, v in zip(names, iou)}}
 

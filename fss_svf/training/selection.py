@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from fss_svf.config import TrainConfig
-from fss_svf.data.dataset import DatasetOptions
-from fss_svf.data.episodes import EpisodeSampler, make_sampler, split_classes
-from fss_svf.data.folds import held_out_classes
+from fss_svf.data.episodes import EpisodeSampler
+from fss_svf.data.fold import Fold
 from fss_svf.data.index import Index
+from fss_svf.data.partition import held_out_classes
 from fss_svf.data.synonyms import Synonyms, same_things
 from fss_svf.errors import DataError
 
@@ -19,17 +19,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Selection:
-    """Classes by their numbers, ascending.
+    """The fold of a run, its held-out classes and the episodes of both splits.
 
-    base, novel  of the fold
-    held_out     the base classes that are not trained on; none where the novel classes choose
-    training     the episodes of training
-    validating   the episodes that choose
+    held_out    numbers of the base classes that are not trained on, ascending; none where the novel classes choose
+    training    the episodes of training
+    validating  the episodes that choose
     """
 
-    fold: int
-    base: tuple[int, ...]
-    novel: tuple[int, ...]
+    fold: Fold
     held_out: tuple[int, ...]
     training: EpisodeSampler
     validating: EpisodeSampler
@@ -43,7 +40,7 @@ class Selection:
 
     def announce(self) -> None:
         """Log the classes, the numbers of images, and what is left out."""
-        log.info("fold %d: novel classes %s", self.fold, self._names(self.novel))
+        log.info("fold %d: novel classes %s", self.fold.number, self._names(self.fold.novel))
         if self.held_out:
             log.info(
                 "held out of training to choose best.pt: %s; the novel classes are not evaluated during training",
@@ -71,44 +68,39 @@ class Selection:
         return ", ".join(map(self.training.index.class_name, classes))
 
 
-def make_selection(config: TrainConfig, options: DatasetOptions, train: Index, val: Index) -> Selection:
+def make_selection(config: TrainConfig, fold: Fold, train: Index, val: Index) -> Selection:
     """The samplers of a run, from the indexes of its splits.
 
     Held-out classes are left out of training as novel ones are: with filter_novel every image of them, otherwise they
     are background. They are validated on val images without a novel class: all others are the test fold's own, and may
     not choose. Raises ConfigError and DataError.
     """
-    fold, shot, way, protocol = config.fold, config.shot, config.way, config.protocol
-    base, novel = (split_classes(train, options, fold, split) for split in ("train", "val"))
+    shot, way, protocol = config.shot, config.way, config.protocol
     held_out: tuple[int, ...] = ()
     if config.validate.selection == "base_heldout":
         assert config.validate.held_out is not None
-        held_out = held_out_classes(train.class_names, base, config.validate.held_out)
-    training = make_sampler(
+        held_out = held_out_classes(train.class_names, fold.base, config.validate.held_out)
+    training = fold.sampler(
         train,
-        options,
-        fold,
         "train",
         shot,
         config.seed,
         "shuffled_epochs",
-        classes=[c for c in base if c not in held_out],
+        classes=[c for c in fold.base if c not in held_out],
         way=way,
-        without=held_out if options.filter_novel else (),
+        without=held_out if fold.options.filter_novel else (),
     )
     try:
-        validating = make_sampler(
+        validating = fold.sampler(
             val,
-            options,
-            fold,
             "val",
             shot,
             protocol.seed,
             protocol.queries,
-            classes=held_out or novel,
+            classes=held_out or fold.novel,
             way=way,
-            without=novel if held_out else (),
+            without=fold.novel if held_out else (),
         )
     except DataError as error:
         raise DataError(f"{error}; or hold out others by validate.held_out" if held_out else str(error)) from None
-    return Selection(fold, base, novel, held_out, training, validating)
+    return Selection(fold, held_out, training, validating)

@@ -2,6 +2,9 @@
 
 However a batch is shared out, the step is the same: a term of the loss is a mean over something that the parts hold
 different numbers of (pixels that are not ignored; episodes), so each part counts for what it holds.
+
+A loss that is not finite moves nothing. On a CPU the host sees it before the backward. On a GPU the host reads nothing
+between two calls of `read`: the device itself notices, and the fused optimizer leaves that step and all after it out.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -24,7 +27,11 @@ Counts = Callable[[Any], dict[str, int]]
 
 
 class LossNotFinite(TrainingError):
-    """A step's loss is NaN or infinite; the step was not made."""
+    """The loss of step number `step` is NaN or infinite; neither it nor a later step was made."""
+
+    def __init__(self, step: int, terms: Mapping[str, float]) -> None:
+        super().__init__(", ".join(f"{name} {value}" for name, value in terms.items()))
+        self.step = step
 
 
 class Shares(Sequence[int]):
@@ -81,12 +88,41 @@ class Step:
         self.model, self.counts, self.optimizer, self.scaler = model, counts, optimizer, scaler
         self.seed, self.clip_norm, self.context = seed, clip_norm, context
         self._loss = distributed.data_parallel(_Weighted(model, loss), accumulate)
+        # BatchNorm that trains moves in the forward already.
+        self._statistics = [
+            buffer
+            for module in self._loss.modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
+            for buffer in module.buffers(recurse=False)
+        ]
+        # A fused optimizer asks the device whether to move.
+        on_device = all(group["fused"] for group in optimizer.param_groups)
+        self._terms: _OnDevice | _OnHost = _OnDevice(scaler) if on_device else _OnHost()
 
-    def __call__(self, step: int, parts: Sequence[Any]) -> dict[str, float]:
-        """Make step number `step` with this process's parts of its batch; the loss terms of the whole batch.
+    def __call__(self, step: int, parts: Sequence[Any]) -> None:
+        """Make step number `step` with this process's parts of its batch.
 
-        Raises LossNotFinite, in every process and before anything moved.
+        Without a fused optimizer it raises LossNotFinite, in every process and before anything moved.
         """
+        before = [(value, value.clone()) for value in self._statistics]
+        try:
+            self._backward(step, parts)
+        except LossNotFinite:
+            for value, was in before:
+                value.copy_(was)
+            raise
+        self._move()
+        self._terms.undo(before)
+
+    def read(self) -> dict[str, float]:
+        """The loss terms of the last step, of the whole batch, nothing before the first; the host waits for the device.
+
+        Raises LossNotFinite, in every process, where a step since the last reading was not made.
+        """
+        return self._terms.read()
+
+    def _backward(self, step: int, parts: Sequence[Any]) -> None:
+        """The gradients of the whole batch. Raises LossNotFinite before the last part's are computed."""
         weights = self._weights(parts)
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
@@ -100,13 +136,12 @@ class Step:
                 loss = torch.stack(list(terms.values())).sum()
                 for name, term in terms.items():
                     sums[name] = sums.get(name, 0) + term.detach()
+                # data_parallel takes the mean over processes, of what is a share of a sum.
+                loss = self.scaler.scale(loss * distributed.world())
                 if last:
                     # Agreed upon before the backward, where a process would wait for one that has stopped.
-                    told = self._told(sums)
-                # data_parallel takes the mean over processes, of what is a share of a sum.
-                self.scaler.scale(loss * distributed.world()).backward()
-        self._move()
-        return told
+                    loss = self._terms.note(step, sums, loss)
+                loss.backward()
 
     def _weights(self, parts: Sequence[Any]) -> list[dict[str, float]]:
         if distributed.world() == len(parts) == 1:
@@ -122,20 +157,90 @@ class Step:
         digest = hashlib.sha256(f"{self.seed} {step} {part}".encode()).digest()
         torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
-    def _told(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
-        values = torch.stack([term.double() for term in sums.values()]).tolist()
-        told = dict(zip(sums, distributed.total(values)))
-        if not all(map(math.isfinite, told.values())):
-            shown = ", ".join(f"{name} {value}" for name, value in told.items())
-            raise LossNotFinite(shown)
-        return told
-
     def _move(self) -> None:
         if self.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_([p for g in self.optimizer.param_groups for p in g["params"]], self.clip_norm)
-        self.scaler.step(self.optimizer)
+        with self._terms.guarding(self.optimizer):
+            self.scaler.step(self.optimizer)
         self.scaler.update()
+
+
+class _OnHost:
+    """The terms of the last step, which the host reads at once."""
+
+    def __init__(self) -> None:
+        self.terms: dict[str, float] = {}
+
+    def note(self, step: int, sums: Mapping[str, Tensor], loss: Tensor) -> Tensor:
+        """Note the terms of step number `step`, of all processes; the loss for the backward. Raises LossNotFinite."""
+        self.terms = dict(zip(sums, distributed.total(torch.stack(list(sums.values())).tolist())))
+        if not all(map(math.isfinite, self.terms.values())):
+            raise LossNotFinite(step, self.terms)
+        return loss
+
+    def guarding(self, optimizer: torch.optim.Optimizer) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def undo(self, before: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Nothing: what is not finite has raised."""
+
+    def read(self) -> dict[str, float]:
+        return self.terms
+
+
+class _OnDevice:
+    """The terms of the last step, or those of the first that is not finite, on the device.
+
+    Such a step and all after it are left out as the gradient scaler of fp16 leaves one out.
+    """
+
+    def __init__(self, scaler: torch.amp.GradScaler) -> None:
+        self.scaler = scaler
+        self._scale = scaler.state_dict()
+        self._names: list[str] = []
+        self._state: Tensor | None = None  # float64: whether it is not finite, the number of the step, its terms
+
+    def note(self, step: int, sums: Mapping[str, Tensor], loss: Tensor) -> Tensor:
+        self._names = list(sums)
+        values = distributed.total_on_device(torch.stack([term.double() for term in sums.values()]))
+        bad = ~values.isfinite().all()
+        now = torch.cat([torch.stack([bad.double(), values.new_full((), step)]), values])
+        self._state = now if self._state is None else torch.where(self._state[0] > 0, self._state, now)
+        if not self.scaler.is_enabled():
+            return loss
+        # The scaler looks at the gradients alone, which may be finite where the loss is not.
+        return loss * torch.where(self._state[0] > 0, math.nan, 1.0).to(loss.dtype)
+
+    @contextmanager
+    def guarding(self, optimizer: Any) -> Iterator[None]:
+        """Within the context the optimizer leaves its step out where the loss was not finite."""
+        if self.scaler.is_enabled():  # which says so itself
+            yield
+            return
+        assert self._state is not None
+        # torch.amp.GradScaler sets this attribute, and a fused optimizer leaves its step out where it is not 0.
+        optimizer.found_inf = self._state[0].float()
+        yield
+        del optimizer.found_inf
+
+    def undo(self, before: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Give each tensor its value of before the step, where the loss was not finite."""
+        assert self._state is not None
+        for value, was in before:
+            value.copy_(torch.where(self._state[0] > 0, was, value))
+
+    def read(self) -> dict[str, float]:
+        if self._state is None:
+            return {}
+        bad, step, *values = self._state.tolist()
+        terms = dict(zip(self._names, values))
+        if bad:
+            # Each step that was left out has halved the scale.
+            self.scaler.load_state_dict(self._scale)
+            raise LossNotFinite(int(step), terms)
+        self._scale = self.scaler.state_dict()
+        return terms
 
 
 class _Weighted(nn.Module):

@@ -33,7 +33,7 @@ class StopSignal:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         """Whether any process was asked to stop. Every process must call this, and all hear the same."""
         return distributed.total([float(self.name is not None)])[0] > 0
 

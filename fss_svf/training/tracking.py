@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from time import perf_counter
 from typing import Any
 
+import torch
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
@@ -20,14 +21,19 @@ _HUNGRY = 0.25
 
 
 class DataWait:
-    """Passes a stream on, and measures how long it was waited for.
+    """Passes a stream on, and measures how long the device waited for it.
 
-    The first item is left out: it comes after the loader's processes have started.
+    The first item is left out: it comes after the loader's processes have started. A GPU works on while the host is ahead
+    of it, so that there the time counts between its last operation of a step and its first of the next.
     """
 
-    def __init__(self, stream: Iterator[Any]) -> None:
+    def __init__(self, stream: Iterator[Any], device: torch.device | None = None) -> None:
         self._stream = stream
-        self._told = False
+        self._warned = False
+        self._mark: Callable[[], Any] = perf_counter
+        self._between: Callable[[Any, Any], float] = lambda before, after: after - before
+        if device is not None and device.type == "cuda":
+            self._mark, self._between = _event, _seconds_between
 
     def __iter__(self) -> Iterator[Any]:
         for first in self._stream:
@@ -35,17 +41,17 @@ class DataWait:
             yield first
             break
         while True:
-            began = perf_counter()
+            requested = self._mark()
             try:
                 item = next(self._stream)
             except StopIteration:
                 return
-            self._waited += perf_counter() - began
-            self._items += 1
+            self._waits.append((requested, self._mark()))
             yield item
 
     def _start(self) -> None:
-        self._since, self._waited, self._items = perf_counter(), 0.0, 0
+        self._since = perf_counter()
+        self._waits: list[tuple[Any, Any]] = []
 
     def pause(self, seconds: float) -> None:
         """Leave these seconds out, in which no item was asked for."""
@@ -54,20 +60,32 @@ class DataWait:
     def read(self) -> dict[str, float]:
         """Share of the time since the last reading that went into waiting, and seconds an item; nothing before the second.
 
-        Tells once where the share is large over 20 items and more.
+        Call it when the device has finished. Warns once where the share is large over 20 items and more.
         """
-        if not self._items:
+        if not self._waits:
             return {}
-        spent = perf_counter() - self._since
-        share, items = self._waited / spent, self._items
-        if share > _HUNGRY and items >= 20 and not self._told:
+        spent, items = perf_counter() - self._since, len(self._waits)
+        share = sum(self._between(*wait) for wait in self._waits) / spent
+        if share > _HUNGRY and items >= 20 and not self._warned:
             log.warning(
                 "waiting for data takes %.0f%% of the time: raise workers, or cache_gb to keep decoded images",
                 100 * share,
             )
-            self._told = True
+            self._warned = True
         self._start()
         return {"time/data_wait_share": share, "time/seconds_a_step": spent / items}
+
+
+def _event() -> torch.cuda.Event:
+    """A mark in the GPU's queue of operations."""
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def _seconds_between(before: torch.cuda.Event, after: torch.cuda.Event) -> float:
+    after.synchronize()
+    return before.elapsed_time(after) / 1000
 
 
 def write_scalars(writer: SummaryWriter, values: Mapping[str, float], step: int) -> None:

@@ -5,8 +5,7 @@ Source: Singular Value Fine-tuning (arXiv 2206.06122), which compares U, S, V an
 
 from __future__ import annotations
 
-from torch import nn
-
+from fss_svf.backbones.backbone import Backbone
 from fss_svf.config import require
 from fss_svf.registry import TUNINGS
 from fss_svf.tuning.svf import SVFOptions, svf
@@ -16,7 +15,7 @@ def _register(name: str) -> None:
     factors = tuple(name.upper())
 
     @TUNINGS.register(name, SVFOptions)
-    def build(backbone: nn.Module, options: SVFOptions) -> None:
+    def build(backbone: Backbone, options: SVFOptions) -> None:
         # A table names a row by its tuning: what is called U must not have trained S.
         right = set(options.train) == set(factors)
         require(right, "tuning.train", f"{list(factors)} under tuning={name} (or tuning=svf)", list(options.train))

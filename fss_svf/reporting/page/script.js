@@ -1,11 +1,11 @@
-// The gallery: figures that are in the page are hidden and put in order; without this script all of them are shown.
+// The gallery: hides and sorts the figures of the page. Without this script all of them are visible.
 (() => {
   "use strict";
   const gallery = document.getElementById("gallery");
   if (!gallery) return;
   const figures = Array.from(gallery.children);
   const [result, name, order] = ["by-result", "by-class", "by-order"].map((id) => document.getElementById(id));
-  const shown = document.getElementById("shown");
+  const status = document.getElementById("count");
   const number = (figure, key) => Number(figure.dataset[key]);
   const orders = {
     worst: (a, b) => number(a, "iou") - number(b, "iou"),
@@ -21,7 +21,7 @@
       count += figure.hidden ? 0 : 1;
     }
     gallery.append(...figures.sort(orders[order.value]));
-    shown.textContent = `${count} of ${figures.length} episodes`;
+    status.textContent = `${count} of ${figures.length} episodes`;
   };
   for (const control of [result, name, order]) control.addEventListener("change", update);
   document.getElementById("controls").hidden = false;

@@ -1,0 +1,208 @@
+"""The config of each verb that is no training; its YAML in conf/ says what each key means."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from fss_svf.config.checks import check_seed, check_size, check_workers, require
+from fss_svf.config.mapping import group
+from fss_svf.config.protocol import EpisodeFiles, Protocol
+from fss_svf.config.training import FeaturesDtype, Precision
+from fss_svf.registry import DATASETS, Choice
+
+# How predictions of several classes become one mask; conf/evaluate.yaml says what each does.
+WayRule = Literal["auto", "argmax", "joint"]
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    name: str
+    workers: int | None
+    dataset: Choice = group(DATASETS)
+    plugins: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.workers is not None:
+            check_workers(self.workers)
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What is null comes from the checkpoint; without a checkpoint nothing may be null but `checkpoint`."""
+
+    name: str
+    checkpoint: Path | None
+    fold: int | None
+    shot: tuple[int, ...] | int
+    seed: int
+    seeds: int
+    size: int | None
+    device: str
+    workers: int
+    batch_size: int
+    cache_gb: float
+    precision: Precision
+    features_dtype: FeaturesDtype | None
+    pictures: int
+    resume: Path | None
+    episodes: EpisodeFiles
+    protocol: Protocol
+    dataset: dict[str, Any]
+    backbone: dict[str, Any]
+    method: dict[str, Any]
+    way: int | None = None
+    way_rule: WayRule = "auto"
+    plugins: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_workers(self.workers)
+        check_seed(self.seed)
+        require(self.seeds >= 1, "seeds", "a number of runs >= 1", self.seeds)
+        if self.size is not None:
+            check_size(self.size)
+        require(self.way is None or self.way >= 1, "way", "null or a whole number >= 1", self.way)
+        require(bool(self.shots) and all(s >= 1 for s in self.shots), "shot", "1 or a list such as [1,5]", self.shot)
+        require(self.batch_size >= 1, "batch_size", "a whole number >= 1", self.batch_size)
+        require(self.cache_gb >= 0, "cache_gb", "a number of gigabytes >= 0", self.cache_gb)
+        require(self.pictures >= 0, "pictures", "a whole number >= 0", self.pictures)
+
+    @property
+    def shots(self) -> tuple[int, ...]:
+        return (self.shot,) if isinstance(self.shot, int) else self.shot
+
+
+ReportFormat = Literal["md", "tex", "csv", "html"]
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    name: str
+    runs: tuple[Path, ...] | Path
+    out: Path | None
+    formats: tuple[ReportFormat, ...]
+
+    def __post_init__(self) -> None:
+        require(bool(self.formats), "formats", "a list of md, tex, csv, html", self.formats)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A grid of trainings whose results make a table.
+
+    rows           by their names: overrides of fss-svf train, separated by blanks; @base stands for the run folder of
+                   the base learner of the row's backbone and the fold
+    base_learners  overrides of fss-svf pretrain, by the name of the backbone
+    train, evaluate  further overrides of every fss-svf train, of every fss-svf evaluate
+    train_shot     each: a model for each of `shots`; a number: one model of so many, tested at all of them
+    checkpoint     which of a training is evaluated: of its last step, or the best of its validations
+    """
+
+    name: str
+    rows: dict[str, str]
+    base_learners: dict[str, str]
+    train: tuple[str, ...]
+    evaluate: tuple[str, ...]
+    folds: tuple[int, ...]
+    shots: tuple[int, ...]
+    seeds: tuple[int, ...]
+    train_shot: Literal["each"] | int
+    checkpoint: Literal["last", "best"]
+
+    def __post_init__(self) -> None:
+        require(bool(self.rows), "rows", "overrides by names, at least one", self.rows)
+        for key in ("folds", "shots", "seeds"):
+            values = getattr(self, key)
+            expected = "a list of different values, at least one"
+            require(0 < len(set(values)) == len(values), key, expected, list(values))
+        for seed in self.seeds:
+            check_seed(seed)
+        require(all(shot >= 1 for shot in self.shots), "shots", "a list of whole numbers >= 1", list(self.shots))
+        at = self.train_shot
+        require(at == "each" or at >= 1, "train_shot", "each, or a whole number >= 1", at)
+
+
+@dataclass(frozen=True)
+class ReproduceConfig:
+    """conf/reproduce.yaml says what each key means."""
+
+    name: str
+    table: Table
+    plan: bool
+    only: tuple[str, ...]
+    overrides: tuple[str, ...]
+    jobs: int
+    processes: int
+    plugins: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        require(self.jobs >= 1, "jobs", "a whole number >= 1", self.jobs)
+        require(self.processes >= 1, "processes", "a whole number >= 1", self.processes)
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Two results, or two lists of them: folders of evaluate, or their result.json. Neither may be null."""
+
+    name: str
+    a: tuple[Path, ...] | Path | None
+    b: tuple[Path, ...] | Path | None
+    classes: tuple[str, ...] | None
+
+    def __post_init__(self) -> None:
+        require(self.classes != (), "classes", "a list of classes, or null", self.classes)
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """conf/predict.yaml says what each key means. Given are support, query, out, and checkpoint or method."""
+
+    checkpoint: Path | None
+    method: dict[str, Any]
+    backbone: dict[str, Any]
+    support: Path | None
+    query: Path | None
+    out: Path | None
+    save_support: Path | None
+    shots: Literal["train_k", "mean"]
+    size: int | None
+    device: str
+    precision: Precision
+    batch_size: int
+    overwrite: bool
+    plugins: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.size is not None:
+            check_size(self.size)
+        require(self.batch_size >= 1, "batch_size", "a whole number >= 1", self.batch_size)
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """conf/demo.yaml says what each key means. Given is checkpoint or method."""
+
+    checkpoint: Path | None
+    method: dict[str, Any]
+    backbone: dict[str, Any]
+    shots: Literal["train_k", "mean"]
+    size: int | None
+    device: str
+    precision: Precision
+    host: str
+    port: int
+    plugins: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.size is not None:
+            check_size(self.size)
+        require(1 <= self.port <= 65535, "port", "a number from 1 to 65535", self.port)
+
+
+@dataclass(frozen=True)
+class InfoConfig:
+    """dataset: one to look at as it is given, in place of its defaults; empty: none."""
+
+    dataset: dict[str, Any]
+    plugins: tuple[str, ...] = ()

@@ -1,0 +1,256 @@
+"""Runs a verb: Hydra composes its config, the verb's function gets it as a dataclass. Errors become one line."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from fss_svf import config, console, distributed, plugins, sweeps
+from fss_svf.conf_files import conf_dir, join_search_path
+from fss_svf.errors import ConfigError, PluginError, Stopped
+from fss_svf.lock import locked
+from fss_svf.messages import one_line
+from fss_svf.overrides import is_sweep, plugins_of, understood_all
+from fss_svf.resume import TRAINING, WORDS, begin, by_itself
+from fss_svf.run_folder import keep_command, register_resolvers
+
+log = logging.getLogger("fss_svf")
+
+
+class Verb(NamedTuple):
+    """The package whose module of the verb's name runs it, the dataclass of its config, and what it does."""
+
+    package: str
+    config: type
+    what: str
+
+
+VERBS = {
+    "prepare": Verb("data", config.PrepareConfig, "checks a download, builds masks and the index, once"),
+    "pretrain": Verb("training", config.PretrainConfig, "trains the base learner of a fold (BAM's stage 1)"),
+    "train": Verb("training", config.TrainConfig, "meta-trains a method with a tuning"),
+    "import-official": Verb("training", config.ImportConfig, "makes a run folder of an official checkpoint"),
+    "evaluate": Verb("evaluation", config.EvaluateConfig, "measures mIoU and FB-IoU by a protocol"),
+    "reproduce": Verb("reproduction", config.ReproduceConfig, "runs what a table still lacks, and reports"),
+    "compare": Verb("evaluation", config.CompareConfig, "tells two results, or trainings of two things, apart"),
+    "report": Verb("reporting", config.ReportConfig, "gathers results into tables and a page"),
+    "predict": Verb("prediction", config.PredictConfig, "segments your photographs by a few examples of yours"),
+    "demo": Verb("prediction", config.DemoConfig, "does so in the browser: paint the object, drop a photograph"),
+    "info": Verb("", config.InfoConfig, "says what is installed, which datasets are ready, what can be chosen"),
+}
+# Exit status of a training that a signal has stopped, and that can go on: EX_TEMPFAIL.
+STOPPED = 75
+# Verbs that share their work among the processes of torchrun.
+_SHARED = ("pretrain", "train", "evaluate")
+# Verbs without a run folder.
+_NOWHERE = ("predict", "demo", "info")
+# Verbs that leave something to put in order when they end.
+_ORDERLY = ("pretrain", "train", "evaluate", "reproduce", "demo")
+
+
+class Job:
+    """What Hydra runs with the composed config; a launcher may do so in another process, to which it is pickled."""
+
+    def __init__(self, verb: str) -> None:
+        self.verb = verb
+
+    def __call__(self, cfg: DictConfig) -> Any:
+        """Turn the config into the verb's dataclass and run it in Hydra's output folder. Errors go to the log."""
+        values: Any = {}
+        try:
+            values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+            return _run_in_folder(self.verb, cfg, values)
+        except Exception as error:
+            _tell(self.verb, error, values)
+            return _end_job(error)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        # The other process resolves the job's folder before it calls.
+        register_resolvers()
+        if multiprocessing.get_start_method(allow_none=True) == "loky":
+            console.share_screen()
+            # joblib's way to start processes cannot start the loaders' own.
+            multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
+
+
+def launch(verb: str, arguments: Sequence[str]) -> int:
+    """Run a verb with these arguments of the command line; returns the exit status."""
+    console.show_any_letter()
+    try:
+        plugins.add(plugins_of(arguments))
+        sys.argv = [f"fss-svf {verb}", *understood_all(verb, arguments)]
+        _check_processes(verb, arguments)
+    except (ConfigError, PluginError) as error:
+        return refuse(f"fss-svf {verb}: {error}", 1)
+    distributed.start()
+    _heed_signals(verb)
+    try:
+        status = _follow(verb) if distributed.rank() > 0 else _lead(verb, arguments)
+    except KeyboardInterrupt:
+        if distributed.rank() == 0:
+            print(f"fss-svf {verb}: interrupted", file=sys.stderr)
+        return 130
+    # After an error the others may be waiting for this process, and see its end alone.
+    if status == 0:
+        distributed.end()
+    return status
+
+
+def refuse(message: str, status: int) -> int:
+    """Print why nothing runs, and return the exit status. Of several processes the first alone does: the others return 0."""
+    if distributed.launched()[0] > 0:
+        return 0
+    print(message, file=sys.stderr)
+    return status
+
+
+def _check_processes(verb: str, arguments: Sequence[str]) -> None:
+    _, world = distributed.launched()
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if world == 1:
+        return
+    if missing:
+        raise ConfigError(
+            f"WORLD_SIZE={world}, but {missing[0]} is not set; start by torchrun, or see docs/clusters.md"
+        )
+    if verb not in _SHARED:
+        raise ConfigError(f"works in one process, torchrun started {world}; start it without torchrun")
+    if is_sweep(arguments):
+        raise ConfigError(
+            "-m under torchrun: a sweep starts its jobs itself; start one torchrun a job (for fold in 0 1; do torchrun ... "
+            "fold=$fold; done), or the sweep without torchrun"
+        )
+
+
+def _heed_signals(verb: str) -> None:
+    """End in an orderly way when a scheduler wants its machine back: no features of an evaluation and no photographs of a
+    demo stay on disk.
+
+    torchrun sends SIGTERM too, when another process failed. A training has another answer from its first step on; before
+    that there is nothing to save, but it can be started again.
+    """
+    if verb not in _ORDERLY:
+        return
+    goes_on = verb in (*TRAINING, "reproduce")
+    status = STOPPED if goes_on else 143
+    for name in ("SIGTERM", "SIGUSR1") if goes_on else ("SIGTERM",):
+        if hasattr(signal, name):  # not on Windows
+            signal.signal(getattr(signal, name), lambda *_: sys.exit(status))
+
+
+def _lead(verb: str, arguments: Sequence[str]) -> int:
+    """Compose the config with Hydra and run the job. Of several processes the first does this."""
+    register_resolvers()
+    # Makes Hydra raise instead of printing its own page, so that an error is one line here.
+    asked_for_trace = "HYDRA_FULL_ERROR" in os.environ
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    again = verb in TRAINING and "resume=never" not in arguments
+    try:
+        join_search_path()
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=verb)(Job(verb))()
+    except Exception as error:
+        line = one_line(error, verb, _values(arguments))
+        if asked_for_trace or (line is None and sweeps.Outcomes.sweep is None):
+            raise
+        sweeps.report(again)
+        # A launcher may lose the process of a job, or not start one.
+        print(f"fss-svf {verb}: {line or f'the launcher gave up: {sweeps.gist(error)}'}", file=sys.stderr)
+        return 1
+    except BaseException:  # an interrupt, or the end of a single run
+        sweeps.interrupt()
+        raise
+    return 0 if sweeps.report(again) else 1
+
+
+def _follow(verb: str) -> int:
+    """Take part in the job that the first process composed: without Hydra, and with no word but errors."""
+    warnings.simplefilter("ignore")
+    try:
+        nothing: tuple[Any, Path] = (None, Path())
+        checked, out = distributed.broadcast(nothing)
+    except distributed.PeerLost:
+        return 0  # nothing to do, or an error: the first process says which
+    in_log = console.LogFile(out / "log.txt", delay=True)
+    in_log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.ERROR, format="%(message)s", handlers=[console.ConsoleHandler(), in_log])
+    try:
+        _run(verb, checked, out)
+    except Exception as error:
+        _tell(verb, error, {**config.to_mapping(checked), "hydra.run.dir": str(out)})
+        return _status(error)
+    return 0
+
+
+def _run_in_folder(verb: str, cfg: DictConfig, values: dict[str, Any]) -> Any:
+    """values: the resolved `cfg`; gets hydra.run.dir, for the message of an error."""
+    hydra_config = HydraConfig.get()
+    alone = by_itself(verb, values.get("resume"), hydra_config.mode == RunMode.MULTIRUN)
+    if verb in TRAINING and values.get("resume") in WORDS:
+        values["resume"] = None
+    checked: Any = config.from_mapping(VERBS[verb].config, values)
+    out = Path(hydra_config.runtime.output_dir)
+    if verb in _NOWHERE:
+        return _run(verb, checked, out)
+    values["hydra.run.dir"] = str(out)
+    with locked(out):
+        start = begin(verb, checked, out, alone)
+        if start.score is not None:
+            log.info("finished already, nothing to do: %s (score %.4f)", out, start.score)
+            return start.score
+        keep_command(verb, cfg, out, start.new)
+        return _run(verb, *distributed.broadcast((start.config, out)))
+
+
+def _values(arguments: Sequence[str]) -> dict[str, str]:
+    """The keys of the command line and what they give."""
+    pairs = (argument.partition("=") for argument in arguments if not argument.startswith("-"))
+    return {key.lstrip("+"): value for key, equals, value in pairs if equals}
+
+
+def _run(verb: str, checked: Any, out: Path) -> Any:
+    """Call the function of the verb, imported now: 'fss-svf --help' comes without torch."""
+    name = verb.replace("-", "_")
+    module = ".".join(filter(None, ("fss_svf", VERBS[verb].package, name)))
+    return getattr(importlib.import_module(module), name)(checked, out)
+
+
+def _tell(verb: str, error: Exception, values: Mapping[str, Any]) -> None:
+    """Log an error: an expected one in a line, another with its traceback, which Hydra prints but leaves out of the log.
+
+    values: of the config, to name the key of a path.
+    """
+    if isinstance(error, distributed.PeerLost):
+        if distributed.anything_logged():  # by the other process
+            return
+        text = "another process of this job ended before its work was done"
+    else:
+        text = one_line(error, verb, values) or f"unexpected error\n{traceback.format_exc()}"
+    who = f"process {distributed.rank()}: " if distributed.world() > 1 else ""
+    distributed.log_once(text, lambda: log.error("fss-svf %s: %s%s", verb, who, text))
+
+
+def _end_job(error: Exception) -> sweeps.Logged:
+    """A single run exits here, before Hydra adds its own lines; the other jobs of a sweep go on."""
+    if isinstance(error, Stopped) or HydraConfig.get().mode != RunMode.MULTIRUN:
+        sys.exit(_status(error))
+    return sweeps.Logged(sweeps.gist(error))
+
+
+def _status(error: Exception) -> int:
+    """Exit status of a job that ended with this error; EX_TEMPFAIL tells a scheduler to start it again."""
+    return STOPPED if isinstance(error, Stopped) else 1

@@ -1,0 +1,109 @@
+"""The validation of a meta-training: episodes that choose its best checkpoint, evaluated as `fss-svf evaluate` does."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from math import isnan
+from pathlib import Path
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from fss_svf import distributed, svf
+from fss_svf.config import TrainConfig
+from fss_svf.data.augment import EvalTransform
+from fss_svf.data.dataset import Split
+from fss_svf.data.manifest import EpisodeList
+from fss_svf.evaluation.base_classes import base_scores
+from fss_svf.evaluation.metric import scores
+from fss_svf.evaluation.pictures import episode_pictures
+from fss_svf.evaluation.plan import require_coverage
+from fss_svf.evaluation.runs import evaluate_lists
+from fss_svf.evaluation.task import EngineOptions, EvaluationTask
+from fss_svf.evaluation.ways import choose_rule
+from fss_svf.methods.base_classes import BaseClassMethod
+from fss_svf.methods.method import FewShotMethod
+from fss_svf.reporting.pictures import draw_episodes
+from fss_svf.training.selection import Selection
+from fss_svf.training.tracking import write_scalars
+
+log = logging.getLogger(__name__)
+# Features of a validation: what goes over it waits in files of the run folder.
+_CACHE_GB = 2.0
+
+
+class Validation:
+    """Call it with the step and a writer (None in all processes but the first): scores by name, "score" the one that counts.
+
+    on  what it is measured on, in words: the novel classes, held-out ones, or with `overfit` the training episodes
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        splits: Mapping[str, Split],
+        selection: Selection,
+        model: FewShotMethod,
+        device: torch.device,
+        out: Path,
+    ) -> None:
+        protocol, fold = config.protocol, selection.fold
+        if config.overfit is None:
+            self.on, self.sampler, split, episodes = (
+                selection.shown,
+                selection.validating,
+                "val",
+                config.validate.episodes,
+            )
+        else:  # on what it is to know by heart
+            self.on, self.sampler = f"the first {config.overfit} training episodes", selection.training
+            split, episodes = "train", config.overfit
+        self.shot, self.model = config.shot, model
+        self.episodes = EpisodeList.drawn(self.sampler, episodes)
+        # Fewer episodes than in an evaluation may well miss a class: a log line, not an error.
+        require_coverage([self.episodes], self.sampler.classes, replace(protocol, never_drawn="leave_out"))
+        self.task = EvaluationTask(
+            model,
+            splits[split],
+            fold.options.support_annotation,
+            EvalTransform(protocol.size or config.recipe.tested_at, protocol.resize, protocol.pad),
+            protocol,
+            self.sampler.classes,
+            # A held-out class is base and new at once: the base classes are not measured beside it.
+            fold.base if isinstance(model, BaseClassMethod) and not selection.held_out else None,
+            choose_rule(model, config.way, "auto"),
+        )
+        if distributed.rank() == 0:
+            for left in out.glob("features-*"):  # by a validation that was killed
+                shutil.rmtree(left)
+        folder = out / f"features-{distributed.rank()}"
+        self.options = EngineOptions(
+            device, config.recipe.batch_size, config.workers, _CACHE_GB, folder, config.precision
+        )
+
+    def __call__(self, step: int, writer: SummaryWriter | None) -> dict[str, float]:
+        (table,) = evaluate_lists(self.task, self.options, {self.shot: [self.episodes]})[self.shot]
+        if writer is not None:
+            self._draw(step, writer)
+        measured = scores(table.total[None], zero=False)
+        numbers = measured.numbers()
+        log.info("step %d: mIoU %.2f, FB-IoU %.2f on %s", step, *(100 * value for value in numbers.values()), self.on)
+        for name, counts in table.further.items():
+            numbers[f"miou_{name}"] = float(scores(counts.sum(0)[None], zero=False).miou[0])
+        if self.task.base is not None:
+            of_base = base_scores(table.base, len(self.task.base), zero=False)
+            numbers |= {f"miou_{name}": values["miou"] for name, values in of_base.items()}
+        of_classes = zip(table.classes, measured.per_class[0].tolist())
+        numbers |= {f"iou/{name}": iou for name, iou in of_classes if not isnan(iou)}
+        return {"score": numbers["miou"], **numbers}
+
+    def _draw(self, step: int, writer: SummaryWriter) -> None:
+        """The first four episodes, and how far the singular values of each layer have moved."""
+        first = replace(self.episodes, specs=self.episodes.specs[:4])
+        pictures = episode_pictures(self.task, self.options, first)
+        writer.add_image("episodes", draw_episodes(pictures), step, dataformats="HWC")
+        drifts = {f"drift/{line.name}": line.drift_mean for line in svf.report(self.model.backbone)}
+        write_scalars(writer, drifts, step)

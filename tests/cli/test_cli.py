@@ -1,0 +1,266 @@
+"""The command line from end to end on a small toy dataset, and the one clear line of every mistake."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fss_svf.data.toy_render import CLASS_NAMES
+from tests.conftest import TOY
+
+SMALL = ("experiment=toy", *TOY, "recipe.size=65", "recipe.batch_size=2", "recipe.max_steps=2", "validate.every=2",
+         "validate.episodes=4", "backbone.width=8", "method.width=8", "workers=0")  # fmt: skip
+
+
+@pytest.fixture
+def toy(toy_root):
+    """Overrides that point at the shared toy dataset."""
+    return f"dataset.root={toy_root}"
+
+
+def one_line(err: str) -> str:
+    lines = [line for line in err.splitlines() if line.strip()]
+    assert len(lines) == 1, err
+    return lines[0]
+
+
+def test_train_evaluate_report(fss, toy, tmp_path):
+    status, _, err = fss("train", "-m", *SMALL, toy, "tuning=frozen,svf", "fold=0,1")
+    assert status == 0, err
+    runs = sorted(p.parent.parent for p in tmp_path.glob("outputs/train/*/*/checkpoints/last.pt"))
+    assert len(runs) == 4
+    for run in runs:
+        status, out, err = fss(
+            "evaluate", f"checkpoint={run}", "shot=[1,5]", "protocol.episodes=20", "workers=0", "pictures=2"
+        )
+        assert status == 0, err
+        assert "baseline" in out
+    status, _, err = fss("evaluate", "method=background", "backbone=tiny", *TOY, toy, "size=65", "protocol.episodes=20")
+    assert status == 0, err
+
+    results = [json.loads(p.read_text()) for p in tmp_path.rglob("result.json")]
+    assert len(results) == 9
+    keys = {"miou", "fb_iou", "per_class", "fold", "shot", "method", "backbone", "tuning", "dataset", "protocol",
+            "protocol_hash", "num_episodes", "seeds"}  # fmt: skip
+    for r in results:
+        assert keys <= set(r)
+        assert 0 <= r["miou"] <= 1
+        assert 0 <= r["fb_iou"] <= 1
+        drawn = [value for value in r["per_class"].values() if value is not None]
+        assert r["miou"] == pytest.approx(sum(drawn) / len(drawn))
+        assert sum(r["episodes_per_class"].values()) == r["num_episodes"] == 20
+    assert {r["trainable_backbone_values"] for r in results if r["tuning"] == "frozen"} == {0}
+    picture = np.asarray(Image.open(next(tmp_path.rglob("episodes.png"))))
+    assert picture.std() > 10
+
+    status, out, _ = fss("report")
+    assert status == 0
+    table = next(tmp_path.rglob("report.md")).read_text()
+    assert table.strip() == out.strip()
+    rows = [line for line in table.splitlines() if line.startswith("| baseline")]
+    assert len(rows) == 2
+    assert "5-shot mean" in table
+    # The control was measured on one fold and shot only: what is missing is shown as missing.
+    control = next(line for line in table.splitlines() if line.startswith("| background"))
+    assert [cell.strip() for cell in control.split("|")].count("-") == 7
+
+
+def test_resume_keeps_its_config_and_refuses_another(fss, toy, tmp_path):
+    assert fss("train", *SMALL, toy)[0] == 0
+    run = next(tmp_path.glob("outputs/train/*/*"))
+    status, _, err = fss("train", f"resume={run}", "workers=0")
+    assert status == 0
+    assert "resumed at step 2 of 2" in err
+    assert len(list(tmp_path.glob("outputs/train/*/*"))) == 1
+    # What was prepared may move alone: the images stay where the run had them.
+    shutil.copytree(Path(toy.split("=")[1]) / "prepared", tmp_path / "elsewhere")
+    status, _, err = fss("train", f"resume={run}", f"dataset.prepared={tmp_path / 'elsewhere'}")
+    assert status == 0, err
+    status, _, err = fss("train", f"resume={run}", "recipe.max_steps=9")
+    assert status == 1
+    assert "resume: the run goes on with its own config, but recipe.max_steps=9 was given too" in one_line(err)
+    status, _, err = fss("train", "-m", f"resume={run}")
+    assert status == 1
+    assert "resume: one run goes on at a time" in err
+
+
+def test_shots_are_compared_on_the_same_classes(fss, tmp_path):
+    """What 5 shots must leave out is left out at 1 shot too, and said."""
+    dataset = ["dataset=toy", "dataset.train_images=8", "dataset.val_images=36", f"dataset.root={tmp_path / 'few'}"]
+    assert fss("prepare", *dataset, "workers=0")[0] == 0
+    control = ("method=background", "backbone=tiny", "size=65", "protocol.episodes=40", "workers=0", *dataset)
+    status, _, err = fss("evaluate", *control, "dataset.too_few_images=skip", "shot=[1,5]")
+    assert status == 0, err
+    one, five = (json.loads(next(tmp_path.rglob(f"{k}shot/result.json")).read_text()) for k in (1, 5))
+    left_out = five["classes_left_out"]
+    assert left_out
+    assert all(name in err for name in left_out)
+    assert one["classes_left_out"] == left_out
+    # Another fold leaves out other classes, but is measured in the same way: it belongs into the same table.
+    status, _, err = fss("evaluate", *control, "dataset.too_few_images=skip", "shot=[1,5]", "fold=1", "name=other")
+    assert status == 0, err
+    other = json.loads(next(tmp_path.glob("outputs/evaluate/other/*/5shot/result.json")).read_text())
+    assert other["classes_left_out"] != left_out
+    assert other["protocol_hash"] == five["protocol_hash"]
+    assert one["episodes_per_class"] == five["episodes_per_class"]
+    assert [name for name, value in one["per_class"].items() if value is None] == left_out
+
+
+def test_checkpoints_of_another_fold_or_method_are_refused(fss, toy, tmp_path):
+    assert fss("train", *SMALL, toy)[0] == 0
+    run = next(tmp_path.glob("outputs/train/*/*"))
+    status, _, err = fss("evaluate", f"checkpoint={run}", "fold=2")
+    assert status == 1
+    assert "fold=2: checkpoint=" in one_line(err)
+    status, _, err = fss("evaluate", f"checkpoint={run}", "method=prototype")
+    assert status == 1
+    assert "was trained with method=baseline" in one_line(err)
+
+
+MISTAKES = [
+    (("train", "fodl=1"), r"no key 'fodl' (did you mean 'fold'?)"),
+    (("train", "recipe.optimizer.lrr=1"), "no key 'recipe.optimizer.lrr' (did you mean 'recipe.optimizer.lr'?)"),
+    (("train", "+extra=1"), "extra: no such key"),
+    (("train", "method=basline"), "Could not find 'method/basline'; available: background, bam, base_learner"),
+    (("train", "fold=7"), "fold: expected 0..3, got 7"),
+    (("train", "fold=one"), "fold: expected a whole number, got 'one'"),
+    (("train", "device=tpu9"), "device=tpu9: expected auto, cpu, cuda or cuda:N"),
+    (("train", "dataset.root=/nowhere"), "dataset=pascal: not prepared, there is no VOC 2012 under /nowhere; set"),
+    (("prepare", "dataset=coco", "dataset.root=/nowhere"), "dataset=coco: no folder /nowhere; set dataset.root"),
+    (("evaluate",), "evaluate: give checkpoint=PATH, or dataset=NAME"),
+    (("evaluate", "checkpoint=nowhere.pt"), "nowhere.pt: no such checkpoint"),
+    (("evaluate", "method=baseline", "backbone=tiny", "dataset=toy", "size=65"), "has parameters to train"),
+    (("evaluate", "method=prototype", "backbone=tiny", "dataset=toy"), "size: without a checkpoint"),
+    (("report",), "there is no such folder"),
+    (("train", "resume=nowhere"), "resume=nowhere: there is no such run folder or checkpoint"),
+    (("train", "a=b=c=[", ), ""),
+    (("train", "method=null"), "method: train needs method=one of background, bam, "),
+    (("train", "hydra/launcher=null"), "null is no option of a config group"),
+    (("evaluate", "checkpoint=lr=1,lr=2"), "lr=1,lr=2: no such checkpoint"),  # one path with a comma
+    (("evaluate", "shot=1,5"), "-m shot=1,5 is a sweep"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES, ids=[" ".join(a) for a, _ in MISTAKES])
+def test_a_mistake_is_one_clear_line(fss, arguments, message):
+    status, out, err = fss(*arguments)
+    assert status == 1
+    assert out == ""
+    line = one_line(err)
+    assert line.startswith(f"fss-svf {arguments[0]}: ")
+    assert message in line
+
+
+def test_a_corrupt_image_is_one_line_that_names_it(fss, tmp_path):
+    dataset = [*TOY, f"dataset.root={tmp_path / 'toy'}"]
+    assert fss("prepare", *dataset, "workers=0")[0] == 0
+    for path in (tmp_path / "toy" / "JPEGImages").iterdir():
+        path.write_bytes(path.read_bytes()[:900])
+    status, _, err = fss("train", *SMALL, *dataset[1:], "workers=0")
+    assert status == 1
+    last = err.strip().splitlines()[-1]
+    assert ".jpg: changed since the dataset was prepared" in last
+    assert "Traceback" not in err
+
+
+def test_too_few_images_names_class_and_count(fss, toy):
+    status, _, err = fss("train", *SMALL, toy, "shot=90")
+    assert status == 1
+    assert "90-shot episodes need 91 images of each class with at least 200 px, " in one_line(err)
+
+
+def test_a_failed_job_does_not_stop_the_sweep_and_its_trace_is_logged(fss, toy, tmp_path):
+    status, _, _ = fss("train", "-m", *SMALL, toy, "shot=90,1")
+    assert status == 1
+    logs = sorted(tmp_path.glob("outputs/train/*/*/log.txt"))
+    assert len(logs) == 2
+    assert len(list(tmp_path.rglob("last.pt"))) == 1
+    assert any("90-shot episodes need" in log.read_text() for log in logs)
+
+
+def test_unexpected_errors_keep_their_traceback_in_the_log(fss, toy, tmp_path, monkeypatch):
+    def broken(config, out):
+        raise ZeroDivisionError("a defect")
+
+    monkeypatch.setattr("fss_svf.training.train.train", broken)
+    status, _, _ = fss("train", *SMALL, toy)
+    assert status == 1
+    assert "ZeroDivisionError: a defect" in next(tmp_path.rglob("log.txt")).read_text()
+
+
+def test_help_version_and_wrong_verbs(fss):
+    assert "usage: fss-svf VERB" in fss("--help")[1]
+    assert fss("--version")[1].strip()
+    status, _, err = fss("trian")
+    assert (status, one_line(err).split(";")[0]) == (2, "fss-svf: no verb 'trian' (did you mean 'train'?)")
+
+
+def test_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "fss_svf", "train", "--cfg", "job"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "tuning:" in done.stdout
+
+
+def test_saved_episodes_are_evaluated_again(fss, toy, tmp_path):
+    """Also by another seed and number of episodes on the command line: the file decides."""
+    control = ("evaluate", "method=prototype", "backbone=tiny", *TOY, toy, "size=65", "workers=0", "pictures=0")
+    status, _, err = fss(*control, "shot=[1,2]", "seeds=2", "protocol.episodes=20", "episodes.save=e.csv", "name=saved")
+    assert status == 0, err
+    assert "episodes written to" in err
+    # Of the same random backbone, whose seed is another key's.
+    status, _, err = fss(
+        *control, "shot=[1,2]", "seed=321", "protocol.episodes=3", "episodes.load=e.csv", "name=loaded"
+    )
+    assert status == 0, err
+    saved, loaded = (
+        {r["shot"]: r for p in sorted(tmp_path.rglob(f"{name}/**/result.json")) for r in [json.loads(p.read_text())]}
+        for name in ("saved", "loaded")
+    )
+    assert saved.keys() == loaded.keys() == {1, 2}
+    for shot in (1, 2):
+        for key in ("miou", "fb_iou", "per_class", "runs", "seeds", "num_episodes"):
+            assert saved[shot][key] == loaded[shot][key], key
+        assert saved[shot]["protocol_hash"] == loaded[shot]["protocol_hash"]
+    status, _, err = fss(*control, "episodes.load=e.csv", "fold=1")
+    assert status == 1
+    with (tmp_path / "e.csv").open() as file:
+        drawn = int(next(csv.DictReader(file))["class"])
+    assert f"line 2: class {drawn} ({CLASS_NAMES[drawn - 1]}) is not novel in this fold" in err
+
+
+def test_support_annotation_and_cache_reach_training_and_evaluation(fss, toy, tmp_path):
+    status, _, err = fss("train", *SMALL, toy, "dataset.support_annotation=bbox", "cache_gb=0.01")
+    assert status == 0, err
+    assert "images fit" in err
+    run = next(tmp_path.glob("outputs/train/*/*"))
+    scores = {}
+    for kind in ("null", "mask", "scribble"):
+        status, _, err = fss(
+            "evaluate", f"checkpoint={run}", "protocol.episodes=20", "workers=0", f"dataset.support_annotation={kind}",
+            f"name=by_{kind}",
+        )  # fmt: skip
+        assert status == 0, err
+        result = json.loads(next(tmp_path.rglob(f"by_{kind}/**/result.json")).read_text())
+        assert result["data"]["support_annotation"] == {"null": "bbox"}.get(kind, kind)
+        scores[kind] = (result["protocol_hash"], result["fb_iou"])
+    assert len(set(scores.values())) == 3
+    assert len({h for h, _ in scores.values()}) == 3
+
+
+def test_padding_after_normalisation_is_another_measurement(fss, toy, tmp_path):
+    assert fss("train", *SMALL, toy, "protocol.pad=after_normalisation")[0] == 0  # validated so
+    control = ("method=prototype", "backbone=tiny", *TOY, toy, "size=65", "protocol.episodes=20", "workers=0")
+    found = []
+    for pad in ("before_normalisation", "after_normalisation"):
+        status, _, err = fss("evaluate", *control, f"protocol.pad={pad}", f"name={pad}")
+        assert status == 0, err
+        result = json.loads(next(tmp_path.rglob(f"{pad}/**/result.json")).read_text())
+        assert result["protocol"]["pad"] == pad
+        found.append((result["protocol_hash"], result["fb_iou"]))
+    assert all(a != b for a, b in zip(*found))
