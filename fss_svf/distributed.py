@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import logging
 import os
 import platform
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from fss_svf.errors import ConfigError
 
@@ -74,6 +76,18 @@ def end() -> None:
 
         distributed.destroy_process_group()
     _rank, _world, _store, _cpu_group = 0, 1, None, None
+
+
+def leave(status: int) -> NoReturn:
+    """End this process, one of several, with this exit status.
+
+    Threads of Gloo and of DistributedDataParallel may still run. One of them that asks for Python while the interpreter
+    is being taken apart ends the process with SIGABRT, and torchrun then ends the others.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def rank() -> int:

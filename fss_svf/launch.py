@@ -105,9 +105,15 @@ def launch(verb: str, arguments: Sequence[str]) -> int:
         if distributed.rank() == 0:
             print(f"fss-svf {verb}: interrupted", file=sys.stderr)
         return 130
+    except SystemExit as end:
+        if distributed.world() == 1:
+            raise
+        status = int(end.code or 0)
     # After an error the others may be waiting for this process, and see its end alone.
     if status == 0:
         distributed.end()
+    if distributed.launched()[1] > 1:
+        distributed.leave(status)
     return status
 
 
@@ -226,7 +232,9 @@ def _run(verb: str, checked: Any, out: Path) -> Any:
     """Call the function of the verb, imported now: 'fss-svf --help' comes without torch."""
     name = verb.replace("-", "_")
     module = ".".join(filter(None, ("fss_svf", VERBS[verb].package, name)))
-    return getattr(importlib.import_module(module), name)(checked, out)
+    result = getattr(importlib.import_module(module), name)(checked, out)
+    distributed.barrier()  # torchrun ends all processes when one fails, even one that has only its end to come
+    return result
 
 
 def _tell(verb: str, error: Exception, values: Mapping[str, Any]) -> None:

@@ -3,6 +3,8 @@
 import json
 import re
 import signal
+import subprocess
+import sys
 import time
 from types import SimpleNamespace
 
@@ -280,3 +282,13 @@ def test_what_is_no_evaluation_is_not_resumed(fss, control, tmp_path):
     status, _, err = fss(*control, "resume=other")
     assert status == 1
     assert "method=prototype was given too; leave it out (only " in err
+
+
+def test_a_process_of_several_leaves_with_all_it_said_and_is_not_taken_apart():
+    """What threads of Gloo ask of an interpreter that is being taken apart ends the process with SIGABRT."""
+    script = (
+        "import atexit; from fss_svf import distributed; atexit.register(print, 'apart');"
+        "print('said', end=''); distributed.leave(3)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "said", "")
