@@ -155,7 +155,8 @@ def work(job: str, folder: str, workers: str = "0") -> None:
                 support_annotation="mask",
                 train=split,
                 val=split,
-                mask_mode="full",
+                mask_mode="official",
+                query_order="official",
                 allow_missing=False,
                 check_counts=False,
             )

@@ -27,7 +27,7 @@ class Protocol:
     episodes: int
     runs: int
     seed: int
-    queries: Literal["in_order", "random", "by_class", "balanced"]
+    queries: Literal["in_order", "pairs", "random", "by_class", "balanced"]
     resize: Literal["pad", "squash"]
     label: Literal["original", "exact", "resized"]
     never_drawn: Literal["error", "leave_out", "zero"]

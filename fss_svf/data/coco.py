@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
+
+import numpy as np
 
 from fss_svf.config import require
 from fss_svf.data.archives import unpack_until
@@ -16,15 +20,24 @@ from fss_svf.data.coco_files import CocoFiles, existing_files, read_file_names, 
 from fss_svf.data.counts import counts_of_folds
 from fss_svf.data.dataset import Dataset, DatasetOptions, Split, SplitName, require_folder, require_images
 from fss_svf.data.index import Index
+from fss_svf.data.official_lists import coco_val_names
 from fss_svf.errors import DataError
 from fss_svf.registry import DATASETS
 
 log = logging.getLogger(__name__)
 
+QueryOrder = Literal["official", "hsnet", "file"]
+
 # COCO 2014 in the papers: annotated images, and images in folds 0..3 of mod4 (training ones filtered).
 PAPERS: dict[str, tuple[SplitName, int, tuple[int, ...]]] = {
     "instances_train2014": ("train", 82_081, (21917, 41809, 43045, 44614)),
     "instances_val2014": ("val", 40_137, (26052, 15305, 13138, 12640)),
+}
+# For the message that nothing was drawn.
+_NOT_DRAWN = {
+    "official": " (official draws no crowds)",
+    "full": "",
+    "first_polygon": " (first_polygon draws no crowds and no run lengths)",
 }
 
 
@@ -41,6 +54,7 @@ class CocoOptions(DatasetOptions):
     train: CocoSplit
     val: CocoSplit
     mask_mode: MaskMode
+    query_order: QueryOrder
     allow_missing: bool
     check_counts: bool
 
@@ -49,6 +63,14 @@ class CocoOptions(DatasetOptions):
         for key in ("train", "val"):
             require(getattr(self, key).annotations.endswith(".json"), f"{key}.annotations", "a .json file",
                     getattr(self, key).annotations)  # fmt: skip
+
+    def query_places(self, index: Index, split: SplitName) -> np.ndarray | None:
+        """By query_order. Images that the list lacks come after it; None if it has none of the images (not COCO 2014)."""
+        if split == "train" or self.query_order == "file":
+            return None
+        place = {name: number for number, name in enumerate(coco_val_names(self.query_order))}
+        places = np.array([place.get(name, len(place)) for name in index.names.tolist()])
+        return None if (places == len(place)).all() else places
 
 
 @DATASETS.register("coco", CocoOptions)
@@ -75,7 +97,27 @@ class Coco(Dataset):
         path, images = folder / "index.npz", self.options.root / where.images
         index = self._open_index(path)
         split = CocoFiles(index, images, ".jpg", folder / "labels", read_file_names(folder, index.fingerprint))
+        if name == "val" and self.options.query_order != "file":
+            self._log_order(index)
         return self._checked(path, split, [self.options.root / where.annotations])
+
+    def _log_order(self, index: Index) -> None:
+        """Log how far the images are those of query_order's list."""
+        order = self.options.query_order
+        assert order != "file"
+        places, listed = self.options.query_places(index, "val"), len(coco_val_names(order))
+        if places is None:
+            log.info("%s: not COCO's val2014; queries come in the order of the file", self.options.val.annotations)
+            return
+        found = int((places < listed).sum())
+        if found < listed:
+            log.warning(
+                "query_order=%s: %s of the list's %s images are missing", order, f"{listed - found:,}", f"{listed:,}"
+            )
+        if found < len(index):
+            log.warning(
+                "query_order=%s: %s images are not on the list and come after it", order, f"{len(index) - found:,}"
+            )
 
     def _unpack(self, where: CocoSplit) -> None:
         """Unpack missing files from archives such as train2014.zip and annotations_trainval2014.zip."""
@@ -115,10 +157,11 @@ class Coco(Dataset):
 
         def check(index: Index) -> None:
             if not index.areas.any():
-                other = " (first_polygon draws no crowds and no run lengths)" * (self.options.mask_mode != "full")
                 raise DataError(
-                    f"{path}: no annotation covers a pixel of its image{other}; check that they are in pixels"
+                    f"{path}: no annotation covers a pixel of its image{_NOT_DRAWN[self.options.mask_mode]}; check that "
+                    "they are in pixels"
                 )
+            self._require_papers_folds(path, index)
 
         index = build_index(
             folder / "index.npz",
@@ -134,7 +177,6 @@ class Coco(Dataset):
         )
         for left_by_a_kill in labels.glob("*.partial"):
             left_by_a_kill.unlink(missing_ok=True)
-        self._compare_with_papers(path, index)
         return index
 
     def _present(self, name: SplitName, images: Path, listed: list[AnnotatedImage]) -> list[AnnotatedImage]:
@@ -158,13 +200,24 @@ class Coco(Dataset):
                 "dataset.check_counts=false to use it as it is"
             )
 
-    def _compare_with_papers(self, path: Path, index: Index) -> None:
-        """Log the counts only: the papers do not say how the masks behind their lists were drawn."""
+    def _require_papers_folds(self, path: Path, index: Index) -> None:
+        """Raise DataError if the official masks of all images do not give the papers' folds; of other masks, log it."""
         split, images, expected = PAPERS.get(path.stem, ("train", -1, ()))
-        if len(index) == images:
-            counts = counts_of_folds(index, self.options, split, True, "mod4")
-            text = " / ".join(f"{n:,}" for n in counts)
-            same = (
-                "as in the papers" if counts == expected else f"in the papers {' / '.join(f'{n:,}' for n in expected)}"
+        if len(index) != images:
+            return
+        counts = counts_of_folds(index, self.options, split, True, "mod4")
+        text = f"{path.stem}, mask_mode={self.options.mask_mode}: the folds list {_joined(counts)} images"
+        if counts == expected:
+            log.info("%s, as in the papers", text)
+            return
+        text += f", in the papers {_joined(expected)}"
+        if self.options.mask_mode == "official" and self.options.check_counts and not self.options.allow_missing:
+            raise DataError(
+                f"{path}: {text}: these are other annotations; download the file again, or set "
+                "dataset.check_counts=false or dataset.allow_missing=true to use them as they are"
             )
-            log.info("%s, mask_mode=%s: the folds list %s images, %s", path.stem, self.options.mask_mode, text, same)
+        log.warning("%s", text)
+
+
+def _joined(counts: Sequence[int]) -> str:
+    return " / ".join(map(str, counts))

@@ -18,7 +18,9 @@ from fss_svf.data.index import ImageRow
 from fss_svf.data.voc import class_areas
 from fss_svf.errors import DataError
 
-MaskMode = Literal["full", "first_polygon"]
+MaskMode = Literal["official", "full", "first_polygon"]
+
+Box = tuple[int, int, int, int]  # y0, x0, y1, x1, ends exclusive
 
 FARTHEST = 1e5  # px; pycocotools allocates memory by the length of an outline, and without limit at a NaN
 
@@ -48,26 +50,76 @@ def draw_label(
     """(H, W) uint8 class numbers, where later instances overwrite earlier ones; and the box (class, y0, x0, y1, x1), with
     exclusive ends, of each complete instance. Raises ValueError naming the annotation.
 
-    full: all polygons of an instance, and crowds (PANet). first_polygon: the first polygon of each instance and no
-    crowds (the widely copied script of RePRI and DIaM).
+    official: all polygons with OpenCV, whose outline belongs to the object, and no crowds; gives the official lists of
+    COCO-20i (SVF, BAM, HSNet, PFENet). full: all polygons of an instance, and crowds (PANet). first_polygon: the first
+    polygon of each instance and no crowds (the widely copied script of RePRI and DIaM).
     """
-    columns = np.zeros(width * height, np.uint8)  # column by column, as in COCO's masks
+    # Column by column, as in COCO's masks; OpenCV draws row by row.
+    canvas = np.zeros((height, width) if mask_mode == "official" else (width, height), np.uint8)
     boxes = []
     for number, crowd, segmentation, annotation in instances:
-        if mask_mode == "first_polygon":
-            if crowd or isinstance(segmentation, dict):
-                continue
-            segmentation = segmentation[:1]
+        if crowd and mask_mode != "full":
+            continue
         try:
-            starts, stops = mask_runs(segmentation, height, width)
+            if mask_mode == "official":
+                box = _fill(canvas, segmentation, number)
+            else:
+                box = _draw_runs(canvas, segmentation, number, mask_mode)
         except Exception as error:  # pycocotools raises anything for damaged input
             name = annotation if isinstance(annotation, str) else f"annotation {annotation}"
             raise ValueError(f"{name}: its segmentation cannot be drawn ({error})") from None
-        for start, stop in zip(starts.tolist(), stops.tolist()):
-            columns[start:stop] = number
-        if len(starts):
-            boxes.append((number, *runs_box(starts, stops, height)))
-    return cv2.transpose(columns.reshape(width, height)), tuple(boxes)  # ten times faster than NumPy's
+        if box is not None:
+            boxes.append((number, *box))
+    # Ten times faster than NumPy's transpose.
+    return canvas if mask_mode == "official" else cv2.transpose(canvas), tuple(boxes)
+
+
+def _draw_runs(columns: np.ndarray, segmentation: Any, number: int, mask_mode: MaskMode) -> Box | None:
+    """Write `number` into the (W, H) canvas where pycocotools sees the instance. Its box; None without a pixel."""
+    width, height = columns.shape
+    if mask_mode == "first_polygon":
+        if isinstance(segmentation, dict):
+            return None
+        segmentation = segmentation[:1]
+    starts, stops = mask_runs(segmentation, height, width)
+    flat = columns.reshape(-1)
+    for start, stop in zip(starts.tolist(), stops.tolist()):
+        flat[start:stop] = number
+    return runs_box(starts, stops, height) if len(starts) else None
+
+
+def _fill(label: np.ndarray, segmentation: Any, number: int) -> Box | None:
+    """Fill the polygons of an instance in the (H, W) label, corners cut to integers. Its box; None without a pixel.
+
+    Run lengths, which COCO has for crowds alone, are drawn as they are.
+    """
+    height, width = label.shape
+    if isinstance(segmentation, dict):
+        columns = np.zeros((width, height), np.uint8)
+        box = _draw_runs(columns, segmentation, 1, "full")
+        label[columns.T == 1] = number
+        return box
+    polygons = [polygon.astype(np.int32).reshape(-1, 2) for polygon in _corners(segmentation)]
+    for polygon in polygons:  # one at a time: in one call what two of them share would be a hole
+        cv2.fillPoly(label, [polygon], number)
+    corners = np.concatenate(polygons)
+    (x0, y0), (x1, y1) = corners.min(axis=0).tolist(), corners.max(axis=0).tolist()
+    if x0 >= 0 and y0 >= 0 and x1 < width and y1 < height:
+        return y0, x0, y1 + 1, x1 + 1
+    # Of a polygon that leaves the image, the corners do not say where the rest ends.
+    alone = np.zeros_like(label)
+    for polygon in polygons:
+        cv2.fillPoly(alone, [polygon], 1)
+    x, y, across, down = cv2.boundingRect(alone)
+    return (y, x, y + down, x + across) if across else None
+
+
+def _corners(segmentation: Any) -> list[np.ndarray]:
+    """The polygons as float64 x, y, x, y, ... Raises ValueError."""
+    polygons = [np.frombuffer(polygon) for polygon in segmentation]
+    if not all(np.abs(polygon).max(initial=0) <= FARTHEST for polygon in polygons):
+        raise ValueError(f"a corner is not a number, or farther than {FARTHEST:,.0f} pixels")
+    return polygons
 
 
 def mask_runs(segmentation: Any, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -77,10 +129,7 @@ def mask_runs(segmentation: Any, height: int, width: int) -> tuple[np.ndarray, n
     Raises ValueError, or an error of pycocotools, if there is no mask of this size.
     """
     if isinstance(segmentation, tuple):
-        polygons = [np.frombuffer(polygon) for polygon in segmentation]
-        if not all(np.abs(polygon).max(initial=0) <= FARTHEST for polygon in polygons):
-            raise ValueError(f"a corner is not a number, or farther than {FARTHEST:,.0f} pixels")
-        encoded = coco_mask.frPyObjects(polygons, height, width)
+        encoded = coco_mask.frPyObjects(_corners(segmentation), height, width)
         lengths = run_lengths((encoded[0] if len(encoded) == 1 else coco_mask.merge(encoded))["counts"])
     else:
         lengths = _listed_lengths(segmentation, height, width)
@@ -124,7 +173,7 @@ def run_lengths(counts: bytes) -> np.ndarray:
     return numbers
 
 
-def runs_box(starts: np.ndarray, stops: np.ndarray, height: int) -> tuple[int, int, int, int]:
+def runs_box(starts: np.ndarray, stops: np.ndarray, height: int) -> Box:
     """The box y0, x0, y1, x1 (ends exclusive) around runs down columns of `height` pixels."""
     first, last = starts // height, (stops - 1) // height
     if (first != last).any():  # a run continues in the next column, so the box has the bottom and the top row

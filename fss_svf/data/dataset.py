@@ -52,6 +52,17 @@ class DatasetOptions:
         """The class numbers tested in `fold`, ascending; may be empty with fewer classes than folds."""
         return novel_classes(len(class_names), fold, self.class_partition)
 
+    def pairs(self, index: Index, split: SplitName, by_pair: bool) -> np.ndarray | None:
+        """(N, C + 1) bool, the classes that each image is listed under, if a list says so; None: by `min_area`.
+
+        by_pair: whether the episodes of a test walk pairs of image and class. Raises DataError for a list of other labels.
+        """
+        return None
+
+    def query_places(self, index: Index, split: SplitName) -> np.ndarray | None:
+        """(N,) the places of the images in the list that a test walks; None: the index' own order."""
+        return None
+
 
 @dataclass(frozen=True)
 class Split:
@@ -184,6 +195,8 @@ def require_images(folder: Path, names: list[str], ending: str, allow_missing: b
         )
     gone = set(missing)
     kept = [name for name in names if name not in gone]
+    if missing and kept:
+        log.warning("%s: %d of %d images are missing; using the others", folder, len(missing), len(names))
     if not kept:
         raise DataError(
             f"{folder}: none of the {len(names)} images exists, first {missing[0]}{ending}"

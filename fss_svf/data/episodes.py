@@ -12,7 +12,10 @@ import numpy as np
 from fss_svf.data.index import Index
 from fss_svf.errors import ConfigError, DataError, listing
 
-Order = Literal["in_order", "random", "shuffled_epochs", "by_class", "balanced"]
+Order = Literal["in_order", "pairs", "random", "shuffled_epochs", "by_class", "balanced"]
+
+# The orders that repeat a list.
+WALKS: tuple[Order, ...] = ("in_order", "pairs")
 
 # Independent random streams of one seed.
 _EPISODE, _EPOCH, AUGMENTATION, _WAYS, _PASS = 0, 1, 2, 3, 4
@@ -69,12 +72,13 @@ class EpisodeSampler:
 
     order: how the query and its class are drawn. Three orders choose the query first:
 
-    in_order         repeats the list
+    in_order         repeats the list (`places` may set another order than the index')
     random           draws queries independently
     shuffled_epochs  has every query once in each epoch, in a new order
 
-    The class is then drawn from all classes of this sampler in the query, also those under min_area. Two orders choose
-    the class first, then its query from the images that may be its supports:
+    The class is then drawn from all classes of this sampler in the query, also those under min_area. The order `pairs`
+    repeats a list of queries with their class: one entry for each class that an image may be a support of. Two orders
+    choose the class first, then its query from the images that may be its supports:
 
     by_class  draws both evenly (HSNet on COCO)
     balanced  takes the classes in turn; each class uses its images in a random order, all of them before any is repeated
@@ -98,13 +102,19 @@ class EpisodeSampler:
         too_few_images: Literal["error", "skip"] = "error",
         what: str = "this split",
         way: int = 1,
+        pairs: np.ndarray | None = None,
+        places: np.ndarray | None = None,
     ) -> None:
         """keep: (N,) bool, the images that may be used.
+
+        pairs   (N, C + 1) bool, the supports of each class, instead of the area rule; every order that begins with a
+                query then walks or draws these pairs
+        places  (N,) of the images in the order of the list; None: as in the index
 
         Raises DataError for a class with too few images, ConfigError for more ways than classes.
         """
         _require_ways(way, classes, what)
-        large = (index.areas >= min_area) & keep[:, None]
+        large = (index.areas >= min_area if pairs is None else pairs) & keep[:, None]
         self._supports = {c: np.flatnonzero(large[:, c]) for c in classes}
         # The query may be one of the class's images, and so may all supports of an episode.
         needed = way * shot + 1
@@ -113,20 +123,30 @@ class EpisodeSampler:
         if few and too_few_images == "error":
             counts = listing([f"{index.class_name(c)} has {len(self._supports[c])}" for c in few])
             raise DataError(
-                f"{what}: {kind} episodes need {needed} images of each class with at least {min_area} px, {counts}; "
+                f"{what}: {kind} episodes need {needed} images of each class "
+                f"{f'with at least {min_area} px' if pairs is None else 'on the list'}, {counts}; "
                 "add images, lower dataset.min_area, or leave such classes out with dataset.too_few_images=skip"
             )
         self.skipped = tuple(few)
         self.classes = tuple(c for c in classes if c not in set(few))
         self.index, self.way, self.shot, self.seed, self.order = index, way, shot, seed, order
-        # As in the papers, an image is listed if one class is large enough in it.
-        self.queries = np.flatnonzero(large[:, list(self.classes)].any(axis=1)) if self.classes else np.array([], int)
+        of_classes = large[:, list(self.classes)]
+        if order == "pairs" or pairs is not None:
+            self.queries, column = np.nonzero(of_classes)
+            self._query_classes: np.ndarray | None = np.array(self.classes, int)[column]
+        else:
+            # As in the papers, an image is listed if one class is large enough in it.
+            self.queries, self._query_classes = np.flatnonzero(of_classes.any(axis=1)), None
+        if places is not None:
+            by_place = np.argsort(places[self.queries], kind="stable")
+            self.queries = self.queries[by_place]
+            self._query_classes = None if self._query_classes is None else self._query_classes[by_place]
         if not len(self.queries):
             raise DataError(f"{what}: no class has the {needed} images that {kind} episodes need; add images")
         _require_ways(way, self.classes, f"{what}, without the classes of too few images,")
 
     def __len__(self) -> int:
-        """The number of queries, which is one epoch."""
+        """The number of queries, or of pairs, which is one epoch."""
         return len(self.queries)
 
     def images(self) -> np.ndarray:
@@ -180,11 +200,14 @@ class EpisodeSampler:
             images = self._supports[class_id]
             walk, position = divmod(turn, len(images))
             return int(images[_pass_order(self.seed, class_id, walk, len(images))[position]]), class_id
-        query = int(self.queries[self._position(number, random)])
+        position = self._position(number, random)
+        query = int(self.queries[position])
+        if self._query_classes is not None:
+            return query, int(self._query_classes[position])
         return query, int(random.choice([c for c in self.classes if self.index.areas[query, c] > 0]))
 
     def _position(self, number: int, random: np.random.Generator) -> int:
-        if self.order == "in_order":
+        if self.order in WALKS:
             return number % len(self.queries)
         if self.order == "random":
             return int(random.integers(len(self.queries)))

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from fss_svf.data.dataset import DatasetOptions, SplitName
-from fss_svf.data.episodes import EpisodeSampler, Order
+from fss_svf.data.episodes import WALKS, EpisodeSampler, Order
 from fss_svf.data.index import Index
 from fss_svf.errors import DataError, listing
 
@@ -90,4 +90,7 @@ class Fold:
             self.options.too_few_images,
             what=f"fold {self.number}, {split}{without_names}",
             way=way,
+            # Without supports an episode is an image (base learners).
+            pairs=self.options.pairs(index, split, order == "pairs") if shot else None,
+            places=self.options.query_places(index, split) if order in WALKS else None,
         )

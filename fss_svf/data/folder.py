@@ -153,7 +153,15 @@ class Folder(Dataset):
         shared = {f.name: getattr(self.options, f.name) for f in fields(DatasetOptions)}
         missing = self.options.allow_missing
         coco = Coco(
-            CocoOptions(**shared, train=where, val=where, mask_mode="full", allow_missing=missing, check_counts=False)
+            CocoOptions(
+                **shared,
+                train=where,
+                val=where,
+                mask_mode="full",
+                query_order="file",
+                allow_missing=missing,
+                check_counts=False,
+            )
         )
         coco.name, coco.keys = self.name, {"annotations": "dataset.instances", "images": "dataset.images"}
         return coco

@@ -8,6 +8,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
+from typing import Literal
+
+import numpy as np
 
 from fss_svf.data.archives import unpack_until
 from fss_svf.data.build import build_index, fingerprint
@@ -17,6 +20,7 @@ from fss_svf.data.file_names import present
 from fss_svf.data.identity import record
 from fss_svf.data.images import read_label, write_label
 from fss_svf.data.index import ImageRow, Index
+from fss_svf.data.official_lists import hsnet_pascal
 from fss_svf.data.sbd import read_sbd_label
 from fss_svf.data.voc import VOC_CLASSES, index_named, read_names
 from fss_svf.errors import DataError, listing
@@ -38,9 +42,15 @@ Sources = dict[SplitName, dict[str, Path]]
 
 @dataclass(frozen=True)
 class PascalOptions(DatasetOptions):
-    train_list: Path | None
+    train_list: Literal["hsnet"] | Path | None
     allow_missing: bool
     check_counts: bool
+
+    def pairs(self, index: Index, split: SplitName, by_pair: bool) -> np.ndarray | None:
+        """HSNet's pairs: in tests by pair, and in training on its list."""
+        if not (by_pair if split == "val" else self.train_list == "hsnet"):
+            return None
+        return hsnet_pairs(index, split)
 
 
 @dataclass(frozen=True)
@@ -107,7 +117,7 @@ class Pascal(Dataset):
                 "its path, and run 'fss-svf prepare dataset=pascal' first"
             )
         path, listed = self._index_path(name, download), self.options.train_list if name == "train" else None
-        index = self._open_index(path, listed)
+        index = self._open_index(path, listed if isinstance(listed, Path) else None)
         split = Split(index, download.voc / "JPEGImages", ".jpg", self._labels(download))
         # SBD's labels may be deleted after they are merged.
         merged = download.aug is not None or download.sbd is not None
@@ -119,7 +129,9 @@ class Pascal(Dataset):
         return download.aug is not None or download.sbd is not None
 
     def _train_names(self, voc: Path) -> list[str]:
-        if self.options.train_list is not None:
+        if self.options.train_list == "hsnet":
+            names = list(hsnet_pascal("train"))
+        elif self.options.train_list is not None:
             names = read_names(self.options.train_list, "dataset.train_list")
         else:
             names = list(dict.fromkeys([*sbd_train_noval(), *_voc_names(voc, "train")]))
@@ -135,7 +147,7 @@ class Pascal(Dataset):
     def _lists(self, voc: Path) -> list[Path]:
         """The list files of training and test images. The training list does not include test images."""
         lists = [voc / "ImageSets" / "Segmentation" / f"{split}.txt" for split in ("train", "val")]
-        return [*lists, *([] if self.options.train_list is None else [self.options.train_list])]
+        return [*lists, *([self.options.train_list] if isinstance(self.options.train_list, Path) else [])]
 
     def _index_path(self, split: SplitName, download: Download) -> Path:
         assert download.voc is not None
@@ -211,6 +223,31 @@ class Pascal(Dataset):
 def sbd_train_noval() -> list[str]:
     """SBD's training images that are not in VOC 2012's val lists, 5,623 names (a list published by SBD's authors)."""
     return (files("fss_svf.data") / "lists" / "sbd_train_noval.txt").read_text().split()
+
+
+def hsnet_pairs(index: Index, split: SplitName) -> np.ndarray:
+    """(N, C + 1) bool, the classes that HSNet lists each image under.
+
+    Logs how many pairs are of images that the index lacks. Raises DataError if all are, or for a label without its class.
+    """
+    listed, pairs, kept = hsnet_pascal(split), np.zeros(index.areas.shape, bool), 0
+    for row, name in enumerate(index.names.tolist()):
+        for c in listed.get(name, ()):
+            if not index.areas[row, c]:
+                raise DataError(
+                    f"{name}: HSNet lists it under {index.class_name(c)}, its label has no pixel of it; download the "
+                    "labels again"
+                )
+            pairs[row, c] = True
+            kept += 1
+    total = sum(map(len, listed.values()))
+    if not kept:
+        raise DataError(
+            f"dataset=pascal, {split}: no image of HSNet's list is there; set dataset.root to VOC 2012 and SBD"
+        )
+    if kept < total:
+        log.warning("HSNet's %s list: images of %s of %s pairs are missing", split, f"{total - kept:,}", f"{total:,}")
+    return pairs
 
 
 def _voc_names(voc: Path, split: SplitName) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from fss_svf.config import to_mapping
 from fss_svf.data.dataset import Dataset
+from fss_svf.data.episodes import WALKS
 from fss_svf.evaluation.base_classes import base_scores
 from fss_svf.evaluation.episode_table import EpisodeTable, save_episode_table, total_counts
 from fss_svf.evaluation.intervals import LEVEL, RESAMPLES, deviation, interval, resampled
@@ -83,7 +84,8 @@ def data_source(dataset: Dataset, plan: Plan) -> dict[str, Any]:
     """What decides the data that is measured, and the episodes on it; the same for every shot of an evaluation."""
     shot = max(plan.episodes)
     index = plan.episodes[shot][0].index
-    return {"index": index.hash, **_data_choices(dataset, shot), **plan.source}
+    walks_list = plan.protocol.queries in WALKS and dataset.options.query_places(index, "val") is not None
+    return {"index": index.hash, **_data_choices(dataset, shot, walks_list), **plan.source}
 
 
 def _of_subject(subject: Subject) -> dict[str, Any]:
@@ -134,9 +136,13 @@ def _mean(runs: list[dict[str, float]]) -> dict[str, float]:
     return {key: mean(run[key] for run in runs) for key in runs[0]}
 
 
-def _data_choices(dataset: Dataset, largest_shot: int) -> dict[str, Any]:
-    """The dataset's options that decide what is measured; the same for every fold."""
-    keys = ("class_partition", "folds", "min_area", "mask_mode", "support_annotation", "too_few_images")
+def _data_choices(dataset: Dataset, largest_shot: int, walks_list: bool) -> dict[str, Any]:
+    """The dataset's options that decide what is measured; the same for every fold.
+
+    walks_list: whether the queries come in an order of their own, that of query_order's list.
+    """
+    keys = ["class_partition", "folds", "min_area", "mask_mode", "support_annotation", "too_few_images"]
+    keys += ["query_order"] if walks_list else []
     found = {key: getattr(dataset.options, key) for key in keys if hasattr(dataset.options, key)}
     # Which classes are left out depends on the largest shot.
     return {**found, "largest_shot": largest_shot} if found["too_few_images"] == "skip" else found

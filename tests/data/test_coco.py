@@ -118,6 +118,7 @@ def dataset(root, **changes):
         train=both,
         val=both,
         mask_mode="full",
+        query_order="file",
         allow_missing=False,
         check_counts=True,
     )
@@ -579,7 +580,8 @@ def test_config_holds_the_numbers_of_the_papers(monkeypatch):
     values = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     assert values.pop("name") == "coco"
     options = from_mapping(CocoOptions, values)
-    assert (options.min_area, options.class_partition, options.mask_mode) == (2 * 32 * 32, "mod4", "full")
+    assert (options.min_area, options.class_partition, options.mask_mode) == (2 * 32 * 32, "mod4", "official")
+    assert options.query_order == "official"
     assert options.filter_novel
     assert not options.allow_missing
     assert (options.root, options.prepared) == (Path("/data/coco"), Path("/data/coco/prepared"))
