@@ -408,3 +408,10 @@ def test_real_counts(tmp_path):
             assert {str(c): int(listed[:, c].sum()) for c in sampler.classes} == wanted["per_class"]
     label = read_label(root / "SegmentationClassAug" / f"{VAL[0]}.png")
     assert set(np.unique(label)) >= {0, 255}
+    of_hsnet = dataset(root, train_list="hsnet", min_area=2048, allow_missing=True, filter_novel=False)
+    train = of_hsnet.prepare(2)["train"]
+    assert len(train) == 5682  # the labels of SBD's val are not there
+    for fold, (in_val, in_train) in enumerate(zip((346, 451, 725, 346), (6399, 5754, 4506, 6489))):
+        of_fold = Fold(of_hsnet.options, train.class_names, fold)
+        assert len(of_fold.sampler(indexes["val"], "val", 5, 0, "pairs")) == in_val
+        assert len(of_fold.sampler(train, "train", 1, 0, "shuffled_epochs")) == in_train
