@@ -93,9 +93,10 @@ def _of_data(result: Mapping[str, Any]) -> Iterator[str]:
     area = data.get("min_area", expected["min_area"])
     if area != expected["min_area"]:
         yield f"min_area {area} instead of {expected['min_area']}"
-    if data.get("mask_mode") != (masks := expected.get("mask_mode")):
-        yield f"masks drawn by mask_mode={data.get('mask_mode')} instead of {masks}"
-    if masks and result["protocol"]["queries"] == "in_order" and "query_order" not in data:
+    masks = data.get("mask_mode")
+    if masks not in (None, expected.get("mask_mode")):
+        yield f"mask_mode {masks} instead of {expected['mask_mode']}"
+    if masks is not None and result["protocol"]["queries"] == "in_order" and "query_order" not in data:
         yield "queries in the order of the annotation file"
     if data.get("support_annotation", "mask") != "mask":
         yield f"supports annotated by {data['support_annotation']}"

@@ -82,6 +82,28 @@ def test_every_difference_is_noted(change, note):
 
 
 @pytest.mark.parametrize(
+    ("data", "note"),
+    [
+        ({}, []),
+        ({"mask_mode": "full"}, ["mask_mode full instead of official"]),
+        ({"query_order": None}, ["queries in the order of the annotation file"]),
+    ],
+)
+def test_masks_and_order_of_coco_are_noted(data, note):
+    given = {"class_partition": "mod4", "mask_mode": "official", "query_order": "official", **data}
+    options = {"dataset.name": "coco", "recipe.epochs": 50}
+    changed = result(
+        dataset="coco",
+        size=641,
+        images_listed=26052,
+        backbone_weights="base learner, coco fold 0",
+        data={key: value for key, value in given.items() if value is not None},
+        options=options,
+    )
+    assert differences(changed, published(changed)) == note
+
+
+@pytest.mark.parametrize(
     ("change", "why"),
     [
         ({"dataset": "toy"}, "papers print none for dataset toy"),

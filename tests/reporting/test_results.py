@@ -60,7 +60,7 @@ def test_documented_keys_are_those_of_a_result(fss, toy_root, tmp_path):
             assert tuple(next(csv.reader(file))) == COLUMNS
     assert {key for key in documented if key.startswith("checkpoint")} <= every
     # What another dataset or several ways would add.
-    assert set(documented) - every == {"data.folds", "data.mask_mode", "data.way", "way_rule"}
+    assert set(documented) - every == {"data.folds", "data.mask_mode", "data.query_order", "data.way", "way_rule"}
 
 
 def test_documented_columns_are_those_of_the_table():
