@@ -122,10 +122,12 @@ class EpisodeSampler:
         kind = f"{shot}-shot" if way == 1 else f"{way}-way {shot}-shot"
         if few and too_few_images == "error":
             counts = listing([f"{index.class_name(c)} has {len(self._supports[c])}" for c in few])
+            rule, lower = (
+                (f"with at least {min_area} px", ", lower dataset.min_area") if pairs is None else ("listed", "")
+            )
             raise DataError(
-                f"{what}: {kind} episodes need {needed} images of each class "
-                f"{f'with at least {min_area} px' if pairs is None else 'on the list'}, {counts}; "
-                "add images, lower dataset.min_area, or leave such classes out with dataset.too_few_images=skip"
+                f"{what}: {kind} episodes need {needed} images of each class {rule}, {counts}; add images{lower}, or leave "
+                "such classes out with dataset.too_few_images=skip"
             )
         self.skipped = tuple(few)
         self.classes = tuple(c for c in classes if c not in set(few))

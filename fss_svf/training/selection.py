@@ -46,7 +46,7 @@ class Selection:
                 "held out of training to choose best.pt: %s; the novel classes are not evaluated during training",
                 self._names(self.held_out),
             )
-        log.info("%s training images, %s validation images", f"{len(self.training):,}", f"{len(self.validating):,}")
+        log.info("%s training queries, %s validation queries", f"{len(self.training):,}", f"{len(self.validating):,}")
         for what, sampler in (("training", self.training), ("validation", self.validating)):
             if sampler.skipped:
                 count, names = len(sampler.skipped), self._names(sampler.skipped)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from fss_svf.config import EpisodeFiles, Protocol
 from fss_svf.data import coco, official_lists, pascal
 from fss_svf.data.coco_annotations import Annotations, Instance
 from fss_svf.data.coco_draw import draw_label
@@ -16,6 +17,8 @@ from fss_svf.data.index import ImageRow, Index
 from fss_svf.data.official_lists import coco_val_names, hsnet_pascal
 from fss_svf.data.voc import VOC_CLASSES
 from fss_svf.errors import DataError
+from fss_svf.evaluation.plan import make_plan
+from fss_svf.evaluation.result import data_source
 from tests.data.test_coco import CAT, DOG, IMAGES, box, content, dataset, plain_rle, write_images
 from tests.one_line import data_error
 from tests.real import real_data
@@ -199,6 +202,25 @@ def test_queries_come_in_the_order_of_the_list(val2014, caplog):
         assert [one[n] for n in range(9)] == [other[n] for n in range(9)]
     one, other = (f.sampler(index, "val", 1, 5, "in_order") for f in (by_file, by_list))
     assert one[0].query != other[0].query
+
+
+def test_the_order_is_part_of_the_hash_where_it_is_walked(val2014):
+    root, _ = val2014
+    found = {}
+    for order in ("official", "hsnet", "file"):
+        data = dataset(root, query_order=order, mask_mode="official", min_area=9, class_partition="contiguous")
+        index = data.prepare(0)["val"]
+        for queries in ("in_order", "random"):
+            protocol = Protocol("x", 4, 1, 5, queries, "pad", "original", "leave_out")
+            fold = Fold(data.options, index.class_names, 0)
+            plan = make_plan(index, fold, (1,), protocol, EpisodeFiles(None, None))
+            source = data_source(data, plan)
+            found[order, queries] = (source.get("query_order"), protocol.hash(data=source))
+    assert found["official", "in_order"][0] == "official"
+    assert found["hsnet", "in_order"][0] == "hsnet"
+    assert found["file", "in_order"][0] is None
+    assert len({found[order, "in_order"][1] for order in ("official", "hsnet", "file")}) == 3
+    assert len({found[order, "random"] for order in ("official", "hsnet", "file")}) == 1
 
 
 def test_other_data_keep_the_order_of_their_file(tmp_path):
