@@ -15,7 +15,7 @@ from fss_svf.data.coco_fields import short_repr
 from fss_svf.data.identity import label_digest, record
 from fss_svf.data.images import image_size, write_label
 from fss_svf.data.index import ImageRow
-from fss_svf.data.voc import class_areas
+from fss_svf.data.label_values import class_areas
 from fss_svf.errors import DataError
 
 MaskMode = Literal["official", "full", "first_polygon"]

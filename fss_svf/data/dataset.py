@@ -63,6 +63,11 @@ class DatasetOptions:
         """(N,) the places of the images in the list that a test walks; None: the index' own order."""
         return None
 
+    def base(self, class_names: Sequence[str], fold: int) -> tuple[int, ...]:
+        """The class numbers that `fold` may be trained on, ascending: all that are not novel."""
+        novel = set(self.novel(class_names, fold))
+        return tuple(c for c in range(1, len(class_names) + 1) if c not in novel)
+
 
 @dataclass(frozen=True)
 class Split:
@@ -86,8 +91,8 @@ class Split:
         return read_image(self.image_path(number))
 
     def label(self, number: int) -> np.ndarray:
-        """(H, W) uint8 class numbers and 255 of image `number`. Raises DataError."""
-        return read_label(self.label_path(number))
+        """(H, W) uint8 of image `number`: index.value of each class, 0 elsewhere, and 255. Raises DataError."""
+        return self.index.with_values(read_label(self.label_path(number), self.index.wide), number)
 
     def pair(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """Image and label. Raises DataError if their sizes differ."""
@@ -126,18 +131,20 @@ class Dataset(ABC):
                 f"dataset={self.name}: not prepared{what}, there is no {path}; run {self._prepare} first"
             ) from None
 
-    def _checked(self, path: Path, split: Split, sources: Sequence[Path], origins: Sequence[Path] = ()) -> Split:
+    def _checked(
+        self, path: Path, split: Split, sources: Sequence[Path], origins: Sequence[Sequence[Path]] = ()
+    ) -> Split:
         """The split, after a check that its files are those its index at `path` was made from.
 
         Raises DataError naming a file that changed. Files that are gone are skipped here; reading them raises.
 
         sources  as given to build_index
-        origins  for each image the file that its label was made from
+        origins  for each image the files that its label was made from
         """
         index = split.index
         files = [[str(split.image_path(n)), str(split.label_path(n))] for n in range(len(index))]
-        for of_image, origin in zip(files, origins):
-            of_image.append(str(origin))
+        for of_image, of_label in zip(files, origins):
+            of_image.extend(map(str, of_label))
         changed, now = index.checked(files, sources)
         if changed is not None:
             raise DataError(

@@ -30,6 +30,16 @@ def image_files(folder: Path, endings: Iterable[str] = IMAGE_ENDINGS) -> list[Pa
     return files
 
 
+def named(folder: Path, endings: Iterable[str]) -> dict[str, str]:
+    """File names of `folder` by their name without ending, in one spelling. Raises DataError for two of one name."""
+    files: dict[str, str] = {}
+    for path in image_files(folder, endings) if folder.is_dir() else ():
+        other = files.setdefault(plain(path.stem), path.name)
+        if other != path.name:
+            raise DataError(f"{folder}: both {other} and {path.name} are called {plain(path.stem)}; rename one")
+    return files
+
+
 def require_utf8(path: Path) -> Path:
     """The path. Raises DataError if it is not UTF-8, since tables, logs and indexes cannot store it."""
     try:

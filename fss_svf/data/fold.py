@@ -34,8 +34,8 @@ class Fold:
 
     @cached_property
     def base(self) -> tuple[int, ...]:
-        """Numbers of the training classes, ascending: all that are not novel."""
-        return tuple(c for c in range(1, len(self.class_names) + 1) if c not in self.novel)
+        """Numbers of the training classes, ascending."""
+        return self.options.base(self.class_names, self.number)
 
     def classes(self, split: SplitName) -> tuple[int, ...]:
         """The classes of a split's episodes: base classes in train, novel ones in val."""
@@ -78,6 +78,8 @@ class Fold:
             raise DataError(
                 f"fold={self.number}: no class is novel in it, the dataset has {len(self.class_names)}; choose another"
             )
+        if split == "train" and not self.base:
+            raise DataError(f"fold={self.number}: all classes of this dataset are tested; train on another dataset")
         without_names = f", in images without {listing(self.names(without))}" if without else ""
         return EpisodeSampler(
             index,

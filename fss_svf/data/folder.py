@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,13 @@ from fss_svf.config import require
 from fss_svf.data.build import build_index, fingerprint
 from fss_svf.data.coco import Coco, CocoOptions, CocoSplit
 from fss_svf.data.dataset import Dataset, DatasetOptions, Split, SplitName, link_to_nothing, require_folder
-from fss_svf.data.file_names import IMAGE_ENDINGS, image_files, in_subfolders, plain, present
+from fss_svf.data.file_names import IMAGE_ENDINGS, image_files, in_subfolders, named, plain, present
 from fss_svf.data.folder_checks import check_classes, check_turned, warn_of_turned
 from fss_svf.data.identity import label_digest, record
 from fss_svf.data.images import read_image_of_label, read_label
 from fss_svf.data.index import ImageRow, Index
-from fss_svf.data.voc import class_areas, read_lines, read_names
+from fss_svf.data.label_values import class_areas, is_wide, require_classes
+from fss_svf.data.voc import read_lines, read_names
 from fss_svf.errors import ConfigError, DataError, did_you_mean, listing
 from fss_svf.registry import DATASETS
 
@@ -187,9 +189,9 @@ class Folder(Dataset):
             )
         names = [plain(line.strip()) for line in read_lines(path) if line.strip()]
         twice = sorted({name for name in names if names.count(name) > 1})
-        if twice or not 1 <= len(names) <= 254:
-            problem = f"{listing(twice)} twice" if twice else f"{len(names)} of them"
-            raise DataError(f"{path}: expected 1 to 254 class names, each once, found {problem}")
+        if twice:
+            raise DataError(f"{path}: expected class names, each once, found {listing(twice)} twice; remove one")
+        require_classes(names, path)
         return tuple(names)
 
     def _index(self, split: SplitName, class_names: tuple[str, ...], workers: int | None) -> Index:
@@ -226,7 +228,7 @@ class Folder(Dataset):
         return build_index(
             self._index_path(split),
             items,
-            index_mask,
+            partial(index_mask, is_wide(len(class_names))),
             class_names,
             fingerprint("folder", class_names, [image.name for _, image, _ in items]),
             workers,
@@ -237,21 +239,14 @@ class Folder(Dataset):
         )
 
 
-def named(folder: Path, endings: Sequence[str]) -> dict[str, str]:
-    """File names of `folder` by their name without ending, in one spelling. Raises DataError for two of one name."""
-    files: dict[str, str] = {}
-    for path in image_files(folder, endings) if folder.is_dir() else ():
-        other = files.setdefault(plain(path.stem), path.name)
-        if other != path.name:
-            raise DataError(f"{folder}: both {other} and {path.name} are called {plain(path.stem)}; rename one")
-    return files
+def index_mask(wide: bool, item: tuple[str, Path, Path]) -> ImageRow:
+    """The row of (name, image, mask). Both files are decoded, so that damaged or ambiguous ones are errors here.
 
-
-def index_mask(item: tuple[str, Path, Path]) -> ImageRow:
-    """The row of (name, image, mask). Both files are decoded, so that damaged or ambiguous ones are errors here."""
+    wide: as read_label
+    """
     name, image, mask = item
     files = record(image), record(mask)
-    label = read_label(mask)
+    label = read_label(mask, wide)
     size = read_image_of_label(image, label.shape).shape
     if size[:2] != label.shape:
         raise DataError(

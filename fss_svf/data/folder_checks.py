@@ -13,7 +13,7 @@ from fss_svf.data.dataset import Split
 from fss_svf.data.decoding import opened, orientation_of, stored_size
 from fss_svf.data.images import frame_of, read_label
 from fss_svf.data.index import Index
-from fss_svf.episode import IGNORE
+from fss_svf.data.label_values import ignored_value
 from fss_svf.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -22,7 +22,8 @@ log = logging.getLogger(__name__)
 def check_classes(index: Index, masks: Sequence[Path]) -> None:
     """Warn of masks with 255 and no class. Raise DataError if no mask has a class."""
     without = [masks[number] for number in np.flatnonzero(~index.areas.any(axis=1)).tolist()]
-    ignored = [mask for mask in without if (read_label(mask) == IGNORE).any()]
+    labels = (read_label(mask, index.wide) for mask in without)
+    ignored = [mask for mask, label in zip(without, labels) if (label == ignored_value(label)).any()]
     if len(without) == len(masks):
         what = "0 and 255, and 255 is ignored" if ignored else "0, the background"
         raise DataError(

@@ -69,8 +69,10 @@ def _decode_jpeg(raw: bytes) -> np.ndarray | None:
     return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-def read_label(path: Path) -> np.ndarray:
+def read_label(path: Path, wide: bool = False) -> np.ndarray:
     """(H, W) uint8 class numbers from a palette or grey PNG. Raises DataError as read_image does, and for colours.
+
+    wide: (H, W) uint16 from a grey PNG of 16 bits, as of a dataset with more than 254 classes (label_values).
 
     Grey of 2 or 4 bits is refused: its numbers may be classes, or 8-bit ones scaled down. A label with an EXIF
     orientation is refused too: it may have been drawn turned or not.
@@ -79,7 +81,12 @@ def read_label(path: Path) -> np.ndarray:
     raw = _read(path)
     with opened(path, raw) as image:
         bits = raw[_PNG_DEPTH] if image.format == "PNG" else 8
-        if image.mode not in ("P", "L") or (image.mode == "L" and bits < 8):
+        if wide and not (bits == 16 and image.mode.startswith("I")):
+            raise DataError(
+                f"{path}: a label of a dataset with more than 254 classes must be a grey PNG of 16 bits, got mode "
+                f"{image.mode} in {bits} bits; save it in that form, with 65535 where it is ignored"
+            )
+        if not wide and (image.mode not in ("P", "L") or (image.mode == "L" and bits < 8)):
             raise DataError(
                 f"{path}: a label must be a palette or grey PNG of class numbers (grey in 8 bits), got mode "
                 f"{image.mode} in {bits} bits; save it in that form"
@@ -87,7 +94,7 @@ def read_label(path: Path) -> np.ndarray:
         load(image)
         if orientation_of(image) != 1:
             raise DataError(f"{path}: a label with an EXIF orientation; save it upright, without EXIF")
-        return np.asarray(image)
+        return np.asarray(image, np.uint16 if wide else None)
 
 
 # Position of the bit depth in a PNG: its first chunk has a fixed position.
@@ -110,9 +117,10 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def write_label(path: Path, label: np.ndarray) -> None:
-    """Write (H, W) uint8 class numbers as a palette PNG in VOC's colours, atomically."""
+    """Write (H, W) uint8 class numbers as a palette PNG in VOC's colours, or uint16 ones as a grey PNG, atomically."""
     image = Image.fromarray(label)
-    image.putpalette(PALETTE.tobytes())
+    if label.dtype == np.uint8:
+        image.putpalette(PALETTE.tobytes())
     with atomic_write(path) as unfinished:
         # zlib's Z_RLE: for labels as small as the default, in a third of the time.
         image.save(unfinished, format="PNG", compress_type=3)

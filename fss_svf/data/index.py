@@ -17,6 +17,8 @@ from zipfile import BadZipFile
 import numpy as np
 
 from fss_svf.data.identity import FileRecord, changed_file, table
+from fss_svf.data.label_values import ABSENT, MOST_IN_IMAGE, is_wide, require_classes
+from fss_svf.episode import IGNORE
 from fss_svf.errors import DataError
 from fss_svf.files import atomic_write
 
@@ -78,6 +80,7 @@ class Index:
         sources: Sequence[FileRecord] = (),
     ) -> Index:
         rows, class_names = list(rows), tuple(class_names)
+        require_classes(class_names, "index")
         areas = np.zeros((len(rows), len(class_names) + 1), np.int32)
         for i, row in enumerate(rows):
             for c in (*row.areas, *(box[0] for box in row.boxes)):
@@ -85,6 +88,10 @@ class Index:
                     raise DataError(
                         f"{row.name}: its label has class {c}, the dataset has 1..{len(class_names)}; correct it"
                     )
+            if is_wide(len(class_names)) and len(row.areas) > MOST_IN_IMAGE:
+                raise DataError(
+                    f"{row.name}: {len(row.areas)} classes in one image, at most {MOST_IN_IMAGE} are possible"
+                )
             areas[i, list(row.areas)] = list(row.areas.values())
         sizes = np.array([(row.height, row.width) for row in rows], np.int32).reshape(-1, 2)
         # One number at a time: COCO's 600,000 boxes as tuples would take 100 MB.
@@ -129,6 +136,31 @@ class Index:
         """(N,) bool: images in which some class of `classes` covers at least `min_area` pixels."""
         large: np.ndarray = np.any(self.areas[:, list(classes)] >= min_area, axis=1)
         return large
+
+    @property
+    def wide(self) -> bool:
+        """Whether labels hold ranks of an image's classes, since there are too many classes for 8 bits."""
+        return is_wide(len(self.class_names))
+
+    def value(self, image: int, class_id: int) -> int:
+        """The value of a class in the label of an image, as Split.label returns it.
+
+        This is the class number; if the index is `wide`, the rank of the class among the image's, from 1 on.
+        """
+        if not self.wide:
+            return class_id
+        rank = np.count_nonzero(self.areas[image, 1 : class_id + 1])
+        return int(rank) if self.areas[image, class_id] else ABSENT
+
+    def with_values(self, label: np.ndarray, image: int) -> np.ndarray:
+        """(H, W) uint8 of the image's label as in its file: with the value of each class, and 255 where it is ignored."""
+        if not self.wide:
+            return label
+        classes = np.flatnonzero(self.areas[image])
+        lookup = np.zeros(np.iinfo(np.uint16).max + 1, np.uint8)
+        lookup[classes] = np.arange(1, len(classes) + 1)
+        lookup[-1] = IGNORE
+        return lookup[label]
 
     def boxes_of(self, image: int, class_id: int) -> np.ndarray | None:
         """(n, 4) int32 y0, x0, y1, x1 (ends exclusive) of the class's instances in the image; None if the dataset

@@ -15,6 +15,8 @@ from fss_svf.data.annotation import SupportAnnotation, annotate
 from fss_svf.data.augment import EvalTransform, binary_mask, query_mask, support_mask, training_transform
 from fss_svf.data.dataset import Split
 from fss_svf.data.episodes import AUGMENTATION, EpisodeSampler, EpisodeSpec
+from fss_svf.data.index import Index
+from fss_svf.data.label_values import require_8_bits
 from fss_svf.episode import IGNORE, Batch, Episode
 
 
@@ -24,7 +26,7 @@ class EvalImage:
 
     image    (3, H, W) uint8, or normalised float32
     masks    (M, H, W) uint8 in {0, 1, 255}, its masks as a support
-    label    (h, w) uint8 class numbers and 255, at the original size
+    label    (h, w) uint8, as Split.label
     resized  (H, W) uint8, the label resized and padded like the image
     """
 
@@ -98,14 +100,19 @@ class Episodes:
     def query(self, spec: EpisodeSpec) -> tuple[np.ndarray, np.ndarray]:
         """The query (H, W, 3) uint8 and its mask (H, W) uint8 in {0..N, 255}, at the original size."""
         image, label = self.split.pair(spec.query)
-        return image, query_mask(label, spec.class_ids)
+        return image, query_mask(label, self._values(spec.query, spec.class_ids))
 
     def support(self, spec: EpisodeSpec, k: int, way: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """Support `k` (from 0) of `way` (from 1), and its mask in {0, 1, 255} in the kind of annotation."""
         class_id, number = spec.class_ids[way - 1], spec.supports[(way - 1) * spec.shot + k]
         image, label = self.split.pair(number)
         boxes = self.split.index.boxes_of(number, class_id)
-        return image, annotate(support_mask(label, class_id, spec.class_ids), self.annotation, boxes)
+        (value,) = self._values(number, [class_id])
+        mask = support_mask(label, value, self._values(number, spec.class_ids))
+        return image, annotate(mask, self.annotation, boxes)
+
+    def _values(self, number: int, class_ids: Sequence[int]) -> list[int]:
+        return [self.split.index.value(number, class_id) for class_id in class_ids]
 
     def supports(self, spec: EpisodeSpec) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """All supports, way by way."""
@@ -130,7 +137,7 @@ class TrainEpisodes(Episodes):
         super().__init__(split, annotation)
         self.sampler = sampler
         self.transform = training_transform(size, augment)
-        self.lookup = None if base is None else base_label_lookup(base)
+        self.lookup = None if base is None else base_label_lookup(split.index, base)
 
     def __call__(self, number: int) -> Episode:
         spec = self.sampler[number]
@@ -169,7 +176,8 @@ class EvalImages:
         masks = [np.zeros((0, self.transform.size, self.transform.size), np.uint8)]
         for class_id, class_ids in supports:
             boxes = self.split.index.boxes_of(number, class_id)
-            mask = annotate(support_mask(label, class_id, class_ids), self.annotation, boxes)
+            value, *values = (self.split.index.value(number, c) for c in (class_id, *class_ids))
+            mask = annotate(support_mask(label, value, values), self.annotation, boxes)
             masks.append(self.transform.label(mask)[None])
         return EvalImage(
             image=_image_tensor(self.transform.image(image)),
@@ -185,7 +193,7 @@ class BaseLabels:
     def __init__(self, split: Split, sampler: EpisodeSampler, size: int, augment: Augment | None) -> None:
         self.split, self.sampler = split, sampler
         self.transform = training_transform(size, augment)
-        self.lookup = base_label_lookup(sampler.classes)
+        self.lookup = base_label_lookup(split.index, sampler.classes)
 
     def __call__(self, number: int) -> LabelBatch:
         random = np.random.default_rng([self.sampler.seed, number, AUGMENTATION])
@@ -199,7 +207,7 @@ class LabelledImages:
 
     def __init__(self, split: Split, numbers: np.ndarray, base: Sequence[int], transform: EvalTransform) -> None:
         self.split, self.numbers, self.transform = split, numbers, transform
-        self.lookup = base_label_lookup(base)
+        self.lookup = base_label_lookup(split.index, base)
 
     def __call__(self, position: int) -> LabelBatch:
         image, label = self.split.pair(int(self.numbers[position]))
@@ -207,8 +215,12 @@ class LabelledImages:
         return LabelBatch(_image_tensor(image)[None], torch.from_numpy(label)[None])
 
 
-def base_label_lookup(base: Sequence[int]) -> np.ndarray:
-    """(256,) uint8 that maps base classes to 1..n in ascending order, 255 to itself, all others to background."""
+def base_label_lookup(index: Index, base: Sequence[int]) -> np.ndarray:
+    """(256,) uint8 that maps base classes to 1..n in ascending order, 255 to itself, all others to background.
+
+    Raises DataError for an index of more than 254 classes.
+    """
+    require_8_bits(index.class_names, "base labels (method=bam, pretrain)")
     lookup = np.zeros(256, np.uint8)
     lookup[sorted(base)] = np.arange(1, len(base) + 1)
     lookup[IGNORE] = IGNORE

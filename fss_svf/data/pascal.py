@@ -121,7 +121,8 @@ class Pascal(Dataset):
         split = Split(index, download.voc / "JPEGImages", ".jpg", self._labels(download))
         # SBD's labels may be deleted after they are merged.
         merged = download.aug is not None or download.sbd is not None
-        origins = list(label_sources(download, index.names.tolist()).values()) if merged else []
+        sources = label_sources(download, index.names.tolist()).values() if merged else []
+        origins = [[source] for source in sources]
         return self._checked(path, split, self._lists(download.voc), origins)
 
     def _labelled(self) -> bool:

@@ -6,8 +6,6 @@ import re
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from fss_svf.data.build import build_index, fingerprint
 from fss_svf.data.dataset import (
     Dataset,
@@ -23,6 +21,7 @@ from fss_svf.data.file_names import IMAGE_ENDINGS
 from fss_svf.data.identity import label_digest, record
 from fss_svf.data.images import image_size, read_label
 from fss_svf.data.index import ImageRow, Index
+from fss_svf.data.label_values import class_areas
 from fss_svf.errors import DataError
 
 VOC_CLASSES = (
@@ -126,9 +125,3 @@ def index_label(image: Path, label: Path, name: str) -> ImageRow:
 def index_named(images: Path, labels: Path, name: str) -> ImageRow:
     """The row of images/NAME.jpg and labels/NAME.png."""
     return index_label(images / f"{name}.jpg", labels / f"{name}.png", name)
-
-
-def class_areas(label: np.ndarray) -> dict[int, int]:
-    """The number of pixels of every class in a label, without background 0 and ignored 255."""
-    counts = np.bincount(label.reshape(-1), minlength=256)
-    return {int(c): int(counts[c]) for c in np.flatnonzero(counts[:255]) if c != 0}

@@ -71,7 +71,8 @@ class Engine:
         self.features = ImageFeatures(task, options, self.inference, groups, positions, self.timer, progress)
         self._lookup: Tensor | None = None
         if task.base is not None:
-            self._lookup = torch.from_numpy(base_label_lookup(task.base)).to(options.device, non_blocking=True)
+            lookup = torch.from_numpy(base_label_lookup(task.split.index, task.base))
+            self._lookup = lookup.to(options.device, non_blocking=True)
 
     def __iter__(self) -> Generator[tuple[int, GroupCounts[np.ndarray], Masks], None, None]:
         """The tuned layers are merged while it runs. The model is left in eval mode, unmerged."""
@@ -107,7 +108,8 @@ class Engine:
         self, group: QueryGroup, query: Features, supports: Mapping[Support, Features], label: Tensor
     ) -> tuple[GroupCounts[Tensor], Masks]:
         """The group's counts and masks, on the device. supports: compared with the query; label: see ImageFeatures."""
-        truth, ways = _truth(label, group.class_ids), len(group.class_ids)
+        values = [self.task.split.index.value(group.query.image, c) for c in group.class_ids]
+        truth, ways = _truth(label, values), len(values)
         names = further_predictions(self.task.model)
         of_predictions: list[list[Tensor]] = [[] for _ in ("", *names)]
         of_fusions: dict[str, list[Tensor]] = defaultdict(list)
@@ -185,11 +187,11 @@ class Engine:
         return self.task.transform.size, self.task.transform.size
 
 
-def _truth(label: Tensor, class_ids: Sequence[int]) -> Tensor:
-    """(H, W) uint8: n where the label is the n-th of `class_ids`, from 1 on, 255 where it is ignored, else 0."""
+def _truth(label: Tensor, values: Sequence[int]) -> Tensor:
+    """(H, W) uint8: n where the label is the n-th of `values`, from 1 on, 255 where it is ignored, else 0."""
     truth = torch.where(label == IGNORE, IGNORE, 0).to(torch.uint8)
-    for way, class_id in enumerate(class_ids, 1):
-        truth = torch.where(label == class_id, way, truth).to(torch.uint8)
+    for way, value in enumerate(values, 1):
+        truth = torch.where(label == value, way, truth).to(torch.uint8)
     return truth
 
 

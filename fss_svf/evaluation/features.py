@@ -62,7 +62,7 @@ class ImageFeatures:
         return self._cache[key]
 
     def label(self, query: Query) -> Tensor:
-        """(h, w) uint8 class numbers and 255 of a query that was encoded, on the device, at the size that is counted at."""
+        """(h, w) uint8, as Split.label, of a query that was encoded, on the device, at the size that is counted at."""
         return self._cache[Label(query.image)]["label"]
 
     def release(self, group: QueryGroup) -> None:

@@ -12,6 +12,7 @@ import torch
 from fss_svf.config import Augment
 from fss_svf.data.augment import EvalTransform, binary_mask
 from fss_svf.data.fold import Fold
+from fss_svf.data.index import Index
 from fss_svf.data.loader import batches
 from fss_svf.data.loading import (
     BaseLabels,
@@ -217,14 +218,15 @@ def test_an_image_to_evaluate_keeps_its_label_and_has_a_mask_a_class(toy_root):
 
 
 def test_base_label_lookup():
-    lookup = base_label_lookup((9, 2, 5))
+    index = Index.from_rows([], [f"class {c}" for c in range(254)], "made up")
+    lookup = base_label_lookup(index, (9, 2, 5))
     expected = {0: 0, 1: 0, 2: 1, 3: 0, 5: 2, 9: 3, 10: 0, 254: 0, 255: 255}
     assert {label: int(lookup[label]) for label in expected} == expected
     assert lookup.dtype == np.uint8
     assert np.count_nonzero(lookup) == 4
     # All classes of COCO, and one alone.
-    assert base_label_lookup(range(1, 81))[:82].tolist() == [*range(81), 0]
-    assert base_label_lookup((254,))[254] == 1
+    assert base_label_lookup(index, range(1, 81))[:82].tolist() == [*range(81), 0]
+    assert base_label_lookup(index, (254,))[254] == 1
 
 
 def test_base_labels_show_every_image_once_an_epoch(toy_root):

@@ -13,9 +13,10 @@ from fss_svf.data import toy as toy_module
 from fss_svf.data import voc
 from fss_svf.data.dataset import DatasetOptions
 from fss_svf.data.images import PALETTE, image_size, read_image, read_label, write_label
+from fss_svf.data.label_values import class_areas
 from fss_svf.data.toy import Toy
 from fss_svf.data.toy_render import render
-from fss_svf.data.voc import VocFolder, class_areas
+from fss_svf.data.voc import VocFolder
 from tests.conftest import toy_options
 from tests.one_line import data_error
 

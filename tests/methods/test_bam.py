@@ -242,7 +242,7 @@ def test_base_labels_move_with_the_query(toy_root):
     assert batch.base_mask.shape == (2, 65, 65)
     assert batch.base_class.shape == (2,)
     assert isinstance(batch.to("cpu"), Episode)
-    assert np.array_equal(base_label_lookup(base)[list(base)], np.arange(1, 16))
+    assert np.array_equal(base_label_lookup(split.index, base)[list(base)], np.arange(1, 16))
 
 
 OTHERS = ("baseline", "pfenet")
