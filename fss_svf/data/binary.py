@@ -86,7 +86,7 @@ class BinaryMasks(Dataset):
     def split(self, name: SplitName) -> Split:
         require_folder(self.options.root, "dataset.root", self.name)
         path, labels = self._index_path(name), self.options.prepared / "labels"
-        index, items = self._open_index(path), self._of_split(name, LAYOUTS[self.name].find(self.options.root).items)
+        index, items = self._open_index(path), self._find(name).items
         if difference := set(index.names.tolist()) ^ {item.name for item in items}:
             raise DataError(
                 f"dataset={self.name}: {len(difference)} images or masks were added or removed since the preparation, first "
@@ -95,8 +95,8 @@ class BinaryMasks(Dataset):
         split = BinarySplit(index, labels, "", labels, {item.name: item.image for item in items})
         return self._checked(path, split, [], [[mask for _, mask in item.masks] for item in items])
 
-    def _of_split(self, split: SplitName, items: list[Item]) -> list[Item]:
-        return items
+    def _find(self, split: SplitName) -> Found:
+        return LAYOUTS[self.name].find(self.options.root)
 
     def _index_path(self, split: SplitName) -> Path:
         # Data with missing files have a separate index, so that they are not taken for the complete ones.
@@ -104,20 +104,16 @@ class BinaryMasks(Dataset):
 
     def _index(self, split: SplitName, workers: int | None) -> Index:
         require_folder(self.options.root, "dataset.root", self.name)
-        layout = LAYOUTS[self.name]
-        found = layout.find(self.options.root)
+        layout, found = LAYOUTS[self.name], self._find(split)
         self._require_all(found)
-        items = self._of_split(split, found.items)
-        if not items:
-            raise DataError(f"dataset={self.name}: no image with a mask for {split}; finish the download")
         labels = self.options.prepared / "labels"
         labels.mkdir(parents=True, exist_ok=True)
         index = build_index(
             self._index_path(split),
-            items,
+            found.items,
             partial(draw_masks, labels, is_wide(len(layout.classes))),
             layout.classes,
-            fingerprint(self.name, layout.classes, [item.name for item in items]),
+            fingerprint(self.name, layout.classes, [item.name for item in found.items]),
             workers,
             f"{self.name} {split}",
             files=lambda item: (item.image, labels / f"{item.name}.png", *(mask for _, mask in item.masks)),
@@ -132,7 +128,7 @@ class BinaryMasks(Dataset):
     def _require_all(self, found: Found) -> None:
         if found.unused:
             log.info("%d files are not used, having no image or mask, first %s", len(found.unused), found.unused[0])
-        if not found.absent:
+        if not found.absent and found.items:
             return
         text = f"dataset={self.name}: {len(found.absent):,} files are missing: {listing(found.absent, 2)}"
         if not (self.options.allow_missing and found.items):
@@ -150,13 +146,14 @@ class Fss1000(BinaryMasks):
     def prepare(self, workers: int | None) -> dict[SplitName, Index]:
         return {"train": self._index("train", workers), "val": self._index("val", workers)}
 
-    def _of_split(self, split: SplitName, items: list[Item]) -> list[Item]:
-        names = set(FSS_SPLITS["train" if split == "train" else self.options.tested])
-        return [item for item in items if item.name.split("/")[0] in names]
+    def _find(self, split: SplitName) -> Found:
+        return LAYOUTS[self.name].find(self.options.root, set(FSS_SPLITS[self._list(split)]))
 
     def _index_path(self, split: SplitName) -> Path:
-        stem = "train" if split == "train" else self.options.tested
-        return self.options.prepared / f"{stem}{'-part' * self.options.allow_missing}.npz"
+        return self.options.prepared / f"{self._list(split)}{'-part' * self.options.allow_missing}.npz"
+
+    def _list(self, split: SplitName) -> str:
+        return "train" if split == "train" else self.options.tested
 
 
 @DATASETS.register("isic2018", BinaryOptions)

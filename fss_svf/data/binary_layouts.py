@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -71,11 +71,14 @@ class Layout:
             "or set dataset.root to its path (data/README.md shows the tree)"
         )
 
-    def find(self, root: Path) -> Found:
-        """The images and masks below dataset.root, by class and then by name as text. Raises DataError."""
+    def find(self, root: Path, only: Collection[str] | None = None) -> Found:
+        """The images and masks below dataset.root, by class and then by name as text. Raises DataError.
+
+        only: the classes whose folders of images are listed; None: all
+        """
         base, found = self.under(root), Found([], [], [])
         classes = None if self.class_of is None else self.class_of()
-        for prefix, images, folders in self._groups(base):
+        for prefix, images, folders in self._groups(base, self.classes if only is None else only):
             masks = {c: named(folder, self.mask_endings) for c, folder in folders.items()}
             of_masks = [stem for of_class in masks.values() for stem in of_class]
             names = [
@@ -103,10 +106,10 @@ class Layout:
                     found.absent.append(min(folders.items())[1] / f"{name}{self.suffix}{self.mask_endings[0]}")
         return found
 
-    def _groups(self, base: Path) -> Iterator[tuple[str, dict[str, Path], dict[int, Path]]]:
+    def _groups(self, base: Path, only: Collection[str]) -> Iterator[tuple[str, dict[str, Path], dict[int, Path]]]:
         """Images by name whose masks are in the same folders: the prefix of the names, the images, the folders by class."""
         if "{}" in self.images:
-            for c, name in enumerate(self.classes, 1):
+            for c, name in ((c, name) for c, name in enumerate(self.classes, 1) if name in only):
                 yield f"{name}/", self._images(base / self.images.format(name)), {c: base / self.masks.format(name)}
         else:
             classes = self.classes if "{}" in self.masks else self.classes[:1]

@@ -151,7 +151,7 @@ def test_fss1000(tmp_path, below):
 def test_missing_classes_of_fss1000_are_named(tmp_path):
     fss1000(tmp_path)
     first = tmp_path / FSS_SPLITS["train"][3]
-    with data_error("991 files are missing", first, "dataset.allow_missing=true"):
+    with data_error("517 files are missing", first, "dataset.allow_missing=true"):
         dataset("fss1000", tmp_path).prepare(0)
 
 
