@@ -19,6 +19,7 @@ WayRule = Literal["auto", "argmax", "joint"]
 @dataclass(frozen=True)
 class PrepareConfig:
     name: str
+    check: bool
     workers: int | None
     dataset: Choice = group(DATASETS)
     plugins: tuple[str, ...] = ()

@@ -21,9 +21,8 @@ from fss_svf.data.decoding import load, opened, orientation_of
 from fss_svf.data.identity import label_digest, record
 from fss_svf.data.images import read_image_of_label, write_label
 from fss_svf.data.index import ImageRow, Index
-from fss_svf.data.label_values import class_areas, is_wide
+from fss_svf.data.label_values import IGNORE, class_areas, is_wide
 from fss_svf.data.partition import Partition
-from fss_svf.episode import IGNORE
 from fss_svf.errors import DataError, listing
 from fss_svf.registry import DATASETS
 

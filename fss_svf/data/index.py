@@ -17,8 +17,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from fss_svf.data.identity import FileRecord, changed_file, table
-from fss_svf.data.label_values import ABSENT, MOST_IN_IMAGE, is_wide, require_classes
-from fss_svf.episode import IGNORE
+from fss_svf.data.label_values import ABSENT, IGNORE, MOST_IN_IMAGE, is_wide, require_classes
 from fss_svf.errors import DataError
 from fss_svf.files import atomic_write
 

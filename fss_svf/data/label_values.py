@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fss_svf.episode import IGNORE
 from fss_svf.errors import DataError
 
+IGNORE = 255  # as in fss_svf.episode, with which the processes of a preparation would import PyTorch
 MOST_IN_8_BITS = IGNORE - 1
 MOST_CLASSES = 32_767  # of a dataset, as class numbers are stored in an index
 ABSENT = IGNORE - 1  # the value of a class that an image with ranks does not have

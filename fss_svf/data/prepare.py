@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fss_svf.config import PrepareConfig
+from fss_svf.data.audit import audit
 from fss_svf.data.dataset import Dataset, DatasetOptions
 from fss_svf.data.fold import Fold
 from fss_svf.data.index import Index
@@ -48,6 +49,9 @@ def prepare(config: PrepareConfig, out: Path) -> None:
         if lacking:
             log.warning("%s: no image of %s, so there are no episodes of them", name, listing(lacking, 20))
     print(f"ready under {options.prepared}")
+    if config.check:
+        with _writing(options):
+            audit(dataset, config.workers)
 
 
 def images_of_classes(index: Index, min_area: int, classes: Sequence[int]) -> str:

@@ -78,6 +78,17 @@ def listed_twice(names: Sequence[str], more: Synonyms = ()) -> list[tuple[str, s
     return [(a, b) for a, b in same_things(names, names, more) if position[a] < position[b]]
 
 
+def other_names(names: Iterable[str], more: Synonyms = ()) -> dict[str, list[str]]:
+    """The names in the table of synonyms, and in `more`, that have the meaning of each of `names`; without those that have
+    none."""
+    words = list(dict.fromkeys(word for group in (*SYNONYMS, *more) for word in group))
+    found: dict[str, list[str]] = {}
+    for name, word in same_things(names, words, more):
+        if spelling(name) != spelling(word):
+            found.setdefault(name, []).append(word)
+    return found
+
+
 def warn_of_twice(names: Sequence[str], more: Synonyms = ()) -> None:
     """Warn of two names with the same meaning in a dataset: one may be trained on and the other novel."""
     for a, b in listed_twice(names, more):

@@ -111,7 +111,8 @@ def test_stopped_preparation_goes_on_to_the_same_end(root, tmp_path, monkeypatch
 
 def test_processes_need_no_torch():
     """They import what draws. PyTorch would take 400 MB and two seconds of each."""
-    command = "import fss_svf.data.coco, fss_svf.data.voc, fss_svf.data.toy, sys; sys.exit('torch' in sys.modules)"
+    modules = ", ".join(f"fss_svf.data.{name}" for name in ("coco", "voc", "toy", "binary", "folder"))
+    command = f"import {modules}, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", command]).returncode == 0
 
 
@@ -206,7 +207,7 @@ def test_one_preparation_at_a_time(builder, tmp_path):
 
 def config(root, **changes):
     """Of a toy of three images."""
-    return PrepareConfig("toy", 0, Choice("toy", toy_options(root, train_images=2, val_images=1, **changes)))
+    return PrepareConfig("toy", False, 0, Choice("toy", toy_options(root, train_images=2, val_images=1, **changes)))
 
 
 @pytest.mark.parametrize("full", ["write_label", "index"])
