@@ -42,16 +42,18 @@ class Look(NamedTuple):
     pattern: int | None
 
 
-def audit(dataset: Dataset, workers: int | None) -> None:
-    """Print a table of the dataset; write audit.json and audit.png, a sheet of random images, into its prepared folder."""
-    names: tuple[SplitName, ...] = ("train", "val")
+def audit(dataset: Dataset, names: Sequence[SplitName], workers: int | None) -> None:
+    """Print a table of these splits of a dataset, and write two files into its prepared folder: audit.json, and a sheet of
+    random images, audit.png."""
     splits: dict[SplitName, Split] = {name: dataset.split(name) for name in names}
-    if splits["train"].index.hash == splits["val"].index.hash:
+    both = len({split.index.hash for split in splits.values()}) < len(splits)
+    if both:
         del splits["train"]
     looks = {name: look_at_all(split, name, workers) for name, split in splits.items()}
     options, class_names = dataset.options, splits["val"].index.class_names
     report = {
         "dataset": dataset.name,
+        "one_split": both,
         "splits": {name: of_split(split, looks[name], options.min_area) for name, split in splits.items()},
         "same_file": same_files(splits, looks),
         "alike": alike(splits, looks),
@@ -175,7 +177,8 @@ def table(report: Mapping[str, Any]) -> list[str]:
         for name, of in report["splits"].items()
     ]
     widths = [max(map(len, column)) for column in zip(head, *rows)]
-    rows = [("both" if len(rows) == 1 else row[0], *row[1:]) for row in rows]  # the splits are the same images
+    if report["one_split"]:  # of the same images
+        rows = [("both", *row[1:]) for row in rows]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in (head, *rows)]
     for key, what in (("same_file", "the same file"), ("alike", "alike, perhaps copies")):
         groups = report[key]

@@ -74,13 +74,12 @@ class BinarySplit(Split):
 
 
 class BinaryMasks(Dataset):
-    """A download with binary masks, by its layout. Both splits have all its images."""
+    """A download with binary masks, by its layout. All its classes are tested: there is no train split."""
 
     options: BinaryOptions
 
     def prepare(self, workers: int | None) -> dict[SplitName, Index]:
-        index = self._index("val", workers)
-        return {"train": index, "val": index}
+        return {"val": self._index("val", workers)}
 
     def split(self, name: SplitName) -> Split:
         require_folder(self.options.root, "dataset.root", self.name)

@@ -21,6 +21,7 @@ from fss_svf.data.counts import counts_of_folds
 from fss_svf.data.dataset import Dataset, DatasetOptions, Split, SplitName, require_folder, require_images
 from fss_svf.data.index import Index
 from fss_svf.data.official_lists import coco_val_names
+from fss_svf.data.label_values import MOST_IN_8_BITS, is_wide
 from fss_svf.errors import DataError
 from fss_svf.registry import DATASETS
 
@@ -146,6 +147,11 @@ class Coco(Dataset):
                 f"{self.keys['annotations'].format(split=name)} to the instances_*.json under dataset.root"
             )
         annotations = Annotations(path)
+        if is_wide(len(annotations.class_names)):
+            raise DataError(
+                f"{path}: {len(annotations.class_names)} categories, more than the {MOST_IN_8_BITS} that are drawn here; "
+                "leave some out, or use dataset=lvis for LVIS"
+            )
         items = self._present(name, images, annotations.images)
         stems = [image.stem for image in items]
         self._require_papers_images(path, annotations)

@@ -95,8 +95,8 @@ class Annotations:
                 )
             names[key], ids[name] = name, key
         ordered = sorted(names, key=lambda key: (isinstance(key, str), key))
-        if not 1 <= len(ordered) <= 254:
-            raise ValueError(f"{len(ordered)} categories; label PNGs hold 1 to 254 classes")
+        if not ordered:
+            raise ValueError('"categories" is empty; list the classes')
         self.class_names = tuple(names[key] for key in ordered)
         return {key: number for number, key in enumerate(ordered, 1)}
 

@@ -115,7 +115,10 @@ class Dataset(ABC):
 
     @abstractmethod
     def prepare(self, workers: int | None) -> dict[SplitName, Index]:
-        """Check the download and write labels and indexes. workers=None: one for each core. Raises DataError."""
+        """Check the download and write labels and indexes. workers=None: one for each core. Raises DataError.
+
+        A dataset that only tests has no index of train.
+        """
 
     @abstractmethod
     def split(self, name: SplitName) -> Split:

@@ -30,12 +30,10 @@ def prepare(config: PrepareConfig, out: Path) -> None:
         indexes = dataset.prepare(config.workers)
     write_run_folder(out, config)
     options = dataset.options
-    warn_of_twice(indexes["train"].class_names, options.synonyms)
+    warn_of_twice(indexes["val"].class_names, options.synonyms)
     for name, index in indexes.items():
         folds = [Fold(options, index.class_names, number) for number in range(options.num_folds)]
         classes = sorted({c for fold in folds for c in fold.classes(name)})
-        if not classes:
-            continue  # all classes are tested
         listed = [int(fold.listed(index, name).sum()) for fold in folds]
         filtered = " without novel classes" if name == "train" and options.filter_novel else ""
         print(
@@ -51,7 +49,7 @@ def prepare(config: PrepareConfig, out: Path) -> None:
     print(f"ready under {options.prepared}")
     if config.check:
         with _writing(options):
-            audit(dataset, config.workers)
+            audit(dataset, list(indexes), config.workers)
 
 
 def images_of_classes(index: Index, min_area: int, classes: Sequence[int]) -> str:
