@@ -135,7 +135,7 @@ def _state(dataset: Dataset) -> str:
         get = f"'{prepare}' renders it" if name == "toy" else "data/README.md lists the expected files"
         return f"not there; {get}"
     try:
-        splits = {split: dataset.split(split) for split in ("train", "val")}
+        splits = {split: dataset.split(split) for split in dataset.splits}
     except FssError as error:
         return f"not ready; '{prepare}' prepares it, or lists what is missing ({error})"
     counts = ", ".join(f"{len(split.index):,} images of {name}" for name, split in splits.items())

@@ -42,10 +42,10 @@ class Look(NamedTuple):
     pattern: int | None
 
 
-def audit(dataset: Dataset, names: Sequence[SplitName], workers: int | None) -> None:
-    """Print a table of these splits of a dataset, and write two files into its prepared folder: audit.json, and a sheet of
+def audit(dataset: Dataset, workers: int | None) -> None:
+    """Print a table of a dataset, and write two files into its prepared folder: audit.json, and a sheet of
     random images, audit.png."""
-    splits: dict[SplitName, Split] = {name: dataset.split(name) for name in names}
+    splits: dict[SplitName, Split] = {name: dataset.split(name) for name in dataset.splits}
     both = len({split.index.hash for split in splits.values()}) < len(splits)
     if both:
         del splits["train"]

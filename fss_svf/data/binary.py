@@ -77,12 +77,14 @@ class BinaryMasks(Dataset):
     """A download with binary masks, by its layout. All its classes are tested: there is no train split."""
 
     options: BinaryOptions
+    splits: tuple[SplitName, ...] = ("val",)
 
     def prepare(self, workers: int | None) -> dict[SplitName, Index]:
-        return {"val": self._index("val", workers)}
+        return {name: self._index(name, workers) for name in self.splits}
 
     def split(self, name: SplitName) -> Split:
         require_folder(self.options.root, "dataset.root", self.name)
+        self._require_split(name)
         path, labels = self._index_path(name), self.options.prepared / "labels"
         index, items = self._open_index(path), self._find(name).items
         if difference := set(index.names.tolist()) ^ {item.name for item in items}:
@@ -141,8 +143,7 @@ class Fss1000(BinaryMasks):
     name = "fss1000"
     options: Fss1000Options
 
-    def prepare(self, workers: int | None) -> dict[SplitName, Index]:
-        return {"train": self._index("train", workers), "val": self._index("val", workers)}
+    splits = ("train", "val")
 
     def _find(self, split: SplitName) -> Found:
         return LAYOUTS[self.name].find(self.options.root, set(FSS_SPLITS[self._list(split)]))

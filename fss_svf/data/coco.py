@@ -20,8 +20,8 @@ from fss_svf.data.coco_files import CocoFiles, existing_files, read_file_names, 
 from fss_svf.data.counts import counts_of_folds
 from fss_svf.data.dataset import Dataset, DatasetOptions, Split, SplitName, require_folder, require_images
 from fss_svf.data.index import Index
-from fss_svf.data.official_lists import coco_val_names
 from fss_svf.data.label_values import MOST_IN_8_BITS, is_wide
+from fss_svf.data.official_lists import coco_val_names
 from fss_svf.errors import DataError
 from fss_svf.registry import DATASETS
 

@@ -113,16 +113,29 @@ class Dataset(ABC):
     def __init__(self, options: DatasetOptions) -> None:
         self.options = options
 
+    @property
+    def splits(self) -> tuple[SplitName, ...]:
+        """The splits of the download. Without train a dataset can be tested, not trained on."""
+        return "train", "val"
+
     @abstractmethod
     def prepare(self, workers: int | None) -> dict[SplitName, Index]:
         """Check the download and write labels and indexes. workers=None: one for each core. Raises DataError.
 
-        A dataset that only tests has no index of train.
+        Returns an index for each of `splits`.
         """
 
     @abstractmethod
     def split(self, name: SplitName) -> Split:
         """Open a prepared split. Raises DataError if it was not prepared."""
+
+    def _require_split(self, name: SplitName) -> None:
+        """Raise DataError if the download has no such split."""
+        if name not in self.splits:
+            raise DataError(
+                f"dataset={self.name}: {self.options.root} has no train split, and can only be tested; train on "
+                "another dataset, or complete the download (data/README.md)"
+            )
 
     def _open_index(self, path: Path, listed: Path | None = None) -> Index:
         """The index at `path`, made from the names in the file `listed`. Raises DataError if there is none."""

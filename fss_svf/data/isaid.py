@@ -67,14 +67,16 @@ class Isaid(Dataset):
     name = "isaid"
     options: IsaidOptions
 
+    @property
+    def splits(self) -> tuple[SplitName, ...]:
+        return ("train", "val") if (self.options.root / "train").is_dir() else ("val",)
+
     def prepare(self, workers: int | None) -> dict[SplitName, Index]:
         require_folder(self.options.root, "dataset.root", self.name)
-        indexes: dict[SplitName, Index] = {"val": self._index("val", workers)}
-        if (self.options.root / "train").is_dir():
-            indexes["train"] = self._index("train", workers)
-        return indexes
+        return {name: self._index(name, workers) for name in self.splits}
 
     def split(self, name: SplitName) -> Split:
+        self._require_split(name)
         folder = self._prepared(name)
         split = Split(self._open_index(folder / "index.npz"), folder / "images", ".png", folder / "labels")
         return self._checked(folder / "index.npz", split, [])

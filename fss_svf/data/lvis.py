@@ -56,17 +56,16 @@ class Lvis(Dataset):
     name = "lvis"
     options: LvisOptions
 
+    @property
+    def splits(self) -> tuple[SplitName, ...]:
+        return ("train", "val") if self._json("train").is_file() else ("val",)
+
     def prepare(self, workers: int | None) -> dict[SplitName, Index]:
         require_folder(self.options.root, "dataset.root", self.name)
-        indexes: dict[SplitName, Index] = {"val": self._index("val", self._val, workers)}
-        if (path := self._json("train")).is_file():
-            annotations = Annotations(path)
-            if annotations.class_names != self._val.class_names:
-                raise DataError(f"{path}: its categories differ from those of {self._json('val')}; download both again")
-            indexes["train"] = self._index("train", annotations, workers)
-        return indexes
+        return {name: self._index(name, workers) for name in self.splits}
 
     def split(self, name: SplitName) -> Split:
+        self._require_split(name)
         folder = self._prepared(name)
         split = Split(self._open_index(folder / "index.npz"), self.options.root, ".jpg", folder / "labels")
         return self._checked(folder / "index.npz", split, [self._json(name)])
@@ -84,7 +83,12 @@ class Lvis(Dataset):
     def _prepared(self, split: SplitName) -> Path:
         return self.options.prepared / f"{self._json(split).stem}{'-part' * self.options.allow_missing}"
 
-    def _index(self, split: SplitName, annotations: Annotations, workers: int | None) -> Index:
+    def _index(self, split: SplitName, workers: int | None) -> Index:
+        annotations = self._val if split == "val" else Annotations(self._json(split))
+        if annotations.class_names != self._val.class_names:
+            raise DataError(
+                f"{self._json(split)}: its categories differ from those of {self._json('val')}; download both again"
+            )
         order = class_order(self._val)
         number_of = np.argsort(np.concatenate([[0], order])).tolist()  # by the number in the file
         items = self._present(annotations.images)
@@ -159,7 +163,7 @@ def draw_label(
 ) -> tuple[np.ndarray, tuple[tuple[int, int, int, int, int], ...]]:
     """(H, W) uint8 class numbers, uint16 if `wide`, and the box of each complete instance.
 
-    Smaller instances overwrite larger ones: an object on another, as a button on a coat, keeps its pixels whatever their order in the file.
+    Smaller instances overwrite larger ones, so that an object on another, as a button on a coat, keeps its pixels.
     """
     drawn = []
     for number, _, segmentation, annotation in instances:

@@ -49,7 +49,7 @@ def prepare(config: PrepareConfig, out: Path) -> None:
     print(f"ready under {options.prepared}")
     if config.check:
         with _writing(options):
-            audit(dataset, list(indexes), config.workers)
+            audit(dataset, config.workers)
 
 
 def images_of_classes(index: Index, min_area: int, classes: Sequence[int]) -> str:

@@ -165,6 +165,8 @@ def test_isic2018(tmp_path, few_isic, folder):
     for number, name in enumerate(index.names.tolist()):
         label = np.where(mask_of(list(few_isic).index(name)), few_isic[name], 0)
         assert np.array_equal(split.label(number), label)
+    with data_error("no train split"):
+        data.split("train")
     with data_error("all classes of this dataset are tested"):
         Fold(data.options, index.class_names, 0).sampler(index, "train", 1, 0, "random")
 

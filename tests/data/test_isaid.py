@@ -37,6 +37,8 @@ def test_patches_are_those_of_the_whole(tmp_path, kind):
     data = dataset("isaid", tmp_path, patch=64)
     indexes = data.prepare(0)
     assert list(indexes) == ["val"]
+    with data_error("no train split"):
+        data.split("train")
     split = data.split("val")
     seen = {i: set() for i in whole}
     for number, name in enumerate(split.index.names.tolist()):
