@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fss_svf.backbones.backbone import ROLES, Backbone
 from fss_svf.backbones.stages import SUM
@@ -19,12 +20,14 @@ from fss_svf.episode import Episode, Features, Prediction
 from fss_svf.errors import ConfigError
 from fss_svf.methods.blocks import foreground, logits_at, resize
 from fss_svf.methods.dcama_blocks import MaskAttention, combined, decoder, norm_convs
-from fss_svf.methods.method import FewShotMethod, Rows, cross_entropy
+from fss_svf.methods.method import FewShotMethod, Rows, cross_entropy, rows_of
 from fss_svf.methods.read_taps import freeze_unread, warn_if_dilated
 from fss_svf.registry import METHODS
 
 # Kernels of the convolutions that join a stage's coarse masks: of the low, the mid and the deep stage.
 KERNELS = ((5, 5, 3), (5, 3, 3), (3, 3, 3))
+# Which of DCAMA.inputs come from the masks, the query and the support.
+MASKS, QUERY, SUPPORT = (0,), (1, 3), (2, 4)
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,10 @@ class DCAMA(FewShotMethod):
     A stage is what a backbone's low, mid or deep role ends: all its blocks, before their last ReLU where they have such
     taps. Features of query and supports, of each stage i from 0 (low) to 2 (deep), L blocks, n = h * w positions:
 
-    query features    queries0..2 (B, L, h, w, C); low and fine, maps for the decoder: low's, and the last one before it
-    support features  keys0..2 (M, L, h, w, C) and mask0..2 (M, h, w), at each stage's size; low and fine
+    query features    queries0..2 (B, L, h, w, C); skip (B, width, h, w), what the decoder's first convolution makes of the
+                      query's two maps at low's end and before low
+    support features  keys0..2 (M, L, h, w, C) and mask0..2 (M, h, w), at each stage's size; low and fine, the two maps; kept
+                      of one: skip
     comparison        values0..2, weights0..2 (B, K, L, heads, h, w): what a support says of every position of the query,
                       and the logarithm of how much it counts beside the other supports
     """
@@ -71,8 +76,10 @@ class DCAMA(FewShotMethod):
             norm_convs(len(stage), widths, kernel) for stage, kernel in zip(self.stages, KERNELS)
         )
         self.mixed = nn.ModuleList(norm_convs(width, (width,) * 3, (3, 3, 3)) for _ in range(2))
-        skips = 2 * (channels[0] + backbone.tap(self.fine).channels)
-        self.decoder = decoder(width + skips, width)
+        skips = (channels[0], backbone.tap(self.fine).channels)
+        # What the decoder reads: the mixed masks, then low of query and support, fine of query and support.
+        self.inputs = (width, skips[0], skips[0], skips[1], skips[1])
+        self.decoder = decoder(sum(self.inputs), width)
 
     def encode_query(self, images: Tensor) -> Features:
         return self._query_features(self._maps(images))
@@ -94,7 +101,7 @@ class DCAMA(FewShotMethod):
 
     def _query_features(self, maps: dict[str, Tensor]) -> Features:
         queries = {f"queries{i}": attention.queries(self._stacked(maps, i)) for i, attention in self._attentions()}
-        return {**self._skips(maps), **queries}
+        return {"skip": self._skip(QUERY, **self._skips(maps)), **queries}
 
     def _support_features(self, maps: dict[str, Tensor], masks: Tensor) -> Features:
         features = self._skips(maps)
@@ -116,6 +123,18 @@ class DCAMA(FewShotMethod):
     def _skips(self, maps: dict[str, Tensor]) -> Features:
         return {"low": maps[self.stages[0][-1]], "fine": maps[self.fine]}
 
+    def _skip(self, columns: tuple[int, ...], low: Tensor, fine: Tensor) -> Tensor:
+        return self._convolved(columns, torch.cat([resize(low, fine.shape[-2:]), fine], dim=1))
+
+    def _convolved(self, columns: tuple[int, ...], x: Tensor) -> Tensor:
+        """The decoder's first convolution of some of its inputs, without the bias: a sum of such parts is the whole."""
+        weights = self.decoder[0][0].weight.split(self.inputs, dim=1)  # type: ignore[index]
+        return F.conv2d(x, torch.cat([weights[i] for i in columns], dim=1), padding=1)
+
+    def kept(self, support: Features) -> list[Features]:
+        # A support that is the only one in many episodes is convolved once.
+        return rows_of({**support, "skip": self._skip(SUPPORT, support["low"], support["fine"])})
+
     def compare(self, query: Features, support: Features) -> Features:
         found: Features = {}
         for i, attention in self._attentions():
@@ -129,14 +148,19 @@ class DCAMA(FewShotMethod):
         x = mid + resize(deep, mid.shape[-2:])
         x = self.mixed[0](x)
         x = self.mixed[1](low + resize(x, low.shape[-2:]))
+        x = self._convolved(MASKS, resize(x, query["skip"].shape[-2:])) + query["skip"] + self._support_skip(support)
+        first, *others = self.decoder
+        x = first[1:](x + first[0].bias.view(-1, 1, 1))
+        for pair in others:
+            x = pair(resize(x, [2 * n for n in x.shape[-2:]]))
+        return Prediction(logits_at(x, size))
+
+    def _support_skip(self, support: Features) -> Tensor:
+        if "skip" in support and support["skip"].shape[1] == 1:
+            return support["skip"].squeeze(1)
         # Of several supports the largest value of each channel and position.
         over_shots = torch.mean if self.shots == "mean" else torch.amax
-        skips = {name: (query[name], over_shots(support[name], 1)) for name in ("low", "fine")}
-        x = torch.cat([x, *skips["low"]], dim=1)
-        x = torch.cat([resize(x, query["fine"].shape[-2:]), *skips["fine"]], dim=1)
-        for number, pair in enumerate(self.decoder):
-            x = pair(x if number == 0 else resize(x, [2 * n for n in x.shape[-2:]]))
-        return Prediction(logits_at(x, size))
+        return self._skip(SUPPORT, over_shots(support["low"], 1), over_shots(support["fine"], 1))
 
     def coarse_masks(self, compared: Features) -> list[Tensor]:
         """Of the low, mid and deep stage (B, L, h, w): what attention makes of all supports' masks."""

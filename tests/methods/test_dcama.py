@@ -10,12 +10,15 @@ from fss_svf.backbones.resnet import ResNetOptions, TinyOptions, resnet50, tiny
 from fss_svf.backbones.timm_network import TimmBackbone
 from fss_svf.backbones.vgg import VGGOptions, vgg16_plain
 from fss_svf.errors import ConfigError
-from fss_svf.methods.dcama import DCAMA, DCAMAOptions, pyramid
+from fss_svf.evaluation.inference import joined
+from fss_svf.methods.blocks import resize
+from fss_svf.methods.dcama import DCAMA, MASKS, DCAMAOptions, pyramid
 from fss_svf.methods.dcama_blocks import MaskAttention, combined, position_codes
+from fss_svf.methods.method import flat_supports, regroup
 from fss_svf.training.optim import require_gradients
 from tests.backbones.networks import network
 from tests.cli.test_config import TUNINGS_OF_CNNS
-from tests.methods.test_methods import episode
+from tests.methods.test_methods import episode, in_float64
 from tests.training.test_fake_gpu import tuned
 
 pytestmark = pytest.mark.numeric
@@ -53,6 +56,32 @@ def test_the_plain_mean_of_shots():
     mean = combined(values, weights, mean=True)
     torch.testing.assert_close(mean, torch.stack([combined(values[:, [k]], weights[:, [k]]) for k in range(3)]).mean(0))
     assert not torch.allclose(mean, combined(values, weights))
+
+
+@torch.no_grad()
+def test_the_decoders_first_convolution_in_parts_equals_it_whole():
+    model, e = tuned("dcama", "frozen", shot=2).eval().double(), in_float64(episode(shot=2, size=33))
+    images, masks = flat_supports(e)
+    support = model.encode_support(images, masks)
+    of_query, of_supports = (model._skips(model._maps(x)) for x in (e.query_image, images))
+    low, fine = (of_supports[name].unflatten(0, (2, 2)) for name in ("low", "fine"))
+    mixed = torch.randn(2, model.inputs[0], *fine.shape[-2:], dtype=torch.double)
+
+    def whole(low, fine):
+        lows = [resize(x, fine.shape[-2:]) for x in (of_query["low"], low)]
+        return model.decoder[0][0](torch.cat([mixed, *lows, of_query["fine"], fine], dim=1))
+
+    def in_parts(support):
+        query = model.encode_query(e.query_image)
+        x = model._convolved(MASKS, mixed) + query["skip"] + model._support_skip(support)
+        return x + model.decoder[0][0].bias.view(-1, 1, 1)
+
+    torch.testing.assert_close(in_parts(regroup(support, 2)), whole(low.amax(1), fine.amax(1)), rtol=0, atol=1e-12)
+    first = regroup(joined(model.kept(support)[::2]), 1)
+    assert "skip" in first
+    torch.testing.assert_close(in_parts(first), whole(low[:, 0], fine[:, 0]), rtol=0, atol=1e-12)
+    of_both = regroup(joined(model.kept(support)), 2)
+    assert torch.equal(in_parts(of_both), in_parts(regroup(support, 2)))
 
 
 def test_position_codes_by_hand():
