@@ -107,9 +107,11 @@ def make_protocol(options: argparse.Namespace, seeds: int) -> Protocol:
 
 
 def part_of(lists: Lists, parts: int) -> Lists:
-    """The episodes in the first of so many parts of the engine's work."""
+    """The episodes in the middle one of so many parts of the engine's work."""
     groups = group_episodes(lists)
-    chosen = {(groups[p].class_ids, groups[p].query.image) for p in share(groups, range(len(groups)), 0, parts)}
+    chosen = {
+        (groups[p].class_ids, groups[p].query.image) for p in share(groups, range(len(groups)), parts // 2, parts)
+    }
     return {
         shot: [replace(e, specs=tuple(s for s in e.specs if (s.class_ids, s.query) in chosen)) for e in of_shot]
         for shot, of_shot in lists.items()
@@ -254,7 +256,7 @@ def compare_all(options: argparse.Namespace) -> bool:
             balance(task, lists[shots[0]][0])
             sides = {side: make_plain(model, backbone, pretrained) for side, backbone in backbones.items()}
             place(model, torch.device("cpu"))
-            part = f", the first of {options.part} parts" if options.part > 1 else ""
+            part = f", the middle one of {options.part} parts" if options.part > 1 else ""
             print(
                 f"\n{name}, shots {'+'.join(map(str, shots))}, seeds {seeds} of {options.episodes} episodes{part}; load "
                 f"{os.getloadavg()[0]:.1f}",
@@ -278,7 +280,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=473)
     parser.add_argument("--settings", nargs="+", default=["1:1", "1+5:5"], help="SHOTS:SEEDS, such as 1+5:5")
     parser.add_argument("--episodes", type=int, default=1000, help="of each seed and number of shots")
-    parser.add_argument("--part", type=int, default=1, help="run one of so many parts")
+    parser.add_argument("--part", type=int, default=1, help="run the middle one of so many parts")
     parser.add_argument("--plain-episodes", type=int, default=12, help="of each number of shots")
     parser.add_argument("--factored", action="store_true", help="also the plain loop with factored convolutions")
     parser.add_argument("--batch", type=int, default=8, help="images or episodes, of the engine")

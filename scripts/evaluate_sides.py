@@ -29,6 +29,7 @@ from fss_svf.evaluation.groups import EpisodeId
 from fss_svf.evaluation.metric import count_labels, count_masks
 from fss_svf.evaluation.task import EvaluationTask
 from fss_svf.methods.base_classes import BaseClassMethod, further_predictions
+from fss_svf.methods.blocks import argmax
 from fss_svf.methods.dcama import DCAMA
 from fss_svf.methods.hsnet import HSNet
 from fss_svf.methods.matcher import NORM, SHARE
@@ -162,7 +163,7 @@ def plain_loop(task: EvaluationTask, model: FewShotMethod, episodes: EpisodeList
 
 
 def _mask_of(logits: Tensor, size: tuple[int, int], protocol: Protocol) -> Tensor:
-    return at_label(logits, size, protocol)[0].argmax(0).to(torch.uint8)
+    return argmax(at_label(logits, size, protocol)[0], 0).to(torch.uint8)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from fss_svf.evaluation.timer import Timer
 from fss_svf.evaluation.vote import vote
 from fss_svf.evaluation.ways import foreground_odds, join_ways
 from fss_svf.methods.base_classes import BaseClassMethod, further_predictions
+from fss_svf.methods.blocks import argmax
 
 Counts = TypeVar("Counts", Tensor, np.ndarray)
 # Of different episodes, by their supports: the mask (H, W) uint8 in 0..N at the label's place, and the true one.
@@ -180,7 +181,7 @@ class Engine:
         assert isinstance(model, BaseClassMethod)
         with self.timer("segmenting"):
             logits = model.segment_base(query, self._size)
-            return at_label(logits, (label.shape[0], label.shape[1]), self.task.protocol)[0].argmax(0)
+            return argmax(at_label(logits, (label.shape[0], label.shape[1]), self.task.protocol)[0], 0)
 
     @property
     def _size(self) -> tuple[int, int]:
@@ -204,7 +205,7 @@ def _parts(rows: list[Features], number: int) -> list[list[Features]]:
 def _masks(logits: Tensor, apart: int) -> Tensor:
     """(B * apart, C, H, W) logits of B episodes to masks (B, H, W) uint8; `apart`: predictions that make an episode."""
     if apart == 1:
-        return logits.argmax(1).to(torch.uint8)
+        return argmax(logits, 1).to(torch.uint8)
     return join_ways(foreground_odds(logits).unflatten(0, (-1, apart)), threshold=0)
 
 

@@ -34,6 +34,11 @@ def logits_at(x: Tensor, size: Sequence[int]) -> Tensor:
     return resize(at_least_float32(x), size)
 
 
+def argmax(x: Tensor, dim: int) -> Tensor:
+    """x.argmax(dim). On a CPU PyTorch's own takes 20 times as long over a dimension that is not the last."""
+    return x.max(dim).indices
+
+
 def foreground(masks: Tensor) -> Tensor:
     """(M, H, W) in {0, 1, 255} to (M, 1, H, W) float: 1 on the class, 0 elsewhere and on ignored pixels."""
     return (masks == 1).float().unsqueeze(1)

@@ -50,20 +50,30 @@ class MaskAttention(nn.Module):
         queries (B, L, h, w, C), keys (B, K, L, h', w', C), mask (B, K, h', w') in [0, 1]: 0 is background, which takes part.
         Returns values and weights (B, K, L, heads, h, w) for `combined`, both in float32 or wider.
         """
-        size, flat = queries.shape[2:4], mask.flatten(2)
+        size, flat = queries.shape[2:4], mask.flatten(2)[:, :, None, :, None]
+        # A CPU does a head at a time: its weights stay in the cache.
+        heads = 1 if queries.device.type == "cpu" else self.heads
         values, weights = [], []
         for block in range(queries.shape[1]):  # the weights of 48 x 48 positions take 170 MB a block
             q = self._by_head(queries[:, block].unsqueeze(1))
             k = self._by_head(keys[:, :, block])
-            scores = at_least_float32(q @ k.transpose(-1, -2)) / math.sqrt(q.shape[-1])  # (B, K, heads, n, m)
-            # The softmax over one support; over all of them it is this one times `combined`'s.
-            with in_float32(scores.device):
-                total = scores.logsumexp(-1)
-                attention = self.of_weights((scores - total.unsqueeze(-1)).exp())
-                value = (attention @ flat.to(scores.dtype)[:, :, None, :, None]).squeeze(-1)
+            parts = [self._attend(*part, flat) for part in zip(q.split(heads, dim=2), k.split(heads, dim=2))]
+            value, total = (torch.cat(of_heads, dim=2) for of_heads in zip(*parts))
             values.append(value.unflatten(-1, size))
             weights.append(total.unflatten(-1, size))
         return torch.stack(values, dim=2), torch.stack(weights, dim=2)
+
+    def _attend(self, q: Tensor, k: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Some heads' values and weights (B, K, heads, n). The softmax is over one support; over all of them it is this one
+        times `combined`'s.
+        """
+        scores = at_least_float32(q @ k.transpose(-1, -2)) / math.sqrt(q.shape[-1])  # (B, K, heads, n, m)
+        with in_float32(scores.device):
+            largest = scores.detach().amax(-1, keepdim=True)
+            exponentials = (scores - largest).exp()
+            total = exponentials.sum(-1)
+            value = (self.of_weights(exponentials) @ mask.to(scores.dtype)).squeeze(-1) / total
+            return value, total.log() + largest.squeeze(-1)
 
     def _by_head(self, x: Tensor) -> Tensor:
         """(B, K, h, w, C) to (B, K, heads, h * w, C / heads)."""

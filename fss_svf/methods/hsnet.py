@@ -18,7 +18,7 @@ from fss_svf.backbones.stages import SUM
 from fss_svf.config import require
 from fss_svf.episode import Episode, Features, Prediction
 from fss_svf.errors import ConfigError
-from fss_svf.methods.blocks import foreground, logits_at, resize, vote_margin
+from fss_svf.methods.blocks import argmax, foreground, logits_at, resize, vote_margin
 from fss_svf.methods.hypercorrelation import SqueezeNetwork, correlation, squeezed, unit_length
 from fss_svf.methods.method import FewShotMethod, Rows, cross_entropy, rows_of
 from fss_svf.methods.read_taps import freeze_unread, require_tap, sums_of, warn_if_dilated
@@ -155,7 +155,7 @@ class HSNet(FewShotMethod):
             return Prediction(alone[:, 0])
         if self.shots == "mean":
             return Prediction(alone.mean(1))
-        votes = alone.argmax(2).sum(1)
+        votes = argmax(alone, 2).sum(1)
         aux = {"votes": votes, "alone": alone} if self.training else {"votes": votes}
         return Prediction(_voted(votes, alone.dtype), aux)
 

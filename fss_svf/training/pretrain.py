@@ -24,6 +24,7 @@ from fss_svf.episode import IGNORE, normalize
 from fss_svf.errors import ConfigError
 from fss_svf.evaluation.metric import class_iou, count_labels, mean_iou
 from fss_svf.methods.base_learner import BaseLearner
+from fss_svf.methods.blocks import argmax
 from fss_svf.methods.method import cross_entropy
 from fss_svf.model import build_backbone, choose_device, refuse_leak, without_weights
 from fss_svf.precision import computing
@@ -63,6 +64,7 @@ def pretrain(config: PretrainConfig, out: Path) -> float:
     if resumed is not None:
         check_same_data(resumed, train.index.hash)
     backbone, loaded = build_backbone(without_weights(config.backbone) if resumed else config.backbone)
+    backbone.requires_grad_(True)  # but what comes behind the deep map, where no loss reaches
     known, synonyms = fold.class_names, dataset.options.synonyms
     warn_of_twice(known, synonyms)
     refuse_leak(loaded.trained_on, fold.names(fold.novel), f"backbone.weights={loaded.source}", known, synonyms)
@@ -93,7 +95,7 @@ def pretrain(config: PretrainConfig, out: Path) -> float:
         pinned = device.type == "cuda"
         for batch in batches(test, collate_labels, mine, recipe.batch_size, config.workers, pinned):
             with torch.no_grad(), computing(device, config.precision):
-                predicted = model(normalize(batch.to(device).images)).argmax(1).cpu()
+                predicted = argmax(model(normalize(batch.to(device).images)), 1).cpu()
             counts += count_labels(predicted, batch.labels, len(names) + 1).sum(0)
         iou = class_iou(torch.stack(distributed.gather(counts)).sum(0).numpy())[1:]
         miou = float(mean_iou(iou))

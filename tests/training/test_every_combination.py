@@ -90,7 +90,7 @@ def test_the_loss_falls_and_what_is_announced_moves(
 
     def recorded(self, *arguments):
         terms = method_losses(self, *arguments)
-        losses.append(float(sum(terms.values())))
+        losses.append(sum(float(term.detach()) for term in terms.values()))
         return terms
 
     monkeypatch.setattr(type(model), "losses", recorded)
