@@ -1,8 +1,9 @@
 """The evaluation engine against a plain loop, on the same episodes and weights, with SVF merged.
 
 engine    evaluate_lists over all shots and seeds at once, as `fss-svf evaluate` runs it
-plain     one episode at a time: the whole network for the query and for each support, the method's own forward. ResNets run
-          convolution, BatchNorm and ReLU one after the other, in contiguous memory. Of the baseline, PFENet and BAM as the
+plain     one episode at a time: the whole network for the query and for each support, the method's own forward, in
+          contiguous memory. ResNets run convolution, BatchNorm and ReLU one after the other, unless the method reads sums
+          of their joined blocks (SSP, HSNet, DCAMA). Of the baseline, PFENet and BAM as the
           official code does it: in a loop over shots; BAM's base learner from the image up, on a backbone of its own; the
           prior over all pairs of positions; PFENet's auxiliary heads, whose outputs nothing reads
 factored  (--factored) the same, every convolution of a ResNet as conv_V, a product with S, conv_U
@@ -43,6 +44,7 @@ import numpy as np
 import torch
 from bench_methods import choice
 from evaluate_sides import (
+    READ_SUMS,
     RESNETS,
     Plain,
     Watch,
@@ -291,6 +293,8 @@ def main() -> None:
         parser.error("--backbone timm and --model NAME belong together")
     if options.factored and options.backbone not in RESNETS:
         parser.error(f"--factored: {options.backbone} has no factored form; use {' or '.join(RESNETS)}")
+    if options.factored and set(options.methods) & set(READ_SUMS):
+        parser.error(f"--factored: not with {', '.join(READ_SUMS)}, which read sums that factored blocks do not give")
     logging.getLogger("fss_svf").setLevel(logging.ERROR)
     if options.threads:
         torch.set_num_threads(options.threads)

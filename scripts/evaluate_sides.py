@@ -40,6 +40,7 @@ from fss_svf.registry import BACKBONES, METHODS, TUNINGS
 from fss_svf.tuned import plain_copy
 
 PYRAMIDS = ("hsnet", "dcama")  # read maps at 1/8, 1/16 and 1/32
+READ_SUMS = ("ssp", *PYRAMIDS)  # of a ResNet, maps before a block's last ReLU, which joined blocks alone give
 RESNETS = ("resnet50", "resnet101")
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -65,10 +66,11 @@ def make_backbones(options: argparse.Namespace, method: str) -> tuple[Backbone, 
         for _, s in svf.singular_values(net):
             s.mul_(1 + 0.05 * torch.cos(torch.arange(s.shape[-1])))
     merged = svf.to_plain(net)
-    plain = {"plain": unjoined(copy.deepcopy(merged))}
+    apart = (lambda network: network) if method in READ_SUMS else unjoined
+    plain = {"plain": apart(copy.deepcopy(merged))}
     if options.factored:
         plain["factored"] = official_backbone(merged)
-    return net, plain, nn.ModuleDict({name: unjoined(plain_copy(getattr(net, name))) for name in net.parts})
+    return net, plain, nn.ModuleDict({name: apart(plain_copy(getattr(net, name))) for name in net.parts})
 
 
 def make_model(name: str, net: Backbone, shot: int) -> FewShotMethod:

@@ -150,7 +150,7 @@ class DCAMA(FewShotMethod):
         x = self.mixed[1](low + resize(x, low.shape[-2:]))
         x = self._convolved(MASKS, resize(x, query["skip"].shape[-2:])) + query["skip"] + self._support_skip(support)
         first, *others = self.decoder
-        x = first[1:](x + first[0].bias.view(-1, 1, 1))
+        x = first[1:](x + first[0].bias.view(-1, 1, 1))  # type: ignore[index]
         for pair in others:
             x = pair(resize(x, [2 * n for n in x.shape[-2:]]))
         return Prediction(logits_at(x, size))
