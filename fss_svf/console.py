@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import io
 import logging
+import shlex
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
 from fss_svf import distributed
 
+# The `extra` of a log line for log.txt alone: on the screen it would push a bar away.
+IN_FILE = {"in_file": True}
+_AS_TEXT = "{desc}: {n_fmt} of {total_fmt} {unit} in {elapsed}, {remaining} left{postfix}"
 # Whether other jobs write to the same screen. If so, lines begin with the job's number and there are no bars.
 _shared = False
 
@@ -30,6 +34,8 @@ class ConsoleHandler(logging.Handler):
         self.job = job
 
     def emit(self, record: logging.LogRecord) -> None:
+        if getattr(record, "in_file", False):
+            return
         job = f"#{self.job} " if _shared else ""
         tqdm.write(job + self.format(record), file=sys.stderr)
 
@@ -66,18 +72,40 @@ def is_text(name: str) -> bool:
     return as_text(name) == name
 
 
+def relative(path: Path) -> str:
+    """A path as one types it in a shell in the current folder."""
+    here = Path.cwd()
+    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
+
+
+class _Lines:
+    """A stream for a bar where there is no terminal: each of its states is a line."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> None:
+        if line := text.strip():
+            self.stream.write(f"{line}\n")
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+
 def progress(total: int, title: str, unit: str, done: int = 0) -> Any:
-    """A tqdm bar. In a log file, where each update is a new line, it updates every 15 seconds.
+    """A tqdm bar. Where standard error is no terminal, a line of text every 15 seconds; none before.
 
     Of several processes only the first has a bar. unit: what is counted; "B" is displayed as kB, MB, GB.
     """
+    how: dict[str, Any] = {"dynamic_ncols": True}
+    if not sys.stderr.isatty():
+        how = {"file": _Lines(sys.stderr), "bar_format": _AS_TEXT, "mininterval": 15, "delay": 15}
     return tqdm(
         total=total,
         desc=title,
         unit=unit,
         unit_scale=unit == "B",
         initial=done,
-        mininterval=0.1 if sys.stderr.isatty() else 15.0,
-        dynamic_ncols=True,
         disable=_shared or distributed.rank() > 0,
+        **how,
     )

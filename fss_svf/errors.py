@@ -34,7 +34,14 @@ class TrainingError(FssError):
 
 
 class Stopped(FssError):
-    """A signal stopped a training. It has written a checkpoint and can be resumed."""
+    """A signal stopped a training. It has written a checkpoint and can be resumed.
+
+    status: of the process. 75, EX_TEMPFAIL, tells a scheduler to start it again; 130 is Ctrl+C's.
+    """
+
+    def __init__(self, message: str, status: int = 75) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 def listing(items: Iterable[object], limit: int = 5) -> str:

@@ -10,8 +10,9 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any, NamedTuple
 
 import hydra
@@ -21,12 +22,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from fss_svf import config, console, distributed, plugins, sweeps
 from fss_svf.conf_files import conf_dir, join_search_path
-from fss_svf.errors import ConfigError, PluginError, Stopped
+from fss_svf.errors import ConfigError, FssError, PluginError, Stopped
 from fss_svf.lock import locked
 from fss_svf.messages import one_line
+from fss_svf.newest_run import with_newest_run
 from fss_svf.overrides import is_sweep, plugins_of, understood_all
 from fss_svf.resume import TRAINING, WORDS, begin, by_itself
-from fss_svf.run_folder import keep_command, register_resolvers
+from fss_svf.run_folder import delete_refused, keep_command, register_resolvers
 
 log = logging.getLogger("fss_svf")
 
@@ -52,8 +54,9 @@ VERBS = {
     "demo": Verb("prediction", config.DemoConfig, "does so in the browser: paint the object, drop a photograph"),
     "info": Verb("", config.InfoConfig, "says what is installed, which datasets are ready, what can be chosen"),
 }
-# Exit status of a training that a signal has stopped, and that can go on: EX_TEMPFAIL.
+# Exit status of a training that a scheduler has stopped, and that can go on: EX_TEMPFAIL.
 STOPPED = 75
+INTERRUPTED = 130
 # Verbs that share their work among the processes of torchrun.
 _SHARED = ("pretrain", "train", "evaluate")
 # Verbs without a run folder.
@@ -76,6 +79,8 @@ class Job:
             return _run_in_folder(self.verb, cfg, values)
         except Exception as error:
             _tell(self.verb, error, values)
+            if isinstance(error, FssError) and not _in_sweep() and distributed.world() == 1:
+                delete_refused(self.verb, Path(HydraConfig.get().runtime.output_dir))
             return _end_job(error)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -93,6 +98,7 @@ def launch(verb: str, arguments: Sequence[str]) -> int:
     console.show_any_letter()
     try:
         plugins.add(plugins_of(arguments))
+        arguments = with_newest_run(verb, arguments, is_sweep(arguments))
         sys.argv = [f"fss-svf {verb}", *understood_all(verb, arguments)]
         _check_processes(verb, arguments)
     except (ConfigError, PluginError) as error:
@@ -104,7 +110,7 @@ def launch(verb: str, arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         if distributed.rank() == 0:
             print(f"fss-svf {verb}: interrupted", file=sys.stderr)
-        return 130
+        status = INTERRUPTED
     except SystemExit as end:
         if distributed.world() == 1:
             raise
@@ -115,6 +121,20 @@ def launch(verb: str, arguments: Sequence[str]) -> int:
     if distributed.launched()[1] > 1:
         distributed.leave(status)
     return status
+
+
+def complete(verb: str, arguments: Sequence[str]) -> int:
+    """Let Hydra print a shell's script for completion, or what the words of the line in COMP_LINE may become."""
+    sys.argv = ["fss-svf", "--shell-completion", *arguments]
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        register_resolvers()
+        join_search_path()
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=verb)(lambda _: None)()
+    except Exception as error:
+        if not any(argument.startswith("query=") for argument in arguments):  # a Tab never prints an error
+            return refuse(f"fss-svf: completion: {sweeps.gist(error)}", 1)
+    return 0
 
 
 def refuse(message: str, status: int) -> int:
@@ -150,6 +170,8 @@ def _heed_signals(verb: str) -> None:
     torchrun sends SIGTERM too, when another process failed. A training has another answer from its first step on; before
     that there is nothing to save, but it can be started again.
     """
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, _interrupter(os.getpid()))
     if verb not in _ORDERLY:
         return
     goes_on = verb in (*TRAINING, "reproduce")
@@ -157,6 +179,17 @@ def _heed_signals(verb: str) -> None:
     for name in ("SIGTERM", "SIGUSR1") if goes_on else ("SIGTERM",):
         if hasattr(signal, name):  # not on Windows
             signal.signal(getattr(signal, name), lambda *_: sys.exit(status))
+
+
+def _interrupter(main: int) -> Callable[[int, FrameType | None], None]:
+    """A handler of Ctrl+C. A loader process that has just been forked has it too, and must not raise."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if os.getpid() == main:
+            signal.signal(number, signal.SIG_DFL)  # again: ends at once, without a traceback of what is being ended
+            raise KeyboardInterrupt
+
+    return interrupt
 
 
 def _lead(verb: str, arguments: Sequence[str]) -> int:
@@ -205,7 +238,7 @@ def _follow(verb: str) -> int:
 def _run_in_folder(verb: str, cfg: DictConfig, values: dict[str, Any]) -> Any:
     """values: the resolved `cfg`; gets hydra.run.dir, for the message of an error."""
     hydra_config = HydraConfig.get()
-    alone = by_itself(verb, values.get("resume"), hydra_config.mode == RunMode.MULTIRUN)
+    alone = by_itself(verb, values.get("resume"), _in_sweep())
     if verb in TRAINING and values.get("resume") in WORDS:
         values["resume"] = None
     checked: Any = config.from_mapping(VERBS[verb].config, values)
@@ -254,11 +287,15 @@ def _tell(verb: str, error: Exception, values: Mapping[str, Any]) -> None:
 
 def _end_job(error: Exception) -> sweeps.Logged:
     """A single run exits here, before Hydra adds its own lines; the other jobs of a sweep go on."""
-    if isinstance(error, Stopped) or HydraConfig.get().mode != RunMode.MULTIRUN:
+    if isinstance(error, Stopped) or not _in_sweep():
         sys.exit(_status(error))
     return sweeps.Logged(sweeps.gist(error))
 
 
 def _status(error: Exception) -> int:
-    """Exit status of a job that ended with this error; EX_TEMPFAIL tells a scheduler to start it again."""
-    return STOPPED if isinstance(error, Stopped) else 1
+    """Exit status of a job that ended with this error."""
+    return error.status if isinstance(error, Stopped) else 1
+
+
+def _in_sweep() -> bool:
+    return HydraConfig.get().mode == RunMode.MULTIRUN

@@ -26,6 +26,8 @@ _WRITTEN = ("hydra.run.dir", "hydra.sweep.dir", "out", "target", "save_support",
 # Out of memory, processes or open files.
 _EXHAUSTED = {errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE}
 
+# What other frameworks call a key.
+_OTHER_NAMES = {"learning_rate": "lr", "backbone_learning_rate": "backbone_lr", "batchsize": "batch_size", "bs": "batch_size"}
 # Options that a plugin may bring.
 _PLUGGED = re.compile(r"Could not find '(dataset|backbone|method|tuning|protocol|recipe|experiment|table)/")
 
@@ -106,7 +108,7 @@ def of_hydra(error: Exception, verb: str) -> str:
         at = next(i for i, line in enumerate(lines) if line.startswith("Available options"))
         available = [line for line in lines[at + 1 :] if ":" not in line and " " not in line]
         named = "; one of a plugin that is not installed: plugins=[MODULE]" if _PLUGGED.search(text) else ""
-        return f"{text}; available: {', '.join(available)}{named}"
+        return f"{text}{_closest_option(text)}; available: {', '.join(available)}{named}"
     if text.startswith("Ambiguous value for argument"):
         return ambiguous(text.split("'", 1)[1].rsplit("'", 1)[0].replace('"', ""))
     if (left_out := re.match(r"Interpolation key '(\w+)\.name' not found", text)) and options(left_out[1]):
@@ -119,8 +121,20 @@ def of_hydra(error: Exception, verb: str) -> str:
     return text
 
 
+def _closest_option(text: str) -> str:
+    """' (did you mean FOLDER/NAME?)' for NAME of an option that lies in a folder of its group."""
+    wanted = re.search(r"Could not find '(\w+)/([^']+)'", text)
+    if wanted is None:
+        return ""
+    known = options(wanted[1])
+    in_folders = sorted(option for option in known if option.rpartition("/")[2] == wanted[2])
+    # The dataset of most papers first.
+    in_folders.sort(key=lambda option: not option.startswith("pascal/"))
+    return f" (did you mean {' or '.join(map(repr, in_folders))}?)" if in_folders else did_you_mean(wanted[2], known)
+
+
 def _closest_key(key: str, verb: str) -> str:
-    """' (did you mean KEY?)' over all keys of the verb's default config."""
+    """' (did you mean KEY?)' over all keys of the verb's default config; one that ends like this comes first."""
     try:
         with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
             composed = hydra.compose(verb)
@@ -136,4 +150,7 @@ def _closest_key(key: str, verb: str) -> str:
                     walk(node._get_node(name), f"{path}{name}.")
 
     walk(composed, "")
-    return did_you_mean(key, known)
+    last = key.rpartition(".")[2]
+    last = _OTHER_NAMES.get(last, last)
+    same = [name for name in known if name.rpartition(".")[2] == last and name != key]
+    return f" (did you mean {same[0]!r}?)" if same else did_you_mean(key, known)

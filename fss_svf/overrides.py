@@ -119,7 +119,8 @@ def ambiguous(argument: str) -> str:
     name = key.lstrip("+")
     a_list = "" if name in PATHS and name not in _LISTS else f"{key}=[{value}] is a list, "
     return (
-        f"{argument}: has a comma; {a_list}-m {argument} is a sweep, and in quotes it is one value: \"{key}='{value}'\""
+        f"{argument}: has a comma; sweep with -m: -m {argument} runs a job of each; {a_list}and in quotes it is one value: "
+        f"\"{key}='{value}'\""
     )
 
 

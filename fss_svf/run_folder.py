@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import shutil
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fss_svf import config, provenance
+from fss_svf.console import LogFile
 from fss_svf.errors import FssError
 from fss_svf.resume import TRAINING, WORDS, by_itself, folder_of, from_yaml, recorded, resumed_folder
 
@@ -54,11 +58,30 @@ def _claimed(folder: Path) -> Path:
     for number in count(1):
         claimed = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
         try:
-            claimed.mkdir()
+            claimed.mkdir(parents=True)  # another run's refusal may have removed the empty parent
             return claimed
         except FileExistsError:
             continue
     raise AssertionError
+
+
+def delete_refused(verb: str, folder: Path) -> None:
+    """Delete the folder of a run that was refused before its work began, with the parents that this leaves empty."""
+    here = Path.cwd()
+    if verb == "reproduce" or not folder.is_dir() or folder in (here, *here.parents):
+        return
+    if {path.name for path in folder.iterdir()} - {".hydra", ".lock", "log.txt"}:
+        return
+    for handler in list(logging.getLogger().handlers):
+        if isinstance(handler, LogFile):
+            logging.getLogger().removeHandler(handler)
+            handler.close()
+    with suppress(OSError):  # what cannot be deleted does no harm
+        shutil.rmtree(folder)
+        for parent in folder.parents:
+            if not parent.is_relative_to(here) or parent == here:
+                break
+            parent.rmdir()
 
 
 def _earlier(verb: str, runs: Path, root: DictConfig) -> Path | None:

@@ -24,8 +24,9 @@ _KEYS |= {"backbone_weights", "trainable_backbone_values", "checkpoint", "size",
 
 
 def report(config: ReportConfig, out: Path) -> str:
-    """Print the tables of every result.json under config.runs and write one file for each format: `out`/report.md and so
-    on, or config.out with the format's suffix. Returns the tables as Markdown.
+    """Print the tables of every result.json under config.runs and write one file for each format: report.md and so on in
+    config.out or else `out`. A config.out with a format's suffix is a file: each format takes its name with its own suffix.
+    Returns the tables as Markdown.
     """
     runs = (config.runs,) if isinstance(config.runs, Path) else config.runs
     results = newest([read_result(path) for run in runs for path in find_results(run)])
@@ -38,7 +39,7 @@ def report(config: ReportConfig, out: Path) -> str:
         "csv": lambda: spreadsheet(results),
         "html": lambda: page(tables, results),
     }
-    paths = [_path(config.out or out / "report", suffix) for suffix in config.formats]
+    paths = [_path(config.out or out, suffix) for suffix in config.formats]
     for suffix, path in zip(config.formats, paths):
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as unfinished:
@@ -48,9 +49,9 @@ def report(config: ReportConfig, out: Path) -> str:
 
 
 def _path(path: Path, suffix: str) -> Path:
-    """`path` with the suffix of a format. Another format's suffix is replaced; any other dot belongs to the name."""
-    name = path.stem if path.suffix[1:] in get_args(ReportFormat) else path.name
-    return path.with_name(f"{name}.{suffix}")
+    """The file of a format: in the folder `path`, or beside the file `path`, which has the suffix of a format."""
+    is_file = path.suffix[1:] in get_args(ReportFormat) and not path.is_dir()
+    return path.with_suffix(f".{suffix}") if is_file else path / f"report.{suffix}"
 
 
 def find_results(run: Path) -> list[Path]:

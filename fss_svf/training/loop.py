@@ -13,14 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 
 from fss_svf import distributed, plugins
 from fss_svf.backbones.backbone import Backbone
 from fss_svf.base_weights import BaseWeights
 from fss_svf.checkpoint import LAST_STEP, keep_checkpoint, link_checkpoint, save_checkpoint
 from fss_svf.config import PretrainConfig, TrainConfig, modules_of, to_mapping
-from fss_svf.console import progress
+from fss_svf.console import IN_FILE, progress, relative
 from fss_svf.data.loader import batches
 from fss_svf.data.loading import Repeated
 from fss_svf.errors import Stopped, TrainingError
@@ -31,9 +30,11 @@ from fss_svf.training.optim import describe, load_optimizer, make_optimizer, req
 from fss_svf.training.profiling import profiled
 from fss_svf.training.step import LossNotFinite, Shares, Step, in_steps
 from fss_svf.training.stopping import StopSignal
-from fss_svf.training.tracking import DataWait, write_hparams, write_scalars
+from fss_svf.training.tracking import Curves, DataWait, write_hparams, write_scalars
 
 log = logging.getLogger(__name__)
+# A best score below this is that of a model that predicts background everywhere, but for some pixels.
+_NOTHING = 0.001
 
 
 @dataclass
@@ -51,6 +52,7 @@ class Task:
     selection      what the best checkpoint is the best of, in words
     trained_on     dataset, fold and classes, kept in the checkpoint
     base           the weights that checkpoints leave out; None: they hold all
+    following      what to do with the finished run, as a command; {run} is its folder
     """
 
     verb: str
@@ -62,11 +64,12 @@ class Task:
     epoch: int
     loss: Callable[[Any], dict[str, Tensor]]
     counts: Callable[[Any], dict[str, int]]
-    validate: Callable[[int, SummaryWriter | None], dict[str, float]]
+    validate: Callable[[int, Curves | None], dict[str, float]]
     every: int
     selection: str
     trained_on: dict[str, Any] = field(default_factory=dict)
     base: BaseWeights | None = None
+    following: str = "fss-svf evaluate checkpoint={run}"
 
 
 def fit(
@@ -74,8 +77,8 @@ def fit(
 ) -> float:
     """Train to the recipe's last step, from the checkpoint content `resumed` where it is given; the best score.
 
-    Every process of the job calls this. Writes out/checkpoints/{last,best}.pt, out/tensorboard and, at the end,
-    out/finished.json. Raises TrainingError, and Stopped after SIGTERM or SIGUSR1.
+    Every process of the job calls this. Writes out/checkpoints/{last,best}.pt, out/tensorboard, out/log.csv and, at the
+    end, out/finished.json. Raises TrainingError, and Stopped after Ctrl+C, SIGTERM or SIGUSR1.
     """
     try:
         run = _Run(task, config, device, out, resumed)
@@ -141,8 +144,9 @@ class _Run:
 
     def to_the_end(self, stop: StopSignal) -> None:
         first = distributed.rank() == 0
-        # purge_step: what a killed run has drawn after its last checkpoint is drawn again.
-        writer = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.step + 1) if first else None
+        run = relative(self.out)
+        log.info("run folder %s; Ctrl+C stops, 'fss-svf %s resume=%s' goes on", run, self.task.verb, run)
+        writer = Curves(self.out, self.step, self.validated) if first else None
         wait = DataWait(in_steps(self.stream, self.config.accumulate), self.device)
         try:
             with (
@@ -178,6 +182,12 @@ class _Run:
                     writer.close()
         if first:
             write_json(self.out / "finished.json", {"step": self.step, "score": self.best})
+            if self.best < _NOTHING:
+                log.warning(
+                    "no validation found an object: the model predicts background everywhere; try pretrained weights "
+                    "(backbone.weights), another recipe.optimizer.lr, or more steps"
+                )
+            log.info("finished: %s (best score %.4f); next: %s", run, self.best, self.task.following.format(run=run))
 
     def _one_step(self, parts: Sequence[Any]) -> None:
         set_rates(self.optimizer, self.config.recipe.schedule, self.step, self.total)
@@ -205,17 +215,19 @@ class _Run:
         return self._is_due(self.task.every) or self._is_due(self.config.save_every)
 
     def _log_step(
-        self, writer: SummaryWriter | None, bar: Any, terms: Mapping[str, float], times: Mapping[str, float]
+        self, writer: Curves | None, bar: Any, terms: Mapping[str, float], times: Mapping[str, float]
     ) -> None:
         if writer is None:
             return
         values = {f"loss/{name}": value for name, value in terms.items()}
         rates = {f"rate/{group['name']}": group["lr"] for group in self.optimizer.param_groups}
-        write_scalars(writer, {**values, **rates, **times}, self.step)
+        writer.add_row({**values, **rates}, self.step)
+        write_scalars(writer, times, self.step)
+        log.info("step %d of %d: %s", self.step, self.total, _in_words({**values, **rates}), extra=IN_FILE)
         waited = f", data wait {times['time/data_wait_share']:.0%}" if times else ""
         bar.set_postfix_str(f"loss {sum(terms.values()):.3f}{waited}", refresh=False)
 
-    def _keep(self, writer: SummaryWriter | None, stop: StopSignal) -> float:
+    def _keep(self, writer: Curves | None, stop: StopSignal) -> float:
         """Checkpoint and validation, where they are due; the seconds they took."""
         began = time.perf_counter()
         self.validated = not self._is_due(self.task.every)
@@ -226,26 +238,26 @@ class _Run:
             self._validate(writer, stop)
         return time.perf_counter() - began
 
-    def _validate(self, writer: SummaryWriter | None, stop: StopSignal) -> None:
+    def _validate(self, writer: Curves | None, stop: StopSignal) -> None:
         stop.at_once = True  # nothing moves, and all is saved
         try:
             with _searching_kernels(False):
                 scores = self.task.validate(self.step, writer)
         except Stopped:
-            raise Stopped(self._stopped_by(stop)) from None
+            raise stop.stopped(self._stopped_by(stop)) from None
         finally:
             stop.at_once = False
         self.task.model.train()
         self.validated = True
         if writer is not None:
-            write_scalars(writer, scores, self.step)
+            writer.add_row(scores, self.step)
         if scores["score"] > self.best:
             self.best = scores["score"]
             self._save("best", writer)
         else:
             self._save("last", writer)
 
-    def _save(self, name: str, writer: SummaryWriter | None = None) -> None:
+    def _save(self, name: str, writer: Curves | None = None) -> None:
         """Write the checkpoint of this name, the best one as the last one too."""
         if distributed.rank() > 0:
             return
@@ -275,14 +287,14 @@ class _Run:
         if name in ("best", "last"):
             keep_checkpoint(folder / "last.pt", self.step, self.config.keep)
 
-    def _stop(self, stop: StopSignal, writer: SummaryWriter | None) -> None:
+    def _stop(self, stop: StopSignal, writer: Curves | None) -> None:
         self._read()
         self._save("last", writer)
         distributed.barrier()  # the first process that ends takes the others with it
-        raise Stopped(self._stopped_by(stop))
+        raise stop.stopped(self._stopped_by(stop))
 
     def _stopped_by(self, stop: StopSignal) -> str:
-        by = stop.name or "a signal to another process"
+        by = "Ctrl+C" if stop.name == "SIGINT" else stop.name or "a signal to another process"
         return f"stopped by {by} after step {self.step} of {self.total}, which is saved; go on with resume={self.out}"
 
     def _not_finite(self, error: LossNotFinite) -> str:
@@ -320,6 +332,10 @@ def _searching_kernels(enabled: bool) -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.benchmark = before
+
+
+def _in_words(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in values.items())
 
 
 def prepare(model: nn.Module, backbone: Backbone, config: TrainConfig | PretrainConfig, device: torch.device) -> None:

@@ -116,5 +116,7 @@ def pretrain(config: PretrainConfig, out: Path) -> float:
         every=config.validate_every,
         selection="best mIoU on the base classes",
         trained_on=resumed["trained_on"] if resumed else seen_in_training(config, train.index, sampler.classes, loaded),
+        following=f"fss-svf train method=bam dataset={config.dataset.name} fold={config.fold} "
+        f"backbone={config.backbone.name} method.base_learner={{run}} backbone.weights={{run}}/checkpoints/last.pt",
     )
     return fit(task, config, device, out, resumed)

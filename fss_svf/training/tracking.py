@@ -1,9 +1,10 @@
-"""What a person sees of a training: TensorBoard's curves, and how long the device waited for data."""
+"""What a person sees of a training: TensorBoard's curves, log.csv, and how long the device waited for data."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from fss_svf.config import to_mapping
 from fss_svf.console import as_text
+from fss_svf.training.log_table import LogTable
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +88,21 @@ def _event() -> torch.cuda.Event:
 def _seconds_between(before: torch.cuda.Event, after: torch.cuda.Event) -> float:
     after.synchronize()
     return before.elapsed_time(after) / 1000
+
+
+class Curves(SummaryWriter):
+    """TensorBoard's files and log.csv of the run folder `out`. What a killed run wrote after its last checkpoint, of this
+    step, is cut off, and written again.
+    """
+
+    def __init__(self, out: Path, step: int, validated: bool) -> None:
+        super().__init__(str(out / "tensorboard"), purge_step=step + 1)
+        self._table = LogTable(out / "log.csv", step, validated)
+
+    def add_row(self, values: Mapping[str, float], step: int) -> None:
+        """Losses and rates, or scores: a scalar each, and a row of log.csv."""
+        write_scalars(self, values, step)
+        self._table.add(values, step)
 
 
 def write_scalars(writer: SummaryWriter, values: Mapping[str, float], step: int) -> None:
