@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
-from fss_svf import __version__, help, launch
+from fss_svf import __version__, console, launch, usage
 from fss_svf.errors import did_you_mean
 from fss_svf.launch import VERBS
 
@@ -22,8 +21,7 @@ def main() -> None:
         status = _run(*(sys.argv[1:] or ["--help"]))
         sys.stdout.flush()
     except BrokenPipeError:  # such as head: it has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 141
+        status = console.end_output()
     sys.exit(status)
 
 
@@ -35,7 +33,7 @@ def _run(verb: str, *arguments: str) -> int:
     elif "-sc" in (verb, *arguments):
         return _complete(*(argument for argument in arguments if argument != "-sc"))
     elif verb in VERBS and {"-h", "--help"} & set(arguments):
-        print(help.verb_help(verb, VERBS[verb].what))
+        print(usage.verb_help(verb, VERBS[verb].what))
     elif verb in VERBS:
         return launch.launch(verb, arguments)
     else:
@@ -46,9 +44,9 @@ def _run(verb: str, *arguments: str) -> int:
 
 def _complete(*arguments: str) -> int:
     """What a shell asks for: the script to install, or what the word at the cursor may become."""
-    verb = help.completed_verb(list(VERBS))
+    verb = usage.completed_verb(list(VERBS))
     if verb is None and arguments[:1] and arguments[0].startswith("query="):
-        print("\n".join(help.verbs_to_complete(list(VERBS))))
+        print("\n".join(usage.verbs_to_complete(list(VERBS))))
         return 0
     return launch.complete(verb or "train", arguments)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -60,6 +61,12 @@ def show_any_letter() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def end_output() -> int:
+    """Drop what is still to be printed: nobody reads it, as behind `| head -1`. Returns the exit status, SIGPIPE's."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141
 
 
 def as_text(name: str) -> str:

@@ -78,6 +78,8 @@ class Job:
             values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
             return _run_in_folder(self.verb, cfg, values)
         except Exception as error:
+            if self.verb in _NOWHERE and isinstance(error, BrokenPipeError):
+                sys.exit(console.end_output())
             _tell(self.verb, error, values)
             if isinstance(error, FssError) and not _in_sweep() and distributed.world() == 1:
                 delete_refused(self.verb, Path(HydraConfig.get().runtime.output_dir))
@@ -108,6 +110,7 @@ def launch(verb: str, arguments: Sequence[str]) -> int:
     try:
         status = _follow(verb) if distributed.rank() > 0 else _lead(verb, arguments)
     except KeyboardInterrupt:
+        logging.getLogger("torch").setLevel(logging.WARNING)  # interrupted in its import, it logs statistics at exit
         if distributed.rank() == 0:
             print(f"fss-svf {verb}: interrupted", file=sys.stderr)
         status = INTERRUPTED
@@ -133,7 +136,7 @@ def complete(verb: str, arguments: Sequence[str]) -> int:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=verb)(lambda _: None)()
     except Exception as error:
         if not any(argument.startswith("query=") for argument in arguments):  # a Tab never prints an error
-            return refuse(f"fss-svf: completion: {sweeps.gist(error)}", 1)
+            return refuse(f"fss-svf: completion: {' '.join(str(error).split())}", 1)
     return 0
 
 
@@ -252,7 +255,12 @@ def _run_in_folder(verb: str, cfg: DictConfig, values: dict[str, Any]) -> Any:
             log.info("finished already, nothing to do: %s (score %.4f)", out, start.score)
             return start.score
         keep_command(verb, cfg, out, start.new)
-        return _run(verb, *distributed.broadcast((start.config, out)))
+        try:
+            return _run(verb, *distributed.broadcast((start.config, out)))
+        except KeyboardInterrupt:
+            if verb == "evaluate" and any(out.glob("finished-*.jsonl")):
+                log.info("what is finished is kept; go on with resume=%s", out)
+            raise
 
 
 def _values(arguments: Sequence[str]) -> dict[str, str]:

@@ -27,7 +27,7 @@ _WRITTEN = ("hydra.run.dir", "hydra.sweep.dir", "out", "target", "save_support",
 _EXHAUSTED = {errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE}
 
 # What other frameworks call a key.
-_OTHER_NAMES = {"learning_rate": "lr", "backbone_learning_rate": "backbone_lr", "batchsize": "batch_size", "bs": "batch_size"}
+_OTHER_NAMES = {"learning_rate": "lr", "batchsize": "batch_size", "bs": "batch_size"}
 # Options that a plugin may bring.
 _PLUGGED = re.compile(r"Could not find '(dataset|backbone|method|tuning|protocol|recipe|experiment|table)/")
 

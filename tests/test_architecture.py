@@ -41,6 +41,8 @@ LAYERS = [
         "resume",
         "run_folder",
         "sweeps",
+        "usage",
+        "newest_run",
         "reproduction",
     },
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mimetypes
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +11,7 @@ from fss_svf.config.checks import check_seed, check_size, check_workers, require
 from fss_svf.config.mapping import group
 from fss_svf.config.protocol import EpisodeFiles, Protocol
 from fss_svf.config.training import FeaturesDtype, Precision
+from fss_svf.errors import ConfigError
 from fss_svf.registry import DATASETS, Choice
 
 # How predictions of several classes become one mask; conf/evaluate.yaml says what each does.
@@ -175,6 +177,12 @@ class PredictConfig:
     plugins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        kind = mimetypes.guess_type(self.support.name)[0] if self.support else None
+        if self.support and (kind or "").startswith("image/") and not self.support.is_dir():
+            raise ConfigError(
+                f"support={self.support}: an image; give the folder that holds it with its mask or annotations.yaml "
+                "(docs/predict.md)"
+            )
         if self.size is not None:
             check_size(self.size)
         require(self.batch_size >= 1, "batch_size", "a whole number >= 1", self.batch_size)

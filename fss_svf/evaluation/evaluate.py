@@ -60,11 +60,11 @@ def evaluate(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:
     source = f"checkpoint={config.checkpoint}" if config.checkpoint else "backbone.weights"
     base = check_subject(model, subject, fold, protocol, config.shots, source)
     place(model, device)
+    plan = make_plan(split.index, fold, config.shots, protocol, config.episodes, subject.way)
     if distributed.rank() == 0:
         if config.resume is None:
             _delete_earlier(out)
         write_run_folder(out, config, {"processes": distributed.world()})
-    plan = make_plan(split.index, fold, config.shots, protocol, config.episodes, subject.way)
     task, options = make_task(model, subject, split, fold, plan, base), _options(config, device, out)
     timer = Timer(device)
     of_shots = evaluate_lists(task, options, plan.episodes, out, timer)

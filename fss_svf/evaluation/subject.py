@@ -74,10 +74,13 @@ def _from_checkpoint(config: EvaluateConfig) -> tuple[FewShotMethod, Subject]:
             f"novel classes of fold {config.fold}; leave fold out, or give a checkpoint of fold {config.fold}"
         )
     what, way = f"checkpoint={config.checkpoint}", config.way or trained.way
+    dataset = _dataset(config.dataset, trained.dataset)
+    if trained.dataset.name == "toy" != dataset.name:
+        log.warning("%s: trained on the drawings of dataset=toy, not on photographs", what)
     base, weights = content.get("base"), config.backbone.get("weights")
     model = restore_model(method, trained.backbone, trained.tuning, content["model"], what, base, weights)
     return model, Subject(
-        dataset=_dataset(config.dataset, trained.dataset),
+        dataset=dataset,
         fold=trained.fold if config.fold is None else config.fold,
         way=way,
         way_rule=choose_rule(model, way, config.way_rule),

@@ -32,7 +32,6 @@ def report(config: ReportConfig, out: Path) -> str:
     results = newest([read_result(path) for run in runs for path in find_results(run)])
     tables = make_tables(results)
     text = markdown(tables)
-    print(text)
     write: dict[str, Callable[[], str]] = {
         "md": lambda: text,
         "tex": lambda: latex(tables),
@@ -44,6 +43,7 @@ def report(config: ReportConfig, out: Path) -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as unfinished:
             unfinished.write_text(write[suffix]() + "\n", encoding="utf-8", errors="backslashreplace")
+    print(text)
     log.info("%d results in %s: %s", len(results), paths[0].parent, ", ".join(path.name for path in paths))
     return text
 

@@ -87,7 +87,7 @@ def convert(
     # All factors before the first conversion, so that an error leaves no model half converted.
     factors: dict[tuple[int, int, str], tuple[Factors, bool]] = {}
     at_once = all(target.weight.is_meta for target in chosen)  # a checkpoint will fill them
-    for target in tqdm(chosen, desc="SVD", unit="layer", disable=at_once or not progress):
+    for target in tqdm(chosen, desc="SVD", unit="layer", disable=at_once or not progress or None):
         if target.tie not in factors:
             factors[target.tie] = _factorise(target, ranks[target.name], rank_multiple, cache)
     first: dict[tuple[int, int, str], SVFLayer] = {}

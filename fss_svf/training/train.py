@@ -31,6 +31,7 @@ from fss_svf.training.data_seen import check_same_data, seen_in_training
 from fss_svf.training.loop import Task, fit, prepare
 from fss_svf.training.selection import Selection, make_selection
 from fss_svf.training.validation import Validation
+from fss_svf.tuning.svf import SVFOptions
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +116,12 @@ def _build(
         f"{trainable_values(model.backbone):,}",
         f"{trainable_values(model):,}",
     )
+    if pretrained is not None and pretrained[1].source == "random" and isinstance(config.tuning.options, SVFOptions):
+        log.warning(
+            "tuning=%s on random weights: their singular vectors stay as drawn; set backbone.weights to pretrained ones, or "
+            "train all (tuning=full)",
+            config.tuning.name,
+        )
     tuned = config.checkpoint.weights == "tuned"
     return model, trained_on, base_weights(model, *pretrained) if tuned and pretrained else None
 

@@ -35,6 +35,19 @@ def test_train_evaluate_report(fss, toy, tmp_path):
     assert status == 0, err
     runs = sorted(p.parent.parent for p in tmp_path.glob("outputs/train/*/*/checkpoints/last.pt"))
     assert len(runs) == 4
+    assert err.count("tuning=svf on random weights") == 2
+    for run in (str(run.relative_to(tmp_path)) for run in runs):
+        assert f"run folder {run}; Ctrl+C stops, 'fss-svf train resume={run}' goes on" in err
+        assert f"finished: {run} (best score" in err
+        assert f"; next: fss-svf evaluate checkpoint={run}\n" in err
+        losses, scores = csv.DictReader((tmp_path / run / "log.csv").open())
+        assert losses["step"] == scores["step"] == "2"
+        assert float(losses["loss/main"]) > 0 == len(losses["score"])
+        assert scores["score"] == scores["miou"] != ""
+        assert "step 2 of 2: loss/main " in (tmp_path / run / "log.txt").read_text()
+    # There is no terminal: no bars. Losses are in log.txt alone.
+    assert "\r" not in err
+    assert "loss/main" not in err
     for run in runs:
         status, out, err = fss(
             "evaluate", f"checkpoint={run}", "shot=[1,5]", "protocol.episodes=20", "workers=0", "pictures=2"
@@ -71,8 +84,11 @@ def test_train_evaluate_report(fss, toy, tmp_path):
     assert [cell.strip() for cell in control.split("|")].count("-") == 7
 
 
-def test_resume_keeps_its_config_and_refuses_another(fss, toy, tmp_path):
-    assert fss("train", *SMALL, toy)[0] == 0
+def test_resume_keeps_its_config_and_refuses_another(fss, toy, tmp_path, monkeypatch):
+    monkeypatch.setattr("fss_svf.training.loop._NOTHING", 1.1)  # any score is that of background everywhere
+    status, _, err = fss("train", *SMALL, toy)
+    assert status == 0
+    assert "no validation found an object: the model predicts background everywhere" in err
     run = next(tmp_path.glob("outputs/train/*/*"))
     status, _, err = fss("train", f"resume={run}", "workers=0")
     assert status == 0
@@ -118,6 +134,9 @@ def test_checkpoints_of_another_fold_or_method_are_refused(fss, toy, tmp_path):
     status, _, err = fss("evaluate", f"checkpoint={run}", "fold=2")
     assert status == 1
     assert "fold=2: checkpoint=" in one_line(err)
+    status, _, err = fss("evaluate", f"checkpoint={run}", "dataset=pascal", "dataset.root=/nowhere")
+    assert status == 1
+    assert "trained on the drawings of dataset=toy, not on photographs" in err
     status, _, err = fss("evaluate", f"checkpoint={run}", "method=prototype")
     assert status == 1
     assert "was trained with method=baseline" in one_line(err)
@@ -126,8 +145,13 @@ def test_checkpoints_of_another_fold_or_method_are_refused(fss, toy, tmp_path):
 MISTAKES = [
     (("train", "fodl=1"), r"no key 'fodl' (did you mean 'fold'?)"),
     (("train", "recipe.optimizer.lrr=1"), "no key 'recipe.optimizer.lrr' (did you mean 'recipe.optimizer.lr'?)"),
+    (("train", "recipe.lr=1"), "no key 'recipe.lr' (did you mean 'recipe.optimizer.lr'?)"),
+    (("train", "learning_rate=1"), "no key 'learning_rate' (did you mean 'recipe.optimizer.lr'?)"),
+    (("train", "experiment=baseline_svf"), "(did you mean 'pascal/baseline_svf' or 'coco/baseline_svf'?)"),
+    (("train", "fold=0,1"), "sweep with -m: -m fold=0,1"),
+    (("predict", "method=prototype", "support=photo.jpg"), "photo.jpg: an image; give the folder that holds it"),
     (("train", "+extra=1"), "extra: no such key"),
-    (("train", "method=basline"), "Could not find 'method/basline'; available: background, bam, base_learner"),
+    (("train", "method=basline"), "Could not find 'method/basline' (did you mean 'baseline'?); available: background, "),
     (("train", "fold=7"), "fold: expected 0..3, got 7"),
     (("train", "fold=one"), "fold: expected a whole number, got 'one'"),
     (("train", "device=tpu9"), "device=tpu9: expected auto, cpu, cuda or cuda:N"),
@@ -143,7 +167,6 @@ MISTAKES = [
     (("train", "method=null"), "method: train needs method=one of background, bam, "),
     (("train", "hydra/launcher=null"), "null is no option of a config group"),
     (("evaluate", "checkpoint=lr=1,lr=2"), "lr=1,lr=2: no such checkpoint"),  # one path with a comma
-    (("evaluate", "shot=1,5"), "-m shot=1,5 is a sweep"),
 ]  # fmt: skip
 
 

@@ -77,7 +77,7 @@ def test_sweeps_part_at_commas(tmp_path, monkeypatch):
 
 def test_a_comma_without_a_sweep_says_what_it_may_be(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert "shot=[1,5] is a list, -m shot=1,5 is a sweep" in ambiguous("shot=1,5")
+    assert "sweep with -m: -m shot=1,5 runs a job of each; shot=[1,5] is a list" in ambiguous("shot=1,5")
     assert "\"checkpoint='a,b'\"" in ambiguous("checkpoint=a,b")
     assert "[a,b]" not in ambiguous("checkpoint=a,b")
     for name in ("lr=1", "lr=2"):

@@ -88,6 +88,23 @@ def test_what_a_folder_holds_stays_until_it_may_be_replaced(fss, toy_root, tmp_p
     assert [p.relative_to(out) for p in out.rglob("result.json")] == [Path("result.json")]
 
 
+def test_a_refused_run_leaves_no_folder(fss, toy_root, tmp_path):
+    data = f"dataset.root={toy_root}"
+    for arguments in (
+        ("train", "fold=9"),
+        (*CONTROL, data, "protocol.never_drawn=error"),  # known when the episodes are drawn
+        ("evaluate", "checkpoint=none"),
+        ("report",),
+        (*CONTROL, data, "fold=9", "hydra.run.dir=mine"),
+    ):
+        assert fss(*arguments)[0] == 1
+        assert not list(tmp_path.iterdir()), arguments
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes").touch()
+    assert fss("train", "fold=9", "hydra.run.dir=mine")[0] == 1
+    assert (tmp_path / "mine" / "notes").exists()
+
+
 def test_what_cannot_be_written_is_one_line_with_its_key(fss, toy_root, tmp_path):
     file = tmp_path / "file"
     file.touch()

@@ -273,7 +273,7 @@ def test_an_interrupted_sweep_leaves_nothing_running(start, small, tmp_path, lau
     wait_until(lambda: process.poll() is not None, None, 30)
     assert process.returncode == 130
     wait_until(lambda: in_group(process) == 0, None, 30)
-    assert process.communicate()[1].splitlines()[-1] == "fss-svf train: interrupted"
+    assert "fss-svf train: interrupted" in process.communicate()[1].splitlines()
     assert not list(tmp_path.glob("outputs/train/.sweep-*"))
 
 

@@ -7,6 +7,7 @@ import logging
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -167,6 +168,11 @@ def test_a_file_a_format_beside_each_other(tmp_path):
     )
     report(config, tmp_path / "unused")
     assert sorted(p.name for p in (tmp_path / "r").iterdir()) == ["v1.2.csv", "v1.2.html", "v1.2.md", "v1.2.tex"]
+    # Without a format's suffix it is a folder, whether it exists or not.
+    for name in ("new", "v1.2", "r"):
+        report(replace(config, out=tmp_path / name, formats=("md", "csv")), tmp_path / "unused")
+        assert {"report.csv", "report.md"} <= {p.name for p in (tmp_path / name).iterdir()}
+    assert not (tmp_path / "unused").exists()
 
 
 def test_no_format_is_an_error():

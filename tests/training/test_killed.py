@@ -12,11 +12,15 @@ import pytest
 import torch
 
 from fss_svf.checkpoint import keep_checkpoint, load_checkpoint, save_checkpoint
-from fss_svf.errors import TrainingError
+from fss_svf.errors import Stopped, TrainingError
 from fss_svf.reporting.curves import read_curves
+from fss_svf.training import stopping
+from fss_svf.training.log_table import LogTable
+from fss_svf.training.stopping import StopSignal
 from tests.conftest import TOY
 from tests.processes import ended, starting
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 pytestmark = pytest.mark.usefixtures("one_thread")  # as the processes that are killed have one
 
 # fss-svf whose steps and, where asked for, validations and writing of checkpoints take some time.
@@ -135,6 +139,7 @@ def kill_at_random(start, fss, small, tmp_path, trials):
         to_the_end(fss, *(("train", f"resume={folder}") if saved else arguments))
         assert_same(last(folder), whole)
         assert drawn(folder) == drawn(tmp_path / "whole")
+        assert (folder / "log.csv").read_text() == (tmp_path / "whole" / "log.csv").read_text()
         assert not list(folder.rglob("*.partial"))
     return interrupted
 
@@ -149,13 +154,39 @@ def test_killed_twenty_times_at_random(start, fss, small, tmp_path):
     assert len(kill_at_random(start, fss, small, tmp_path, 20)) > 3
 
 
+def test_log_csv_goes_on_where_the_checkpoint_is(tmp_path):
+    path = tmp_path / "log.csv"
+    table = LogTable(path, 0, True)
+    for step in (10, 20, 30):
+        table.add({"loss/main": 1 / step, "rate/head": 0.1}, step)
+        if step > 10:
+            table.add({"score": 0.5}, step)
+    assert path.read_text().splitlines() == [
+        "step,loss/main,rate/head,score", "10,0.1,0.1,", "20,0.05,0.1,", "20,,,0.5", "30,0.0333333,0.1,", "30,,,0.5"
+    ]  # fmt: skip
+    whole = path.read_text()
+    for step, validated, rows in ((30, True, 5), (30, False, 4), (20, True, 3), (20, False, 2), (0, True, 0)):
+        path.write_text(f"{whole}4")  # of a row that a kill has cut
+        LogTable(path, step, validated)
+        assert len(path.read_text().splitlines()) == 1 + rows
+    LogTable(path, 0, True).add({"other": 1}, 1)
+    assert path.read_text().splitlines() == ["step,loss/main,rate/head,score,other", "1,,,,1"]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Signals
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.long)])
-def test_a_scheduler_stops_a_run_between_its_checkpoints(start, fss, small, tmp_path, number):
+@pytest.mark.parametrize(
+    ("number", "name", "status"),
+    [
+        (signal.SIGTERM, "SIGTERM", 75),
+        pytest.param(signal.SIGUSR1, "SIGUSR1", 75, marks=pytest.mark.long),
+        pytest.param(signal.SIGINT, "Ctrl+C", 130, marks=pytest.mark.long),
+    ],
+)
+def test_a_signal_stops_a_run_between_its_checkpoints(start, fss, small, tmp_path, number, name, status):
     """All processes of the job hear the signal, loader processes too."""
     arguments = (*small, "save_every=null", "log_every=1")
     to_the_end(fss, *arguments, "hydra.run.dir=whole")
@@ -163,8 +194,8 @@ def test_a_scheduler_stops_a_run_between_its_checkpoints(start, fss, small, tmp_
     run = tmp_path / "run"
     wait_for((tmp_path / "steps").exists, process)
     os.killpg(process.pid, number)
-    _, err = ended(process, status=75)
-    assert f"fss-svf train: stopped by {number.name} after step " in err
+    _, err = ended(process, status=status)
+    assert f"fss-svf train: stopped by {name} after step " in err
     assert "Traceback" not in err
     assert 0 < last(run)["step"] < 4
     to_the_end(fss, "train", "resume=run")
@@ -197,6 +228,32 @@ def test_a_scheduler_stops_a_validation(start, fss, small, tmp_path):
     assert not list(run.glob("features-*"))
     to_the_end(fss, "train", "resume=run")
     assert_same(last(run), last(tmp_path / "whole"))
+
+
+def test_ctrl_c_stops_a_training_and_a_second_one_interrupts(monkeypatch):
+    """Within an instant they are one: torchrun hands on what the terminal sends to all. Other signals count as none."""
+    monkeypatch.setattr(stopping, "_SAME_KEY", 0.05)
+    with StopSignal() as stop:
+        assert not stop.requested()
+        for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        assert stop.requested()
+        assert (stop.name, stop.stopped("").status) == ("SIGINT", 130)
+        time.sleep(0.06)
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    with StopSignal() as stop:
+        stop.at_once = True
+        with pytest.raises(Stopped):
+            os.kill(os.getpid(), signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as nohup does
+    try:
+        with StopSignal() as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert not stop.requested()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.long

@@ -136,7 +136,7 @@ def _content(file: str) -> dict[str, Any]:
 
 def completed_verb(known: list[str]) -> str | None:
     """The verb of the line to complete, which is then left without it, as Hydra expects; None where that is the verb."""
-    program, _, rest = os.environ.get("COMP_LINE", "").lstrip().partition(" ")
+    _, _, rest = os.environ.get("COMP_LINE", "").lstrip().partition(" ")
     verb, blank, arguments = rest.lstrip().partition(" ")
     if not blank or verb not in known:
         return None
