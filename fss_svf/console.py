@@ -16,7 +16,6 @@ from fss_svf import distributed
 
 # The `extra` of a log line for log.txt alone: on the screen it would push a bar away.
 IN_FILE = {"in_file": True}
-_AS_TEXT = "{desc}: {n_fmt} of {total_fmt} {unit} in {elapsed}, {remaining} left{postfix}"
 # Whether other jobs write to the same screen. If so, lines begin with the job's number and there are no bars.
 _shared = False
 
@@ -106,7 +105,9 @@ def progress(total: int, title: str, unit: str, done: int = 0) -> Any:
     """
     how: dict[str, Any] = {"dynamic_ncols": True}
     if not sys.stderr.isatty():
-        how = {"file": _Lines(sys.stderr), "bar_format": _AS_TEXT, "mininterval": 15, "delay": 15}
+        text = "{desc}: {n_fmt} of {total_fmt}" + f"{unit if unit == 'B' else f' {unit}s'}"
+        text += " in {elapsed}, {remaining} left{postfix}"
+        how = {"file": _Lines(sys.stderr), "bar_format": text, "mininterval": 15, "delay": 15}
     return tqdm(
         total=total,
         desc=title,

@@ -28,7 +28,7 @@ from fss_svf.messages import one_line
 from fss_svf.newest_run import with_newest_run
 from fss_svf.overrides import is_sweep, plugins_of, understood_all
 from fss_svf.resume import TRAINING, WORDS, begin, by_itself
-from fss_svf.run_folder import delete_refused, keep_command, register_resolvers
+from fss_svf.run_folder import delete_unbegun, keep_command, register_resolvers
 
 log = logging.getLogger("fss_svf")
 
@@ -77,13 +77,21 @@ class Job:
         try:
             values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
             return _run_in_folder(self.verb, cfg, values)
+        except KeyboardInterrupt:
+            self._leave_nothing()
+            raise
         except Exception as error:
             if self.verb in _NOWHERE and isinstance(error, BrokenPipeError):
                 sys.exit(console.end_output())
             _tell(self.verb, error, values)
-            if isinstance(error, FssError) and not _in_sweep() and distributed.world() == 1:
-                delete_refused(self.verb, Path(HydraConfig.get().runtime.output_dir))
+            if isinstance(error, FssError):
+                self._leave_nothing()
             return _end_job(error)
+
+    def _leave_nothing(self) -> None:
+        # The log of a sweep's job may be all there is of it, and other processes may write to one.
+        if not _in_sweep() and distributed.world() == 1 and self.verb not in (*_NOWHERE, "reproduce"):
+            delete_unbegun(Path(HydraConfig.get().runtime.output_dir))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -65,10 +65,10 @@ def _claimed(folder: Path) -> Path:
     raise AssertionError
 
 
-def delete_refused(verb: str, folder: Path) -> None:
-    """Delete the folder of a run that was refused before its work began, with the parents that this leaves empty."""
+def delete_unbegun(folder: Path) -> None:
+    """Delete the folder of a run that ended before its work began, with the parents that this leaves empty."""
     here = Path.cwd()
-    if verb == "reproduce" or not folder.is_dir() or folder in (here, *here.parents):
+    if not folder.is_dir() or folder in (here, *here.parents):
         return
     if {path.name for path in folder.iterdir()} - {".hydra", ".lock", "log.txt"}:
         return

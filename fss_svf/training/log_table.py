@@ -6,6 +6,7 @@ import csv
 from collections.abc import Mapping
 from pathlib import Path
 
+from fss_svf.errors import TrainingError
 from fss_svf.files import atomic_write
 
 Row = dict[str, str]
@@ -14,16 +15,21 @@ Row = dict[str, str]
 class LogTable:
     """A row for each log line, and one for each validation; what a row does not have is an empty field.
 
-    step, validated  of the checkpoint that the run goes on from, 0 for a new one: rows that come again are cut off
+    step, validated  of the checkpoint that the run goes on from, 0 for a new one: rows that come again are cut off. Raises
+                     TrainingError for a file of other content
     """
 
     def __init__(self, path: Path, step: int, validated: bool) -> None:
         self.path = path
         self.columns, rows = _read(path)
+        try:
+            steps = [int(row["step"]) for row in rows]
+        except (KeyError, ValueError):
+            raise TrainingError(
+                f"{path}: another program has changed it; move it away, and the run begins a new one"
+            ) from None
         kept = [
-            row
-            for row in rows
-            if int(row["step"]) < step or (int(row["step"]) == step and (validated or not row.get("score")))
+            row for row, at in zip(rows, steps) if at < step or (at == step and (validated or not row.get("score")))
         ]
         if path.exists():
             self._write(kept if step else [])

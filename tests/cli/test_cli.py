@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fss_svf.console import progress
 from fss_svf.data.toy_render import CLASS_NAMES
 from tests.conftest import TOY
 
@@ -178,6 +179,20 @@ def test_a_mistake_is_one_clear_line(fss, arguments, message):
     line = one_line(err)
     assert line.startswith(f"fss-svf {arguments[0]}: ")
     assert message in line
+
+
+def test_without_a_terminal_a_bar_is_lines(capsys):
+    with progress(400, "train", "step") as bar:
+        bar.set_postfix_str("loss 0.5", refresh=False)
+        bar.update(50)  # in the first 15 seconds nothing is printed
+        bar.start_t -= 20
+        bar.last_print_t -= 20
+        for _ in range(2):
+            bar.update(50)
+    lines = capsys.readouterr().err.split("\n")
+    assert lines[0].startswith("train: 100 of 400 steps in 00:20, ")
+    assert lines[0].endswith(" left, loss 0.5")
+    assert [line.split(" of ")[0] for line in lines] == ["train: 100", "train: 150", ""]
 
 
 def test_a_corrupt_image_is_one_line_that_names_it(fss, tmp_path):

@@ -171,6 +171,9 @@ def test_log_csv_goes_on_where_the_checkpoint_is(tmp_path):
         assert len(path.read_text().splitlines()) == 1 + rows
     LogTable(path, 0, True).add({"other": 1}, 1)
     assert path.read_text().splitlines() == ["step,loss/main,rate/head,score,other", "1,,,,1"]
+    path.write_text("step;score\n1;2\n")
+    with pytest.raises(TrainingError, match=r"log\.csv: another program has changed it"):
+        LogTable(path, 1, True)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
