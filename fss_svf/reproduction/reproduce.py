@@ -42,7 +42,7 @@ def reproduce(config: ReproduceConfig, out: Path) -> None:
     if not missing:
         log.info("all %d jobs are finished, nothing to run", len(jobs))
     if any(out.glob("evaluate/**/result.json")):  # of other calls too: only=, folds
-        report(ReportConfig("report", out / "evaluate", out / "report", get_args(ReportFormat)), out)
+        report(ReportConfig("report", out / "evaluate", out, get_args(ReportFormat)), out)
     if failed:
         raise TrainingError(
             f"{len(failed)} of {len(missing)} jobs failed or lacked what failed: {listing(job.name for job in failed)}; "

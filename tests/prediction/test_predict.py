@@ -371,20 +371,22 @@ def test_shots_mean_is_a_choice_of_loading(runs):
         ({"query": "null"}, ("query: nothing given",)),
         ({"query": "nowhere"}, ("query=", "no such file or folder")),
         ({"query": "text.jpg"}, ("text.jpg", "not an image")),
-        ({"support": "text.jpg"}, ("text.jpg", "not a readable checkpoint")),
+        ({"support": "text.jpg"}, ("text.jpg", "an image; give the folder that holds it")),
+        ({"support": "text.pt"}, ("text.pt", "not a readable checkpoint")),
         ({"support": "nowhere"}, ("support=", "no such folder of examples")),
         ({"checkpoint": "nowhere"}, ("nowhere", "no such checkpoint")),
         ({"out": "text.jpg"}, ("out=", "a file")),
         ({"batch_size": "0"}, ("batch_size",)),
         ({"save_support": "text.jpg"}, ("text.jpg: exists already",)),
-        ({"support": "text.jpg", "save_support": "s.pt"}, ("save_support", "leave save_support out")),
+        ({"support": "text.pt", "save_support": "s.pt"}, ("save_support", "leave save_support out")),
         ({"out": "examples", "overwrite": "true"}, ("out=", "among the files of support")),
         ({"out": ".", "overwrite": "true"}, ("out=", "among the files of query")),
         ({"out": "/proc/none"}, ("out=/proc/none", "cannot be written")),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(fss, runs, examples, tmp_path, changed, words):
-    (tmp_path / "text.jpg").write_text("no image")
+    for name in ("text.jpg", "text.pt"):
+        (tmp_path / name).write_text("no image")
     save(tmp_path / "q.png", picture())
     values = {"checkpoint": runs[0], "support": examples, "query": "q.png", "out": "out", **changed}
     status, _, err = fss("predict", *(f"{key}={value}" for key, value in values.items()))
