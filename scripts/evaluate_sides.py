@@ -160,7 +160,9 @@ def plain_loop(task: EvaluationTask, model: FewShotMethod, episodes: EpisodeList
     counts = {name: count_masks(mask[None], truth)[0] for name, mask in masks.items()}
     if task.base is not None:
         base = _mask_of(prediction.aux["base"], size, task.protocol)
-        count_labels(base[None], torch.from_numpy(base_label_lookup(task.split.index, task.base)[label]), len(task.base) + 1)
+        count_labels(
+            base[None], torch.from_numpy(base_label_lookup(task.split.index, task.base)[label]), len(task.base) + 1
+        )
     return Plain(masks[""], truth, counts, time.perf_counter() - began)
 
 

