@@ -88,6 +88,8 @@ class Segmenter:
         content = load_checkpoint(Path(checkpoint), "train")
         trained = from_mapping(TrainConfig, content["config"])
         what, protocol = f"checkpoint={checkpoint}", trained.protocol
+        if trained.dataset.name == "toy":
+            log.warning("%s: trained on the drawings of dataset=toy, not on photographs", what)
         model = restore_model(
             trained.method, trained.backbone, trained.tuning, content["model"], what, content.get("base"), weights
         )

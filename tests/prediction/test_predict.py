@@ -307,6 +307,7 @@ def test_predict_writes_masks_overlays_and_a_table(fss, runs, examples, tmp_path
     assert status == 1
     assert "2 of 5 images were left out; the first: " in err
     assert "a link to nowhere.jpg" in err
+    assert err.count("trained on the drawings of dataset=toy, not on photographs") == 1
     (queries / "broken.jpg").unlink()
     (queries / "a link.jpg").unlink()
     first, second = tmp_path / "first", tmp_path / "second"
