@@ -14,6 +14,8 @@ COLOUR = (234, 67, 53)  # of the one class
 _LONGEST = 16_384  # pixels of an overlay's longer side
 
 Colour = tuple[int, int, int]
+# Pillow's own font draws ASCII alone. These come with systems, where Pillow looks for them by name.
+_FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "LiberationSans-Regular.ttf", "Arial.ttf", "arial.ttf")
 # A line of a legend: the colour of its square, if it has one, and its text.
 _Entry = tuple[Colour | None, str]
 
@@ -63,7 +65,7 @@ def _above_legend(picture: np.ndarray, entries: Sequence[_Entry]) -> np.ndarray:
     """The picture on a white sheet, with a row of entries (a square of the colour, a text) below; broken where too wide."""
     letters = min(max(round(max(picture.shape) / 40), 14), 60)
     gap, line = letters // 2, 2 * letters
-    font = ImageFont.load_default(letters)
+    font = _font(letters, "".join(text for _, text in entries))
     widths = [gap + letters + gap + round(font.getlength(text)) + gap for _, text in entries]
     width = max(picture.shape[1], *widths)
     places, x, row = [], 0, 0
@@ -82,3 +84,13 @@ def _above_legend(picture: np.ndarray, entries: Sequence[_Entry]) -> np.ndarray:
             x += letters + gap
         draw.text((x, top + letters / 2), text, fill="black", font=font, anchor="lm")
     return np.asarray(sheet)
+
+
+def _font(size: int, text: str) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own for ASCII, so that pictures are the same on every machine; else one of the system, if it has one."""
+    for name in () if text.isascii() else _FONTS:
+        try:
+            return ImageFont.truetype(name, size)
+        except OSError:
+            continue
+    return ImageFont.load_default(size)
