@@ -106,7 +106,7 @@ class _Page:
                 # The editor's bin throws the photograph away too; here it means: paint anew.
                 for event in (slot.drop.upload, slot.drop.clear, slot.editor.clear):
                     event(self._shown(slot), *shown, queue=False)
-                slot.editor.change(self._kept(slot), [self.key, slot.drop, slot.editor], None, **quick)
+                slot.editor.input(self._kept(slot), [self.key, slot.drop, slot.editor], None, **quick)
 
     # What a page asks
 
@@ -256,7 +256,8 @@ class _Slot:
         self.parts = [self.drop, self.said, self.editor]
 
     def hidden(self) -> Any:
-        return self.gr.update(value=None, visible=False)
+        # Not visible=False, which takes it out of the page: its script would still be asked what is painted, and break.
+        return self.gr.update(value=None, visible="hidden")
 
     def painted(self, photo: Path, strokes: np.ndarray | None) -> Any:
         """The editor with the photograph's copy, painted where the (h, w) bool strokes are. Raises DataError."""
