@@ -20,7 +20,6 @@ from fss_svf.errors import ConfigError, DataError
 from fss_svf.prediction.demo import _gradio, check_address
 from fss_svf.prediction.demo_drafts import CLASSES, Draft, Drafts
 from fss_svf.prediction.demo_page import make_page
-from fss_svf.prediction.demo_sample import copy_sample, has_sample
 from fss_svf.prediction.finder import Finder, paintable, painted_mask, strokes_of
 from fss_svf.prediction.support import UNNAMED
 from tests.cli.test_cli import SMALL, one_line
@@ -441,5 +440,5 @@ def test_the_sample_is_tried_in_a_click(tmp_path, environment):
     with served(model, tmp_path) as page:
         page.click("#sample")
         said(page, "cheetah.jpg", "by 1 example")
-        (_, mask), = model.taught
+        ((_, mask),) = model.taught
         assert 0.4 < mask.mean() < 0.7
