@@ -115,9 +115,11 @@ class _Page:
         nothing = gr.update(visible=False)
         if photo is None:
             return nothing, nothing, _said(gr, "No photograph to search yet: drop one above.", wrong=True)
-        # What the editors hold now, since the last stroke may not be in the draft yet.
+        # What the editors hold now, since the last stroke may not be in the draft yet. One in a tab that is not shown holds
+        # what it began with: no stroke says nothing here.
         for slot, path, value in zip(self.slots, given[::2], given[1::2]):
-            self._keep(draft, slot, path, value)
+            if value and strokes_of(value["layers"]) is not None:
+                self._keep(draft, slot, path, value)
         try:
             classes = {name: draft.of_tab(tab) for tab, name in draft.classes().items()}
             overlaid, mask, text = self.finder.find(Path(photo), classes)
