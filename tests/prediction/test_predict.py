@@ -341,7 +341,9 @@ def test_predict_writes_masks_overlays_and_a_table(fss, runs, examples, tmp_path
     assert fss(*arguments, f"checkpoint={runs[0]}", "overwrite=true")[0] == 0
     status, _, err = fss(*arguments, f"checkpoint={runs[1]}", "overwrite=true")
     assert status == 1
-    assert "support.pt: encoded by another checkpoint" in one_line(err)
+    drawings, line = err.splitlines()
+    assert "trained on the drawings" in drawings
+    assert "support.pt: encoded by another checkpoint" in line
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
