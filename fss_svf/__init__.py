@@ -1,18 +1,10 @@
 """Few-shot segmentation research framework around Singular Value Fine-tuning (SVF, NeurIPS 2022).
 
-from fss_svf import Episode, Segmenter, build_backbone, episodes, evaluate, load_dataset, load_official
+fold = fss_svf.load_dataset("pascal").fold(0)
+model = fss_svf.train("panet", fold, backbone="efficientnet_lite0", tuning="svf")
+result = fss_svf.evaluate(model, fold, protocol="svf", shot=5)  # or any function of an Episode
 
-model = load_official("best.pth", method="bam", backbone="resnet50", shot=1, dataset="pascal")
-prediction = model(Episode(query_image=..., support_images=..., support_masks=...))
-
-fold = load_dataset("toy", root="data/toy").fold(0)  # any model of episodes, docs/python.md
-result = evaluate(model, episodes(fold, protocol="svf", shot=1, size=473))
-
-backbone, report = build_backbone("efficientnet_lite0")  # feature maps of any backbone, docs/backbones.md
-maps = backbone(images, taps=["mid", "layer4"])
-
-segmenter = Segmenter.load("outputs/train/NAME/STAMP")  # photographs, docs/predict.md
-masks = segmenter.segment(images, segmenter.learn(example_images, example_masks))
+docs/python.md has examples of everything in __all__.
 """
 
 from __future__ import annotations
@@ -21,7 +13,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fss_svf.api import build_backbone, episodes, evaluate, load_dataset, load_model
+    from fss_svf.api import build_backbone, build_model, episodes, evaluate, load_dataset, load_model, train
+    from fss_svf.config import Protocol
     from fss_svf.episode import Episode, Prediction
     from fss_svf.official import load_official
     from fss_svf.prediction.segmenter import Segmenter
@@ -30,17 +23,21 @@ __version__ = "0.1.0"
 __all__ = [
     "Episode",
     "Prediction",
+    "Protocol",
     "Segmenter",
     "build_backbone",
+    "build_model",
     "episodes",
     "evaluate",
     "load_dataset",
     "load_model",
     "load_official",
+    "train",
 ]
 _MODULES = {
-    **dict.fromkeys(("Episode", "Prediction"), "fss_svf.episode"),
-    **dict.fromkeys(("build_backbone", "episodes", "evaluate", "load_dataset", "load_model"), "fss_svf.api"),
+    "Episode": "fss_svf.episode",
+    "Prediction": "fss_svf.episode",
+    "Protocol": "fss_svf.config",
     "Segmenter": "fss_svf.prediction.segmenter",
     "load_official": "fss_svf.official",
 }
@@ -48,6 +45,10 @@ _MODULES = {
 
 def __getattr__(name: str) -> Any:
     # At the first use: 'fss-svf --help' and error messages come at once, without torch.
-    if name not in _MODULES:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_MODULES[name]), name)
+    return getattr(import_module(_MODULES.get(name, "fss_svf.api")), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import hydra
@@ -11,6 +12,7 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from fss_svf import plugins
 from fss_svf.errors import ConfigError, PluginError, did_you_mean, listing
@@ -36,20 +38,29 @@ def options(group: str) -> list[str]:
     )
 
 
-def values(config: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+def values(
+    config: str, changes: Mapping[str, Any], choices: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Any]:
     """What a config composes to, with `changes` of its keys: of a verb (evaluate), or an option of a group (protocol/svf).
 
-    Raises ConfigError for an option that is not there.
+    choices: the options of a verb's groups, such as {"tuning": "svf"}
+
+    Raises ConfigError for an option that is not there, or a value that no YAML can hold; PluginError.
     """
-    group, _, name = config.partition("/")
-    if name and name not in (known := options(group)):
-        raise ConfigError(f"{group}={name}: unknown{did_you_mean(name, known)}; known: {listing(known, 20)}")
+    plugins.add(changes.get("plugins") or ())  # before the files that they bring are looked for
+    group, _, option = config.partition("/")
+    for kind, name in {**choices, **({group: option} if option else {})}.items():
+        if name not in (known := options(kind)):
+            raise ConfigError(f"{kind}={name}: unknown{did_you_mean(str(name), known)}; known: {listing(known, 20)}")
     join_search_path()
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        composed = hydra.compose(config)
+        composed = hydra.compose(config, [f"{kind}={name}" for kind, name in choices.items()])
     OmegaConf.set_struct(composed, False)  # a key that is not there is refused with the others, by from_mapping
-    merged = OmegaConf.merge(composed[group] if name else composed, dict(changes))
-    plain: Any = OmegaConf.to_container(merged, resolve=True)
+    try:
+        merged = OmegaConf.merge(composed[group] if option else composed, dict(changes))
+        plain: Any = OmegaConf.to_container(merged, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{group}: {' '.join(str(error).split())}") from None
     return plain
 
 

@@ -64,7 +64,26 @@ def begin(verb: str, checked: Any, out: Path, alone: bool) -> Start:
     if getattr(checked, "resume", None) is not None:
         return Start(_continued(verb, checked, HydraConfig.get().overrides.task), new=False)
     _refuse_other(verb, out, alone)
-    return _go_on(checked, out) if alone else Start(checked)
+    return go_on(checked, out) if alone else Start(checked)
+
+
+def go_on(checked: Any, out: Path) -> Start:
+    """Go on with the run of this config in `out`, or begin it. Raises ConfigError for a folder that holds another run."""
+    new = not holds(checked, out, f"choose another folder (hydra.run.dir), or go on with that run by resume={out}")
+    finished = out / "finished.json"
+    if finished.exists():
+        return Start(checked, new, float(json.loads(finished.read_text())["score"]))
+    if (out / "checkpoints" / "last.pt").exists():
+        return Start(replace(checked, resume=out), new)
+    others = sorted(path.name for path in (out / "checkpoints").glob("*.pt") if path.name != "not_finite.pt")
+    if others:
+        raise ConfigError(
+            f"{out}: holds {listing(others)}, but no last.pt to go on from; say which by resume={out}/checkpoints/"
+            f"{others[-1]}, or choose another folder (hydra.run.dir)"
+        )
+    # Ended before its first checkpoint was whole: it begins anew.
+    shutil.rmtree(out / "checkpoints", ignore_errors=True)
+    return Start(checked, new)
 
 
 def recorded(cls: type, folder: Path) -> Any:
@@ -103,25 +122,6 @@ def _refuse_other(verb: str, out: Path, alone: bool) -> None:
         raise ConfigError(f"{out}: holds a run of {other}; choose another folder (hydra.run.dir)")
     if verb in TRAINING and checkpoints and not alone:
         raise ConfigError(f"{out}: holds a run already; go on with resume={out}, or choose another hydra.run.dir")
-
-
-def _go_on(checked: Any, out: Path) -> Start:
-    """Go on with the run of this config in `out`, or begin it."""
-    new = not holds(checked, out, f"choose another folder (hydra.run.dir), or go on with that run by resume={out}")
-    finished = out / "finished.json"
-    if finished.exists():
-        return Start(checked, new, float(json.loads(finished.read_text())["score"]))
-    if (out / "checkpoints" / "last.pt").exists():
-        return Start(replace(checked, resume=out), new)
-    others = sorted(path.name for path in (out / "checkpoints").glob("*.pt") if path.name != "not_finite.pt")
-    if others:
-        raise ConfigError(
-            f"{out}: holds {listing(others)}, but no last.pt to go on from; say which by resume={out}/checkpoints/"
-            f"{others[-1]}, or choose another folder (hydra.run.dir)"
-        )
-    # Ended before its first checkpoint was whole: it begins anew.
-    shutil.rmtree(out / "checkpoints", ignore_errors=True)
-    return Start(checked, new)
 
 
 def _continued(verb: str, now: Any, overrides: Sequence[str]) -> Any:

@@ -41,6 +41,19 @@ def keep_command(verb: str, cfg: DictConfig, out: Path, new: bool) -> None:
         provenance.keep_command(out)
 
 
+def claimed(folder: Path) -> Path:
+    """A new folder of this name; where another run of the same second has it, with a number behind."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for number in count(1):
+        new = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        try:
+            new.mkdir(parents=True)  # another run's refusal may have removed the empty parent
+            return new
+        except FileExistsError:
+            continue
+    raise AssertionError
+
+
 def _run_folder(resume: str | None, fresh: str, *, _root_: DictConfig) -> str:
     """A resumed run goes on in its own folder. Absolute, so that hydra.sweep.dir is not put before it."""
     verb, sweep = _root_.hydra.job.config_name, _root_.hydra.mode == RunMode.MULTIRUN
@@ -49,20 +62,7 @@ def _run_folder(resume: str | None, fresh: str, *, _root_: DictConfig) -> str:
         return str(resumed_folder(verb, str(resume)))
     earlier = _earlier(verb, folder.parent, _root_) if by_itself(verb, resume, sweep) else None
     # Without a mode nothing runs, as with --cfg.
-    return str(earlier or (_claimed(folder) if _root_.hydra.mode is not None else folder))
-
-
-def _claimed(folder: Path) -> Path:
-    """A new folder of this name; where another run of the same second has it, with a number behind."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    for number in count(1):
-        claimed = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
-        try:
-            claimed.mkdir(parents=True)  # another run's refusal may have removed the empty parent
-            return claimed
-        except FileExistsError:
-            continue
-    raise AssertionError
+    return str(earlier or (claimed(folder) if _root_.hydra.mode is not None else folder))
 
 
 def delete_unbegun(folder: Path) -> None:

@@ -12,6 +12,7 @@ LAYERS = [
         "attention",
         "errors",
         "registry",
+        "conf_files",
         "config",
         "provenance",
         "episode",
@@ -32,7 +33,6 @@ LAYERS = [
     {
         "api",
         "cli",
-        "conf_files",
         "__main__",
         "info",
         "launch",

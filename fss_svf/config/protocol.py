@@ -7,10 +7,11 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from fss_svf import conf_files
 from fss_svf.config.checks import check_seed, check_size, require
-from fss_svf.config.mapping import to_mapping
+from fss_svf.config.mapping import from_mapping, to_mapping
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,16 @@ class Protocol:
         require(self.episodes >= 1, "episodes", "a whole number >= 1", self.episodes)
         require(self.runs >= 1, "runs", "a whole number >= 1", self.runs)
         check_seed(self.seed)
+
+    @classmethod
+    def load(cls, name: str, **changes: Any) -> Protocol:
+        """The protocol of conf/protocol/NAME.yaml, with `changes` of its fields. Raises ConfigError.
+
+        >>> protocol = fss_svf.Protocol.load("svf", episodes=200, runs=5)
+        >>> protocol.episodes, protocol.seed
+        (200, 321)
+        """
+        return from_mapping(cls, conf_files.values(f"protocol/{name}", changes), "protocol")
 
     def hash(self, **also: object) -> str:
         """Eight hex digits over every field and what else is part of the measurement (input size, data choices).

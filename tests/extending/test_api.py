@@ -1,16 +1,19 @@
 """The Python API: its results are those of the command line, and docs/python.md runs as it stands."""
 
 import csv
+import doctest
+import inspect
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 
 import fss_svf
+from fss_svf.checkpoint import load_checkpoint
 from fss_svf.errors import ConfigError, DataError, WeightsError
-from fss_svf.model import build_model
-from fss_svf.registry import BACKBONES, METHODS, TUNINGS, Choice
 from tests.conftest import SMALL_TOY, TOY
 from tests.examples import DOCS, blocks
 
@@ -25,15 +28,25 @@ def dataset(root):
 @pytest.fixture(scope="module")
 def run(toy_root, tmp_path_factory):
     """The folder of a short training on the small toy dataset."""
+    folder = tmp_path_factory.mktemp("run") / "train"
+    return trained(folder, *SMALL, f"dataset.root={toy_root}")
+
+
+def trained(folder, *arguments):
+    """`fss-svf train` with these arguments into a folder."""
     from fss_svf import cli
 
-    folder = tmp_path_factory.mktemp("run") / "train"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["fss-svf", "train", *SMALL, f"dataset.root={toy_root}", f"hydra.run.dir={folder}"])
+        patch.setattr("sys.argv", ["fss-svf", "train", *arguments, f"hydra.run.dir={folder}"])
         with pytest.raises(SystemExit) as end:
             cli.main()
     assert end.value.code == 0
     return folder
+
+
+def drawn(episodes, protocol="svf", runs=1):
+    """A protocol of so few episodes that classes may have none."""
+    return fss_svf.Protocol.load(protocol, episodes=episodes, runs=runs, never_drawn="leave_out")
 
 
 def counts(path):
@@ -45,8 +58,9 @@ def test_a_checkpoint_gives_the_result_of_the_command_line(fss, toy_root, run, t
     status, _, err = fss("evaluate", f"checkpoint={run}", "shot=2", "protocol.episodes=30", "workers=0", "seeds=2",
                          "pictures=0", "hydra.run.dir=cli")  # fmt: skip
     assert status == 0, err
-    episodes = fss_svf.episodes(dataset(toy_root).fold(0), "svf", 2, episodes=30, runs=2)
-    result = fss_svf.evaluate(fss_svf.load_model(run), episodes, out=tmp_path / "api")
+    protocol = fss_svf.Protocol.load("svf", episodes=30, runs=2)
+    fold = dataset(toy_root).fold(0)
+    result = fss_svf.evaluate(fss_svf.load_model(run), fold, protocol, 2, workers=0, out=tmp_path / "api")
     theirs = json.loads((tmp_path / "cli" / "result.json").read_text())
     assert json.loads(json.dumps(result)) == theirs
     assert json.loads((tmp_path / "api" / "result.json").read_text()) == theirs
@@ -56,23 +70,19 @@ def test_a_checkpoint_gives_the_result_of_the_command_line(fss, toy_root, run, t
 @pytest.mark.parametrize("protocol", ["svf", "hsnet"])
 def test_any_callable_gives_the_counts_of_the_engine(toy_root, run, tmp_path, protocol):
     model = fss_svf.load_model(run).double()
-    changes = {"never_drawn": "leave_out"}
-    episodes = fss_svf.episodes(dataset(toy_root).fold(0), protocol, 2, size=65, episodes=12, runs=1, **changes)
+    where = dataset(toy_root).fold(0), drawn(12, protocol), 2
 
     def plain(episode):
         double = {"query_image": episode.query_image.double(), "support_images": episode.support_images.double()}
         return model(fss_svf.Episode(support_masks=episode.support_masks, **double))
 
-    fss_svf.evaluate(model, episodes, out=tmp_path / "seam")
-    result = fss_svf.evaluate(plain, episodes, method="plain", out=tmp_path / "whole")
+    fss_svf.evaluate(model, *where, size=65, workers=0, out=tmp_path / "seam")
+    result = fss_svf.evaluate(plain, *where, size=65, workers=0, method="plain", out=tmp_path / "whole")
     assert counts(tmp_path / "whole") == counts(tmp_path / "seam")
     assert (result["method"], result["checkpoint"], result["num_episodes"]) == ("plain", None, 12)
 
 
 def test_several_ways(toy_root, caplog):
-    episodes = fss_svf.episodes(
-        dataset(toy_root).fold(0), "panet", 2, way=2, episodes=8, runs=1, never_drawn="leave_out"
-    )
     seen = []
 
     def background(episode):
@@ -81,7 +91,7 @@ def test_several_ways(toy_root, caplog):
         logits[:, 0] = 1
         return logits
 
-    result = fss_svf.evaluate(background, episodes)
+    result = fss_svf.evaluate(background, dataset(toy_root).fold(0), drawn(8, "panet"), 2, way=2, workers=0)
     assert result["miou"] == 0
     assert {way for way, _ in seen} == {2}
     assert result["way"] == 2
@@ -110,8 +120,7 @@ class Fits(torch.nn.Module):
 def test_a_module_is_left_as_it_was(toy_root):
     model = Fits().train()
     model.dropout.eval()
-    episodes = fss_svf.episodes(dataset(toy_root).fold(0), size=65, episodes=20, runs=1, never_drawn="leave_out")
-    fss_svf.evaluate(model, episodes)
+    fss_svf.evaluate(model, dataset(toy_root).fold(0), drawn(20), size=65, workers=0)
     assert model.training
     assert model.layer.training
     assert not model.dropout.training
@@ -120,23 +129,22 @@ def test_a_module_is_left_as_it_was(toy_root):
 
 def test_a_model_whose_base_learner_is_unknown(toy_root):
     """As load_official gives it: its base classes are not measured, and a protocol that fuses them is refused."""
-    tiny = Choice("tiny", BACKBONES.entry("tiny").options(width=8))
-    bam = Choice("bam", METHODS.entry("bam").options(width=8, shot=1, base_classes=15))
-    model, _ = build_model(bam, tiny, Choice("frozen", TUNINGS.entry("frozen").options()))
+    bam = {"name": "bam", "width": 8, "base_classes": 15}
+    model = fss_svf.build_model(bam, backbone={"name": "tiny", "width": 8}, tuning="frozen")
     fold = dataset(toy_root).fold(0)
-    episodes = fss_svf.episodes(fold, size=65, episodes=6, runs=1, never_drawn="leave_out")
-    assert set(fss_svf.evaluate(model, episodes)["also"]) == {"meta"}
+    assert set(fss_svf.evaluate(model, fold, drawn(6), size=65, workers=0)["also"]) == {"meta"}
     with pytest.raises(
         ConfigError, match="protocol=bam_generalized: the model does not say which base classes it knows"
     ):
-        fss_svf.evaluate(model, fss_svf.episodes(fold, "bam_generalized", size=65, episodes=50, runs=1))
+        fss_svf.evaluate(model, fold, fss_svf.Protocol.load("bam_generalized", episodes=50, runs=1), size=65)
 
 
 def test_episodes_are_those_that_are_evaluated(toy_root):
     fold = dataset(toy_root).fold(1)
     assert fold.novel == list(fold.data.class_names[5:10])
     assert sorted([*fold.novel, *fold.base]) == sorted(fold.data.class_names)
-    episodes = fss_svf.episodes(fold, shot=2, size=65, episodes=20, runs=2, never_drawn="leave_out")
+    protocol = drawn(20, runs=2)
+    episodes = fss_svf.episodes(fold, protocol, shot=2, size=65)
     assert len(episodes) == len(list(episodes)) == 40
     seen = {}
 
@@ -145,7 +153,7 @@ def test_episodes_are_those_that_are_evaluated(toy_root):
             seen[np.round(query.mean().item(), 4), np.round(supports.mean().item(), 4)] = True
         return torch.zeros(len(episode.query_image), 2, *episode.size)
 
-    fss_svf.evaluate(model, episodes)
+    fss_svf.evaluate(model, fold, protocol, 2, size=65, workers=0)
     one = {(np.round(e.query_image.mean().item(), 4), np.round(e.support_images.mean().item(), 4)) for e in episodes}
     assert one == set(seen)
     with pytest.raises(IndexError):
@@ -160,31 +168,52 @@ def test_episodes_are_those_that_are_evaluated(toy_root):
         (lambda data, run: fss_svf.load_dataset("toy", root="gone").fold(0), DataError, "fss-svf prepare dataset=toy"),
         (lambda data, run: data.fold(4), ConfigError, "fold: expected 0..3, got 4"),
         (lambda data, run: fss_svf.episodes(data.fold(0), "svv"), ConfigError, "protocol=svv: unknown"),
-        (lambda data, run: fss_svf.episodes(data.fold(0), runss=2), ConfigError, "protocol.runss: no such key"),
+        (lambda data, run: fss_svf.Protocol.load("svf", runss=2), ConfigError, "protocol.runss: no such key (did you m"),
+        (lambda data, run: fss_svf.Protocol.load("svf", runs=np.int64(2)), ConfigError, "protocol: Value 'int64' is not"),
         (lambda data, run: fss_svf.episodes(data.fold(0), size=32), ConfigError, "size: expected at least 33"),
+        (lambda data, run: fss_svf.episodes(data.fold(0), shot=0), ConfigError, "shot: expected a whole number >= 1"),
+        (lambda data, run: fss_svf.episodes(data.fold(0))[0], ConfigError, "give the input's pixels"),
+        (lambda data, run: fss_svf.build_model("pannet"), ConfigError, "method=pannet: unknown (did you mean 'panet'?)"),
         (
-            lambda data, run: fss_svf.evaluate(
-                fss_svf.load_model(run), fss_svf.episodes(data.fold(0), size=64, episodes=50, runs=1)
-            ),
+            lambda data, run: fss_svf.build_model("panet", tuning={"name": "svf", "ranc": 8}),
+            ConfigError,
+            "tuning.ranc: no such key (did you mean 'rank'?)",
+        ),
+        (lambda data, run: fss_svf.build_model("panet", backbone=50), ConfigError, "backbone: expected a name, or a map"),
+        (lambda data, run: fss_svf.load_model(run, shots_reduc="mean"), ConfigError, "(did you mean 'shots_reduce'?)"),
+        (
+            lambda data, run: fss_svf.train("panet", data.fold(0), recipe={"optimizer": {"lrr": 1}}),
+            ConfigError,
+            "recipe.optimizer.lrr: no such key (did you mean 'lr'?)",
+        ),
+        (lambda data, run: fss_svf.train("panet", data.fold(0), shots=5), ConfigError, "no such key (did you mean 'shot'"),
+        (lambda data, run: fss_svf.train("panet", data.fold(0), dataset="coco"), ConfigError, "is that of the fold"),
+        (lambda data, run: fss_svf.train("panet", data.fold(0), out=run), ConfigError, "holds a run already"),
+        (
+            lambda data, run: fss_svf.train("panet", data.fold(0), out=run, resume="auto"),
+            ConfigError,
+            "holds a run with another",
+        ),
+        (lambda data, run: fss_svf.train("panet", data.fold(0), resume="auto"), ConfigError, "with out=FOLDER"),
+        (
+            lambda data, run: fss_svf.evaluate(fss_svf.load_model(run), data.fold(0), size=64),
             ConfigError,
             "size: expected n with (n - 1) % 8 == 0",
         ),
-        (lambda data, run: fss_svf.episodes(data.fold(0), episodes=50)[0], ConfigError, "give the input's pixels"),
         (
-            lambda data, run: fss_svf.evaluate(
-                lambda e: e.query_image, fss_svf.episodes(data.fold(0), size=65, episodes=50, runs=1)
-            ),
+            lambda data, run: fss_svf.evaluate(fss_svf.load_model(run), data.fold(0), precision="half"),
+            ConfigError,
+            "precision: expected one of float32",
+        ),
+        (
+            lambda data, run: fss_svf.evaluate(lambda e: e.query_image, data.fold(0), drawn(50), size=65, workers=0),
             ConfigError,
             "model: expected logits of (1, 2, 65, 65)",
         ),
-        (
-            lambda data, run: fss_svf.evaluate(fss_svf.load_model(run), fss_svf.episodes(data.fold(1), episodes=50)),
-            WeightsError,
-            "it has seen",
-        ),
+        (lambda data, run: fss_svf.evaluate(fss_svf.load_model(run), data.fold(1)), WeightsError, "it has seen"),
         (
             lambda data, run: fss_svf.evaluate(
-                fss_svf.load_model(run), fss_svf.episodes(data.fold(0), "panet", way=2, episodes=50), way_rule="joint"
+                fss_svf.load_model(run), data.fold(0), drawn(50, "panet"), way=2, way_rule="joint"
             ),
             ConfigError,
             "way_rule=joint: Baseline segments one class at a time",
@@ -196,6 +225,90 @@ def test_mistakes_are_one_line(toy_root, run, wrong, error, says):
         wrong(dataset(toy_root), run)
     assert says in str(found.value)
     assert "\n" not in str(found.value)
+
+
+def test_a_training_has_the_weights_of_the_command_line(toy_root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = ("backbone.width=8", "tuning=lora", "tuning.rank=2", "recipe.size=65", "recipe.batch_size=2",
+               "recipe.max_steps=3", "recipe.optimizer.lr=0.01", "validate.every=2", "validate.episodes=4", "shot=2",
+               "seed=5", "method.align_weight=0.5", "workers=0", "protocol=pfenet", "protocol.runs=2")  # fmt: skip
+    cli = trained(tmp_path / "cli", "experiment=toy", *TOY, f"dataset.root={toy_root}", "method=panet", "~method.width",
+                  "~method.shots_reduce", "~method.down_query_trains", *options)  # fmt: skip
+    fold = dataset(toy_root).fold(0)
+    same = {
+        "backbone": {"name": "tiny", "width": 8},
+        "tuning": {"name": "lora", "rank": 2},
+        "recipe": {"name": "toy", "size": 65, "batch_size": 2, "max_steps": 3, "optimizer": {"lr": 0.01}},
+        "protocol": fss_svf.Protocol.load("pfenet", runs=2),
+        "validate": {"every": 2, "episodes": 4},
+        "shot": 2,
+        "seed": 5,
+        "workers": 0,
+    }
+    method = {"name": "panet", "align_weight": 0.5}
+    model = fss_svf.train(method, fold, **same)
+    (ours,) = tmp_path.glob("outputs/train/toy-fold0-panet-tiny-lora-2shot-seed5/*")
+    for name in ("best.pt", "last.pt"):
+        theirs, mine = (load_checkpoint(run / "checkpoints" / name, "train") for run in (cli, ours))
+        assert mine["config"] == theirs["config"]
+        assert mine["model"].keys() == theirs["model"].keys()
+        assert all(torch.equal(value, theirs["model"][key]) for key, value in mine["model"].items())
+    assert not model.training
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in mine["model"].items())
+    (ours / "checkpoints" / "last.pt").touch()
+    written = (ours / "checkpoints" / "last.pt").stat().st_mtime_ns
+    fss_svf.train(method, fold, **same, out=ours, resume="auto")  # finished: nothing trains
+    assert (ours / "checkpoints" / "last.pt").stat().st_mtime_ns == written
+
+
+def test_an_untrained_model_gives_the_result_of_the_command_line(fss, toy_root, tmp_path):
+    status, _, err = fss("evaluate", "method=prototype", "backbone=tiny", "backbone.width=8", *TOY, "size=65", "shot=2",
+                         f"dataset.root={toy_root}", "protocol.episodes=30", "workers=0", "pictures=0",
+                         "hydra.run.dir=cli")  # fmt: skip
+    assert status == 0, err
+    torch.manual_seed(321)  # of the protocol, by which the command makes random weights
+    model = fss_svf.build_model("prototype", backbone={"name": "tiny", "width": 8}, tuning="frozen")
+    protocol = fss_svf.Protocol.load("svf", episodes=30)
+    result = fss_svf.evaluate(model, dataset(toy_root).fold(0), protocol, 2, size=65, workers=0)
+    assert json.loads(json.dumps(result)) == json.loads((tmp_path / "cli" / "result.json").read_text())
+
+
+def test_defaults_are_those_of_the_yaml():
+    from fss_svf.api.choosing import compose
+
+    values = compose("evaluate", {}, {})
+    given = {name: p.default for name, p in inspect.signature(fss_svf.evaluate).parameters.items() if name in values}
+    labels = ("method", "backbone")  # of a model that is not of this package
+    assert len(given) > 10
+    assert {key: default for key, default in given.items() if key not in (*labels, "protocol")} == {
+        key: values[key] for key in given if key not in (*labels, "protocol")
+    }
+    assert given["protocol"] == values["protocol"]["name"]
+
+
+def test_what_the_package_exports_comes_without_torch():
+    code = "import fss_svf, sys; fss_svf.Protocol; assert 'torch' not in sys.modules; print(*dir(fss_svf))"
+    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert set(fss_svf.__all__) <= set(out.split())
+    assert all(getattr(fss_svf, name).__name__ == name for name in fss_svf.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        fss_svf.trian  # noqa: B018
+
+
+EXAMPLES = ("load_dataset", "Protocol", "episodes", "build_backbone", "build_model", "train", "evaluate")
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_docstrings_run(toy_root, tmp_path, monkeypatch, name):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "toy").symlink_to(toy_root)
+    monkeypatch.chdir(tmp_path)
+    names = {"fss_svf": fss_svf, "torch": torch, "fold": dataset(toy_root).fold(0)}
+    found = [test for test in doctest.DocTestFinder().find(getattr(fss_svf, name), name, globs=names) if test.examples]
+    assert found
+    for test in found:
+        problems = []
+        assert doctest.DocTestRunner(verbose=False).run(test, out=problems.append).failed == 0, "".join(problems)
 
 
 def test_the_page_runs(fss, toy_root, run, tmp_path):
