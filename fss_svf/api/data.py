@@ -116,7 +116,7 @@ def load_dataset(
 
     >>> data = fss_svf.load_dataset("toy", root="data/toy", train_images=180, val_images=120, seed=3, prepare=True)
     >>> data.fold(0).novel
-    ['ball', 'bottle', 'candle', 'clock', 'cup']
+    ['cat', 'car', 'apple', 'umbrella', 'house']
     """
     values = conf_files.values(f"dataset/{name}", {**options, **({} if root is None else {"root": root})})
     choice = choose(DATASETS, values)
@@ -138,8 +138,8 @@ def episodes(
     Raises ConfigError, DataError.
 
     >>> episode = fss_svf.episodes(fold, "svf", shot=5, size=97)[0]
-    >>> episode.support_images.shape, fold.novel[episode.class_ids[0] - 1]
-    (torch.Size([1, 5, 3, 97, 97]), 'cup')
+    >>> episode.support_images.shape, episode.support_masks.shape
+    (torch.Size([1, 5, 3, 97, 97]), torch.Size([1, 5, 97, 97]))
     """
     chosen = Protocol.load(protocol) if isinstance(protocol, str) else protocol
     require(shot >= 1, "shot", "a whole number >= 1", shot)
