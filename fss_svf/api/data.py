@@ -105,12 +105,14 @@ class Episodes:
 
 
 def load_dataset(
-    name: str, root: str | Path | None = None, *, prepare: bool = False, workers: int | None = None, **options: Any
+    name: str, root: str | Path | None = None, *, prepare: bool = False, workers: int | None = 0, **options: Any
 ) -> LoadedDataset:
     """dataset=NAME with the options of conf/dataset/NAME.yaml, or those given here.
 
     root     the folder with its files; None: the YAML's, such as data/pascal
-    prepare  do what `fss-svf prepare` does first, with so many `workers` (None: one a core); done before, it returns at once
+    prepare  do what `fss-svf prepare` does first; done before, it returns at once
+    workers  processes that prepare; 0: this one, None: one a core. They import the script, which must stand under
+             `if __name__ == "__main__":`
 
     Raises ConfigError for an unknown name or option, DataError.
 

@@ -13,7 +13,7 @@ import hydra.core.utils
 import pytest
 
 from fss_svf.console import LogFile
-from fss_svf.run_folder import _claimed
+from fss_svf.run_folder import claimed
 from tests.conftest import TOY
 
 CONTROL = ("evaluate", "method=prototype", "backbone=tiny", *TOY, "size=65", "workers=0", "pictures=0",
@@ -38,7 +38,7 @@ def one_error(result, *words):
 
 def test_a_folder_is_claimed_once(tmp_path):
     with ThreadPoolExecutor(8) as pool:
-        folders = list(pool.map(lambda _: _claimed(tmp_path / "a" / "12-00"), range(16)))
+        folders = list(pool.map(lambda _: claimed(tmp_path / "a" / "12-00"), range(16)))
     assert len(set(folders)) == 16
     assert {f.name for f in folders} == {"12-00", *(f"12-00-{n}" for n in range(2, 17))}
 
