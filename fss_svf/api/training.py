@@ -14,7 +14,7 @@ from fss_svf.config import Protocol, TrainConfig, from_mapping, to_mapping
 from fss_svf.errors import ConfigError
 from fss_svf.lock import locked
 from fss_svf.methods.method import FewShotMethod
-from fss_svf.resume import go_on
+from fss_svf.resume import go_on, holds
 from fss_svf.run_folder import claimed
 from fss_svf.training.train import train as run
 
@@ -70,6 +70,7 @@ def train(
     with locked(folder):
         if resume is None and (folder / "checkpoints").exists():
             raise ConfigError(f"out={folder}: holds a run already; go on with resume='auto', or choose another folder")
+        holds(config, folder, "give the options of that run, or choose another out=FOLDER")
         start = go_on(config, folder)
         if start.score is None:
             run(start.config, folder)

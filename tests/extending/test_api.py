@@ -192,7 +192,7 @@ def test_episodes_are_those_that_are_evaluated(toy_root):
         (
             lambda data, run: fss_svf.train("panet", data.fold(0), out=run, resume="auto"),
             ConfigError,
-            "holds a run with another",
+            "validate, method; give the options of that run",
         ),
         (lambda data, run: fss_svf.train("panet", data.fold(0), resume="auto"), ConfigError, "with out=FOLDER"),
         (
