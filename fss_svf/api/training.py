@@ -11,11 +11,11 @@ from fss_svf.api.choosing import Named, compose
 from fss_svf.api.data import LoadedFold
 from fss_svf.api.models import load_model
 from fss_svf.config import Protocol, TrainConfig, from_mapping, to_mapping
-from fss_svf.errors import ConfigError
+from fss_svf.errors import ConfigError, FssError
 from fss_svf.lock import locked
 from fss_svf.methods.method import FewShotMethod
 from fss_svf.resume import go_on, holds
-from fss_svf.run_folder import claimed
+from fss_svf.run_folder import claimed, delete_unbegun
 from fss_svf.training.train import train as run
 
 log = logging.getLogger(__name__)
@@ -67,13 +67,19 @@ def train(
     if resume not in (None, "auto") or (resume and out is None):
         raise ConfigError(f"resume={resume}: expected auto, with out=FOLDER of the run to go on with")
     folder = _new_folder(config.name) if out is None else Path(out).expanduser().absolute()
-    with locked(folder):
-        if resume is None and (folder / "checkpoints").exists():
-            raise ConfigError(f"out={folder}: holds a run already; go on with resume='auto', or choose another folder")
-        holds(config, folder, "give the options of that run, or choose another out=FOLDER")
-        start = go_on(config, folder)
-        if start.score is None:
-            run(start.config, folder)
+    try:
+        with locked(folder):
+            if resume is None and (folder / "checkpoints").exists():
+                raise ConfigError(
+                    f"out={folder}: holds a run already; go on with resume='auto', or choose another folder"
+                )
+            holds(config, folder, "give the options of that run, or choose another out=FOLDER")
+            start = go_on(config, folder)
+            if start.score is None:
+                run(start.config, folder)
+    except FssError:
+        delete_unbegun(folder)
+        raise
     log.info("trained: %s", folder)
     return load_model(folder)
 

@@ -253,6 +253,9 @@ def test_a_training_has_the_weights_of_the_command_line(toy_root, tmp_path, monk
         assert mine["config"] == theirs["config"]
         assert mine["model"].keys() == theirs["model"].keys()
         assert all(torch.equal(value, theirs["model"][key]) for key, value in mine["model"].items())
+    with pytest.raises(WeightsError, match="gone"):
+        fss_svf.train(method, fold, **{**same, "backbone": {"name": "tiny", "weights": "gone.pth"}}, out="refused")
+    assert not (tmp_path / "refused").exists()
     assert not model.training
     assert all(torch.equal(model.state_dict()[key], value) for key, value in mine["model"].items())
     starts = (ours / "provenance.json").read_text()
