@@ -115,19 +115,33 @@ def refuse_leak(
     class_names: Collection[str] = (),
     synonyms: Synonyms = (),
 ) -> None:
-    """Raise WeightsError when the classes a checkpoint was trained on include classes that are to be novel now, whatever
-    names they have there.
+    """Raise WeightsError for a checkpoint that was trained on classes that are to be novel now. Arguments: of seen_classes."""
+    seen = seen_classes(trained_on, novel, class_names, synonyms)
+    if trained_on and seen:
+        names = listing(sorted(name if theirs == name else f"{theirs} ({name} here)" for theirs, name in seen))
+        mend = "use a checkpoint of this fold"
+        mend += (
+            ", or evaluate it on another dataset"
+            if trained_on["fold"] == "all"
+            else f", or its fold={trained_on['fold']}"
+        )
+        raise WeightsError(
+            f"{what}: trained on fold {trained_on['fold']} of {trained_on['dataset']}, so it has seen {names}, novel here; {mend}"
+        )
+
+
+def seen_classes(
+    trained_on: Mapping[str, Any] | None,
+    novel: Iterable[str],
+    class_names: Collection[str] = (),
+    synonyms: Synonyms = (),
+) -> list[tuple[str, str]]:
+    """The classes that a checkpoint was trained on and that are to be novel now: the name there, and the name here.
 
     class_names: the dataset's. Of two names that it lists itself one may be novel: that is only a warning (warn_of_twice).
     """
     pairs = same_things((trained_on or {}).get("classes", ()), novel, synonyms)
-    seen = [(theirs, name) for theirs, name in pairs if theirs == name or theirs not in class_names]
-    if trained_on and seen:
-        names = listing(sorted(name if theirs == name else f"{theirs} ({name} here)" for theirs, name in seen))
-        raise WeightsError(
-            f"{what}: trained on fold {trained_on['fold']} of {trained_on['dataset']}, so it has seen "
-            f"{names}, novel here; use a checkpoint of this fold, or its fold={trained_on['fold']}"
-        )
+    return [(theirs, name) for theirs, name in pairs if theirs == name or theirs not in class_names]
 
 
 def place(model: nn.Module, device: torch.device, channels_last: bool = True) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fss_svf import conf_files
-from fss_svf.config import EpisodeFiles, Protocol, check_fold, check_size, require
+from fss_svf.config import EpisodeFiles, FoldNumber, Protocol, check_fold, check_size, require
 from fss_svf.data import loading
 from fss_svf.data.augment import EvalTransform
 from fss_svf.data.dataset import Dataset, Split
@@ -43,8 +43,8 @@ class LoadedDataset:
         """Names of classes 1..C."""
         return self.split.index.class_names
 
-    def fold(self, number: int) -> LoadedFold:
-        """Fold `number`, whose novel classes are tested. Raises ConfigError for a number that is none."""
+    def fold(self, number: FoldNumber) -> LoadedFold:
+        """Fold `number`, whose novel classes are tested; "all" has base classes alone. Raises ConfigError for another."""
         check_fold(number, self.choice)
         return LoadedFold(self, Fold(self.dataset.options, self.class_names, number))
 

@@ -95,7 +95,7 @@ def evaluate(
     subject = _subject(model, episodes, origin or named)
     subject = replace(subject, way_rule=choose_rule(seam, episodes.plan.way, way_rule))
     whole, plan, data = isinstance(seam, _WholeEpisodes), episodes.plan, fold.data
-    base = check_subject(seam, subject, fold.fold, plan.protocol, (shot,), "model")
+    subject, base = check_subject(seam, subject, fold.fold, plan.protocol, (shot,), "model")
     if whole and plan.protocol.shots == "mean" and shot > 1:
         log.warning("protocol.shots=mean: how the model combines its supports is its own matter, and is not checked")
     modes = {module: module.training for module in seam.modules()}

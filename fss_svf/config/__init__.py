@@ -10,7 +10,7 @@ training  the configs of the verbs that make a training
 verbs     the configs of the other verbs
 """
 
-from fss_svf.config.checks import check_fold, check_size, require
+from fss_svf.config.checks import FoldNumber, check_fold, check_size, require
 from fss_svf.config.mapping import from_mapping, modules_of, to_mapping
 from fss_svf.config.protocol import EpisodeFiles, Protocol
 from fss_svf.config.recipe import Augment, Optimizer, Recipe, Schedule
@@ -47,6 +47,7 @@ __all__ = [
     "EpisodeFiles",
     "EvaluateConfig",
     "FeaturesDtype",
+    "FoldNumber",
     "ImportConfig",
     "InfoConfig",
     "OfficialBaseLearner",

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from fss_svf.errors import ConfigError
 from fss_svf.registry import Choice
 
+# A fold's number, or all: every class trains and none is novel.
+FoldNumber = int | Literal["all"]
 # The least side of an input image, in pixels.
 LEAST_SIZE = 33
 
@@ -15,10 +19,11 @@ def require(holds: bool, key: str, expected: str, got: object) -> None:
         raise ConfigError(f"{key}: expected {expected}, got {got!r}")
 
 
-def check_fold(fold: int, dataset: Choice) -> None:
-    """Raise ConfigError unless the dataset has such a fold."""
+def check_fold(fold: FoldNumber, dataset: Choice) -> None:
+    """Raise ConfigError unless the dataset has such a fold. Of a single fold the classes that train are fixed: no all."""
     last = dataset.options.num_folds - 1
-    require(0 <= fold <= last, "fold", f"0..{last}", fold)
+    expected = f"0..{last}, or all" if last else f"0, the only fold of dataset={dataset.name}"
+    require(last > 0 if fold == "all" else 0 <= fold <= last, "fold", expected, fold)
 
 
 def check_workers(workers: int) -> None:

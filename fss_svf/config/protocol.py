@@ -28,7 +28,7 @@ class Protocol:
     episodes: int
     runs: int
     seed: int
-    queries: Literal["in_order", "pairs", "random", "by_class", "balanced"]
+    queries: Literal["in_order", "pairs", "random", "by_class", "in_turn", "balanced"]
     resize: Literal["pad", "squash"]
     label: Literal["original", "exact", "resized"]
     never_drawn: Literal["error", "leave_out", "zero"]
@@ -39,6 +39,8 @@ class Protocol:
     shots: Literal["train_k", "vote", "mean"] = "train_k"
     half_width: float | None = None
     selection: Literal["any", "not_novel"] = "any"
+    supports: Literal["distinct", "with_replacement"] = "distinct"
+    seen_classes: Literal["refuse", "count"] = "refuse"
 
     def __post_init__(self) -> None:
         pads = self.resize == "pad" or self.pad == "before_normalisation"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fss_svf.config.checks import check_fold, check_seed, check_workers, require
+from fss_svf.config.checks import FoldNumber, check_fold, check_seed, check_workers, require
 from fss_svf.config.mapping import group, to_mapping
 from fss_svf.config.protocol import Protocol
 from fss_svf.config.recipe import Augment, Recipe
@@ -41,22 +41,24 @@ def differing(a: Any, b: Any) -> list[str]:
 class Validation:
     """Evaluation while training, which chooses best.pt: every so many steps, on so many episodes of the protocol.
 
-    selection: by the novel classes, as in the papers (on the test fold itself), or by base classes that are held out
+    selection: by the novel classes, as in the papers (on the test fold itself), by all base classes in val images, or by
+        base classes that are held out
     held_out: of base_heldout; how many base classes, or their names. They are not trained on.
     """
 
     every: int
     episodes: int
     # Checkpoints from before these keys have none.
-    selection: Literal["novel", "base_heldout"] = "novel"
+    selection: Literal["novel", "base", "base_heldout"] = "novel"
     held_out: tuple[str, ...] | int | None = None
 
     def __post_init__(self) -> None:
         require(self.every >= 1, "every", "a whole number of steps >= 1", self.every)
         require(self.episodes >= 1, "episodes", "a whole number >= 1", self.episodes)
         held_out = list(self.held_out) if isinstance(self.held_out, tuple) else self.held_out
-        if self.selection == "novel":
-            require(held_out is None, "held_out", "null with selection=novel (or selection=base_heldout)", held_out)
+        if self.selection != "base_heldout":
+            expected = f"null with selection={self.selection} (or selection=base_heldout)"
+            require(held_out is None, "held_out", expected, held_out)
         else:
             some = held_out >= 1 if isinstance(held_out, int) else bool(held_out)
             expected = "a number of base classes >= 1, or a list of their names, with selection=base_heldout"
@@ -75,7 +77,7 @@ class _TrainingConfig:
     """What the verbs that train share. Keys with a default are later than the first checkpoints."""
 
     name: str
-    fold: int
+    fold: FoldNumber
     seed: int
     device: str
     workers: int
@@ -143,6 +145,8 @@ class TrainConfig(_TrainingConfig):
         super().__post_init__()
         require(self.way >= 1, "way", "a whole number >= 1", self.way)
         require(self.shot >= 1, "shot", "a whole number >= 1", self.shot)
+        chosen, expected = self.validate.selection, "base or base_heldout, as with fold=all no class is novel"
+        require(self.fold != "all" or chosen != "novel", "validate.selection", expected, chosen)
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import mimetypes
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from fss_svf.config.checks import check_seed, check_size, check_workers, require
+from fss_svf.config.checks import FoldNumber, check_seed, check_size, check_workers, require
 from fss_svf.config.mapping import group
 from fss_svf.config.protocol import EpisodeFiles, Protocol
 from fss_svf.config.training import FeaturesDtype, Precision
@@ -100,6 +100,7 @@ class Table:
     train, evaluate  further overrides of every fss-svf train, of every fss-svf evaluate
     train_shot     each: a model for each of `shots`; a number: one model of so many, tested at all of them
     checkpoint     which of a training is evaluated: of its last step, or the best of its validations
+    tests          overrides of fss-svf evaluate by name, an evaluation each, on other datasets; empty: one, on its own
     """
 
     name: str
@@ -107,11 +108,12 @@ class Table:
     base_learners: dict[str, str]
     train: tuple[str, ...]
     evaluate: tuple[str, ...]
-    folds: tuple[int, ...]
+    folds: tuple[FoldNumber, ...]
     shots: tuple[int, ...]
     seeds: tuple[int, ...]
     train_shot: Literal["each"] | int
     checkpoint: Literal["last", "best"]
+    tests: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         require(bool(self.rows), "rows", "overrides by names, at least one", self.rows)

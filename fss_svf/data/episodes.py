@@ -12,7 +12,7 @@ import numpy as np
 from fss_svf.data.index import Index
 from fss_svf.errors import ConfigError, DataError, listing
 
-Order = Literal["in_order", "pairs", "random", "shuffled_epochs", "by_class", "balanced"]
+Order = Literal["in_order", "pairs", "random", "shuffled_epochs", "by_class", "in_turn", "balanced"]
 
 # The orders that repeat a list.
 WALKS: tuple[Order, ...] = ("in_order", "pairs")
@@ -77,14 +77,15 @@ class EpisodeSampler:
     shuffled_epochs  has every query once in each epoch, in a new order
 
     The class is then drawn from all classes of this sampler in the query, also those under min_area. The order `pairs`
-    repeats a list of queries with their class: one entry for each class that an image may be a support of. Two orders
+    repeats a list of queries with their class: one entry for each class that an image may be a support of. Three orders
     choose the class first, then its query from the images that may be its supports:
 
     by_class  draws both evenly (HSNet on COCO)
+    in_turn   takes the classes in turn, and draws the query evenly (PATNet)
     balanced  takes the classes in turn; each class uses its images in a random order, all of them before any is repeated
 
-    Supports are drawn without replacement and never include the query. A 1-shot support is the first of the 5-shot
-    supports of the same episode.
+    Supports never include the query. They are drawn without replacement, or with it where `repeats`. A 1-shot support is
+    the first of the 5-shot supports of the same episode.
 
     way: N classes in an episode. The query and its class are drawn as above. N - 1 other classes of this sampler are
     added, whether the query has them or not, and the ways are in random order. No image is a support of two ways.
@@ -104,6 +105,7 @@ class EpisodeSampler:
         way: int = 1,
         pairs: np.ndarray | None = None,
         places: np.ndarray | None = None,
+        repeats: bool = False,
     ) -> None:
         """keep: (N,) bool, the images that may be used.
 
@@ -117,7 +119,7 @@ class EpisodeSampler:
         large = (index.areas >= min_area if pairs is None else pairs) & keep[:, None]
         self._supports = {c: np.flatnonzero(large[:, c]) for c in classes}
         # The query may be one of the class's images, and so may all supports of an episode.
-        needed = way * shot + 1
+        needed = way * shot + 1 if not repeats else (way - 1) * shot + 2
         few = [c for c in classes if len(self._supports[c]) < needed]
         kind = f"{shot}-shot" if way == 1 else f"{way}-way {shot}-shot"
         if few and too_few_images == "error":
@@ -132,6 +134,7 @@ class EpisodeSampler:
         self.skipped = tuple(few)
         self.classes = tuple(c for c in classes if c not in set(few))
         self.index, self.way, self.shot, self.seed, self.order = index, way, shot, seed, order
+        self.repeats = repeats
         of_classes = large[:, list(self.classes)]
         if order == "pairs" or pairs is not None:
             self.queries, column = np.nonzero(of_classes)
@@ -171,7 +174,8 @@ class EpisodeSampler:
         # One at a time, each way in turn, so that the first support does not depend on the shot.
         for _ in range(self.shot):
             for chosen, of_class in zip(supports, images):
-                chosen.append(next(image for image in of_class if image not in taken))
+                again = chosen if self.repeats else ()
+                chosen.append(next(image for image in of_class if image not in taken or image in again))
                 taken.add(chosen[-1])
         return EpisodeSpec(number, class_ids, query, tuple(image for chosen in supports for image in chosen))
 
@@ -193,8 +197,9 @@ class EpisodeSampler:
 
     def _query(self, number: int, random: np.random.Generator) -> tuple[int, int]:
         """The query and its class."""
-        if self.order == "by_class":
-            class_id = self.classes[random.integers(len(self.classes))]
+        if self.order in ("by_class", "in_turn"):
+            turn = number % len(self.classes) if self.order == "in_turn" else random.integers(len(self.classes))
+            class_id = self.classes[turn]
             return int(random.choice(self._supports[class_id])), class_id
         if self.order == "balanced":
             turn, column = divmod(number, len(self.classes))

@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
+from fss_svf.config import FoldNumber
 from fss_svf.data.dataset import DatasetOptions, SplitName
 from fss_svf.data.episodes import WALKS, EpisodeSampler, Order
 from fss_svf.data.index import Index
@@ -20,22 +21,23 @@ class Fold:
 
     options      options of the dataset
     class_names  (C,) names of classes 1..C, as in the dataset's indexes
-    number       0..options.num_folds - 1
+    number       0..options.num_folds - 1, or all: every class is a base class
     """
 
     options: DatasetOptions
     class_names: Sequence[str]
-    number: int
+    number: FoldNumber
 
     @cached_property
     def novel(self) -> tuple[int, ...]:
         """Numbers of the tested classes, ascending."""
-        return self.options.novel(self.class_names, self.number)
+        return () if self.number == "all" else self.options.novel(self.class_names, self.number)
 
     @cached_property
     def base(self) -> tuple[int, ...]:
         """Numbers of the training classes, ascending."""
-        return self.options.base(self.class_names, self.number)
+        every = tuple(range(1, len(self.class_names) + 1))
+        return every if self.number == "all" else self.options.base(self.class_names, self.number)
 
     def classes(self, split: SplitName) -> tuple[int, ...]:
         """The classes of a split's episodes: base classes in train, novel ones in val."""
@@ -67,14 +69,18 @@ class Fold:
         classes: Sequence[int] | None = None,
         way: int = 1,
         without: Sequence[int] = (),
+        repeats: bool = False,
     ) -> EpisodeSampler:
         """The sampler of a split with the dataset's options.
 
         classes: the classes of episodes; None: all of the split. without: classes of which no image may have a pixel.
+        repeats: as of EpisodeSampler.
         Raises DataError if no class is novel in this fold or a class has too few images, ConfigError for more ways than
         classes.
         """
-        if not self.novel:
+        if self.number == "all" and classes is None and split == "val":
+            raise DataError("fold=all: every class trains, none is tested; evaluate on another dataset")
+        if not self.novel and self.number != "all":
             raise DataError(
                 f"fold={self.number}: no class is novel in it, the dataset has {len(self.class_names)}; choose another"
             )
@@ -95,4 +101,5 @@ class Fold:
             # Without supports an episode is an image (base learners).
             pairs=self.options.pairs(index, split, order == "pairs") if shot else None,
             places=self.options.query_places(index, split) if order in WALKS else None,
+            repeats=repeats,
         )

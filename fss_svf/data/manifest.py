@@ -73,12 +73,14 @@ def save_episodes(path: Path, lists: Sequence[EpisodeList]) -> None:
         raise DataError(f"episodes.save={path}: cannot be written ({error}); choose another file") from None
 
 
-def load_episodes(path: Path, index: Index, classes: Sequence[int], shot: int) -> list[EpisodeList]:
+def load_episodes(
+    path: Path, index: Index, classes: Sequence[int], shot: int, repeats: bool = False
+) -> list[EpisodeList]:
     """The episodes of a file that save_episodes or another program wrote, one list a seed, in the file's order.
 
-    classes: those that may be tested. If there are more supports than `shot`, the first are used. Raises DataError naming
-    the line for an unknown image or class, a class that may not be tested or is not in the image, a query among its
-    supports, or too few supports.
+    classes: those that may be tested. If there are more supports than `shot`, the first are used. repeats: a support may be
+    listed twice. Raises DataError naming the line for an unknown image or class, a class that may not be tested or is not in
+    the image, a query among its supports, or too few supports.
     """
     image_of = {name: number for number, name in enumerate(index.names.tolist())}
     by_seed: dict[int, list[EpisodeSpec]] = {}
@@ -97,7 +99,7 @@ def load_episodes(path: Path, index: Index, classes: Sequence[int], shot: int) -
                     spec = _read(
                         row, [row[name] for name in wanted[len(COLUMNS) :] if row[name]][:shot], index, image_of
                     )
-                    _require_sound(spec, index, classes, shot)
+                    _require_sound(spec, index, classes, shot, repeats)
                     if spec.number != len(specs):
                         raise ValueError(f"episode {spec.number}, expected {len(specs)}: a line is missing or repeated")
                     specs.append(spec)
@@ -139,13 +141,13 @@ def _read(row: dict[str, str], supports: list[str], index: Index, image_of: dict
     return EpisodeSpec(int(row["number"]), (class_id,), image_of[row["query"]], images)
 
 
-def _require_sound(spec: EpisodeSpec, index: Index, classes: Sequence[int], shot: int) -> None:
+def _require_sound(spec: EpisodeSpec, index: Index, classes: Sequence[int], shot: int, repeats: bool) -> None:
     name = index.class_name(spec.class_id)
     if spec.class_id not in classes:
         raise ValueError(f"class {spec.class_id} ({name}) is not novel in this fold")
     if len(spec.supports) < shot:
         raise ValueError(f"{len(spec.supports)} supports, {shot} are needed")
-    if len({spec.query, *spec.supports}) != 1 + shot:
+    if spec.query in spec.supports or (len(set(spec.supports)) != shot and not repeats):
         raise ValueError("the query and its supports must be different images")
     for image in (spec.query, *spec.supports):
         if index.areas[image, spec.class_id] == 0:

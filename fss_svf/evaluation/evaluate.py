@@ -58,7 +58,7 @@ def evaluate(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:
     warn_of_twice(fold.class_names, dataset.options.synonyms)
     # Without a checkpoint the weights themselves may have been trained on these classes.
     source = f"checkpoint={config.checkpoint}" if config.checkpoint else "backbone.weights"
-    base = check_subject(model, subject, fold, protocol, config.shots, source)
+    subject, base = check_subject(model, subject, fold, protocol, config.shots, source)
     place(model, device)
     plan = make_plan(split.index, fold, config.shots, protocol, config.episodes, subject.way)
     if distributed.rank() == 0:

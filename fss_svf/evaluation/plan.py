@@ -57,9 +57,9 @@ def make_plan(
                 f"episodes.{key}={path}: a file holds episodes of one class, not of way={way}; leave it out (the same "
                 "seed draws the same episodes), or say way=1"
             )
-    novel, most = fold.novel, max(shots)
+    novel, most, repeats = fold.novel, max(shots), protocol.supports == "with_replacement"
     if files.load is not None:
-        lists = load_episodes(files.load, index, novel, most)
+        lists = load_episodes(files.load, index, novel, most, repeats)
         lengths = {len(episodes) for episodes in lists}
         if len(lengths) != 1 or [e.seed for e in lists] != list(range(lists[0].seed, lists[0].seed + len(lists))):
             raise DataError(f"{files.load}: expected consecutive seeds with equally many episodes; split the file")
@@ -70,12 +70,14 @@ def make_plan(
         drawn = {spec.class_id for episodes in lists for spec in episodes.specs}
         skipped = novel[:0]
         if fold.options.too_few_images == "skip":
-            skipped = fold.sampler(index, "val", most, protocol.seed, protocol.queries).skipped
+            skipped = fold.sampler(index, "val", most, protocol.seed, protocol.queries, repeats=repeats).skipped
         left_out = tuple(c for c in skipped if c not in drawn)
     else:
         # What the largest shot must leave out is left out of all: shots are compared on the same classes and queries.
         seeds = range(protocol.seed, protocol.seed + protocol.runs)
-        samplers = [fold.sampler(index, "val", most, seed, protocol.queries, way=way) for seed in seeds]
+        samplers = [
+            fold.sampler(index, "val", most, seed, protocol.queries, way=way, repeats=repeats) for seed in seeds
+        ]
         lists = [EpisodeList.drawn(sampler, protocol.episodes) for sampler in samplers]
         left_out = samplers[0].skipped
     classes = tuple(c for c in novel if c not in left_out)

@@ -68,6 +68,7 @@ def make_result(
         "runs": runs,
         "data": data,
         "images_listed": plan.listed,
+        "classes_seen": list(subject.classes_seen),
         "classes_left_out": [index.class_name(c) for c in plan.left_out],
     }
 

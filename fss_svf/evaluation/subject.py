@@ -31,6 +31,7 @@ class Subject:
     weights       what the backbone started from, and weights_hash: of their content, None for random ones
     trainable     values of the backbone that trained
     checkpoint    for result.json
+    classes_seen  tested classes that the model was trained on in another dataset
     """
 
     dataset: Choice
@@ -46,6 +47,7 @@ class Subject:
     trainable: int
     checkpoint: dict[str, Any] | None
     trained_on: Mapping[str, Any] | None
+    classes_seen: tuple[str, ...] = ()
 
 
 def make_subject(config: EvaluateConfig) -> tuple[FewShotMethod, Subject]:
@@ -73,6 +75,7 @@ def _from_checkpoint(config: EvaluateConfig) -> tuple[FewShotMethod, Subject]:
             f"fold={config.fold}: checkpoint={config.checkpoint} was trained on fold {trained.fold} and has seen the "
             f"novel classes of fold {config.fold}; leave fold out, or give a checkpoint of fold {config.fold}"
         )
+    dataset = _dataset(config.dataset, trained.dataset)
     what, way = f"checkpoint={config.checkpoint}", config.way or trained.way
     dataset = _dataset(config.dataset, trained.dataset)
     if trained.dataset.name == "toy" != dataset.name:
@@ -81,7 +84,7 @@ def _from_checkpoint(config: EvaluateConfig) -> tuple[FewShotMethod, Subject]:
     model = restore_model(method, trained.backbone, trained.tuning, content["model"], what, base, weights)
     return model, Subject(
         dataset=dataset,
-        fold=trained.fold if config.fold is None else config.fold,
+        fold=_fold(config, trained, dataset),
         way=way,
         way_rule=choose_rule(model, way, config.way_rule),
         size=config.size or config.protocol.size or trained.recipe.tested_at,
@@ -108,6 +111,21 @@ def _from_checkpoint(config: EvaluateConfig) -> tuple[FewShotMethod, Subject]:
         },
         trained_on=content["trained_on"],
     )
+
+
+def _fold(config: EvaluateConfig, trained: TrainConfig, dataset: Choice) -> int:
+    """The fold in the config, the only one of the dataset, or that of the training. Raises ConfigError after fold=all."""
+    if config.fold is not None or dataset.options.num_folds == 1:
+        return config.fold or 0
+    if trained.fold == "all":
+        other = f"fold=0 or another of dataset={dataset.name}"
+        if dataset.name == trained.dataset.name:
+            other = "another dataset by dataset=NAME"
+        raise ConfigError(
+            f"fold: checkpoint={config.checkpoint} was trained on every class of {trained.dataset.name} (fold=all); "
+            f"choose {other}"
+        )
+    return trained.fold
 
 
 def _selection_of_before(checkpoint: Path, step: int) -> str:

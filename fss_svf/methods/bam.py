@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fss_svf.backbones.backbone import Backbone
 from fss_svf.backbones.weights import origin, state_digest
 from fss_svf.checkpoint import load_checkpoint
-from fss_svf.config import require, to_mapping
+from fss_svf.config import FoldNumber, require, to_mapping
 from fss_svf.episode import Episode, Features, Outputs, Prediction
 from fss_svf.errors import ConfigError, WeightsError
 from fss_svf.methods.base_classes import BaseClassMethod
@@ -169,7 +169,7 @@ class BAM(PriorASPP, BaseClassMethod):
     def hold_out(self, base_classes: Sequence[int]) -> None:
         self.held_out = torch.tensor(list(base_classes), dtype=torch.int64, device=self.held_out.device)
 
-    def check_run(self, dataset: str, fold: int, classes: Sequence[str], backbone: Choice) -> None:
+    def check_run(self, dataset: str, fold: FoldNumber, classes: Sequence[str], backbone: Choice) -> None:
         if self.base_learner is None:
             raise ConfigError(
                 f"method.base_learner: null; BAM needs the base learner of this fold: fss-svf pretrain dataset={dataset} "

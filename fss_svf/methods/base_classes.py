@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fss_svf.config import FoldNumber
 from fss_svf.episode import Features
 from fss_svf.methods.method import FewShotMethod
 from fss_svf.registry import Choice
@@ -31,7 +32,7 @@ class BaseClassMethod(FewShotMethod):
     def segment_base(self, query: Features, size: tuple[int, int]) -> Tensor:
         """Logits (B, n + 1, H, W) of background and the base classes at `size`, which no support changes."""
 
-    def check_run(self, dataset: str, fold: int, classes: Sequence[str], backbone: Choice) -> None:
+    def check_run(self, dataset: str, fold: FoldNumber, classes: Sequence[str], backbone: Choice) -> None:
         """Raise ConfigError or WeightsError where the method cannot train on these base classes and this backbone."""
 
     def hold_out(self, base_classes: Sequence[int]) -> None:

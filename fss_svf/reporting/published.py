@@ -67,10 +67,18 @@ def why_none(result: Mapping[str, Any]) -> str:
     """Why there is no published number to compare with a result."""
     dataset, partition = result["dataset"], result.get("data", {}).get("class_partition")
     of_dataset = _facts()["datasets"].get(dataset)
-    if of_dataset is None:
+    others = [row for row in _facts()["others"] if row["dataset"] == dataset and result["shot"] in row["miou"]]
+    if of_dataset is None and not others:
         return f"papers print none for dataset {dataset}"
     if result.get("way", 1) != 1:
         return "those recorded here are of one class at once"
+    if of_dataset is None:
+        shown = (
+            f"{row['method']}, {row['backbone']} {row['miou'][result['shot']]} by protocol {row['protocol']} "
+            f"({_facts()['sources'][row['source']]})"
+            for row in others
+        )
+        return f"there is none here for {result['method']}; at {result['shot']} shots {', '.join(shown)}"
     if partition not in (None, of_dataset["class_partition"]):
         return f"those here have class_partition={of_dataset['class_partition']}, this {partition}"
     return (
@@ -141,8 +149,9 @@ def _of_training(result: Mapping[str, Any], row: Published) -> Iterator[str]:
             yield f"checkpoint: {trained['selection'].split(':')[0]}; published: the last step"
     elif not trained["selection"].startswith("best"):
         yield f"checkpoint: {trained['selection'].split(':')[0]}; published: the best on the test episodes"
-    elif "held-out" in trained["selection"]:
-        yield "checkpoint chosen on held-out base classes; published: the best on the test episodes"
+    elif "base classes" in trained["selection"]:
+        chosen = trained["selection"].split(":")[0].removeprefix("best mIoU on ")
+        yield f"checkpoint chosen on {chosen}; published: the best on the test episodes"
     options = _options(result)
     if not options:
         yield "options of the training are not recorded"

@@ -53,7 +53,7 @@ class Job:
     @property
     def kind(self) -> str:
         """The name without fold and seed: jobs of one kind take about the same time."""
-        return re.sub(r"-(fold|seed)\d+", "", self.name)
+        return re.sub(r"-(fold(\d+|all)|seed\d+)", "", self.name)
 
     @property
     def done(self) -> bool:
@@ -103,7 +103,8 @@ class _Grid:
             for shot in self.table.shots if each else (self.table.train_shot,):
                 train = self._training(name, row.split(), {"fold": fold, "shot": shot, "seed": seed})
                 yield train
-                yield self._evaluation(train, (shot,) if each else self.table.shots)
+                for test, dataset in (self.table.tests or {"": ""}).items():
+                    yield self._evaluation(train, (shot,) if each else self.table.shots, test, dataset.split())
 
     def _training(self, name: str, row: Sequence[str], cell: Mapping[str, object]) -> Job:
         later = (*self.table.train, *self.overrides)
@@ -130,13 +131,13 @@ class _Grid:
             self.bases[name] = self._job("pretrain", f"base_learners.{backbone}", folder, overrides, {"fold": fold})
         return self.bases[name]
 
-    def _evaluation(self, train: Job, shots: tuple[object, ...]) -> Job:
+    def _evaluation(self, train: Job, shots: tuple[object, ...], test: str, dataset: Sequence[str]) -> Job:
         shot = f"shot={shots[0]}" if len(shots) == 1 else f"shot=[{','.join(map(str, shots))}]"
         machine = (o for o in self.overrides if key_of(o) in ("device", "workers", "plugins"))
         best = self.table.checkpoint == "best"
         cell = {"checkpoint": train.folder / "checkpoints" / "best.pt" if best else train.folder}
-        folder = self.out / "evaluate" / train.folder.name
-        return self._job("evaluate", train.group, folder, (shot, *self.table.evaluate, *machine), cell, train)
+        folder = self.out / "evaluate" / (f"{train.folder.name}-{test}" if test else train.folder.name)
+        return self._job("evaluate", train.group, folder, (shot, *dataset, *self.table.evaluate, *machine), cell, train)
 
     def _job(
         self,

@@ -8,6 +8,7 @@ from typing import get_args
 
 from fss_svf.config import EvaluateConfig, ReportConfig, ReportFormat, ReproduceConfig
 from fss_svf.errors import TrainingError, listing
+from fss_svf.evaluation.untrained import choose
 from fss_svf.registry import DATASETS
 from fss_svf.reporting.report import report
 from fss_svf.reproduction.jobs import make_jobs
@@ -38,6 +39,10 @@ def reproduce(config: ReproduceConfig, out: Path) -> None:
     for dataset in datasets.values():
         for split in ("train", "val"):
             DATASETS.build(dataset).split(split)  # one that is not prepared is an error here, not in every job
+    evaluations = [job.config for job in missing if isinstance(job.config, EvaluateConfig)]
+    others = {str(c.dataset): choose(DATASETS, c.dataset) for c in evaluations if "name" in c.dataset}
+    for dataset in others.values():
+        DATASETS.build(dataset).split("val")
     failed = Runner(config.jobs, config.processes, times, "device=cpu" in config.overrides).run(missing)
     if not missing:
         log.info("all %d jobs are finished, nothing to run", len(jobs))

@@ -43,7 +43,7 @@ def import_official(config: ImportConfig, out: Path) -> Path:
         _import_base_learner(config, index, base, out)
     else:
         _import_method(config, config.method.name, to_mapping(config.method), index, base, out)
-    log.info("%s, fold %d of %s, in %s", config.source, config.fold, config.dataset.name, out)
+    log.info("%s, fold %s of %s, in %s", config.source, config.fold, config.dataset.name, out)
     return out
 
 

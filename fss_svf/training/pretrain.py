@@ -73,7 +73,7 @@ def pretrain(config: PretrainConfig, out: Path) -> float:
     backbone.check_size(config.recipe.tested_at, "recipe.test_size")
     if config.recompute:
         refuse_double_counts(backbone)
-    log.info("fold %d: %s training images of %d base classes", config.fold, f"{len(sampler):,}", len(names))
+    log.info("fold %s: %s training images of %d base classes", config.fold, f"{len(sampler):,}", len(names))
     model = BaseLearner(backbone, len(names))
     prepare(model, backbone, config, device)
 

@@ -1,4 +1,4 @@
-"""Which classes a run trains on and which choose its best.pt: the novel ones, or base classes held out of training."""
+"""Which classes a run trains on and which choose its best.pt: the novel ones, all base classes, or some held out."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 class Selection:
     """The fold of a run, its held-out classes and the episodes of both splits.
 
-    held_out    numbers of the base classes that are not trained on, ascending; none where the novel classes choose
+    held_out    numbers of the base classes that are not trained on, ascending; none where other classes choose
     training    the episodes of training
     validating  the episodes that choose
     """
@@ -32,15 +32,20 @@ class Selection:
     validating: EpisodeSampler
 
     @property
+    def novel_choose(self) -> bool:
+        """Whether best.pt is chosen by the novel classes."""
+        return not set(self.validating.classes).isdisjoint(self.fold.novel)
+
+    @property
     def shown(self) -> str:
         """What validation is on, for logs, TensorBoard, checkpoints and results."""
         if not self.held_out:
-            return "the novel classes"
+            return "the novel classes" if self.novel_choose else "base classes of val images"
         return f"held-out base classes: {self._names(self.validating.classes)}"
 
     def announce(self) -> None:
         """Log the classes, the numbers of images, and what is left out."""
-        log.info("fold %d: novel classes %s", self.fold.number, self._names(self.fold.novel))
+        log.info("fold %s: novel classes %s", self.fold.number, self._names(self.fold.novel) or "none")
         if self.held_out:
             log.info(
                 "held out of training to choose best.pt: %s; the novel classes are not evaluated during training",
@@ -72,14 +77,16 @@ def make_selection(config: TrainConfig, fold: Fold, train: Index, val: Index) ->
     """The samplers of a run, from the indexes of its splits.
 
     Held-out classes are left out of training as novel ones are: with filter_novel every image of them, otherwise they
-    are background. They are validated on val images without a novel class: all others are the test fold's own, and may
-    not choose. Raises ConfigError and DataError.
+    are background. Base classes are validated on val images without a novel class: all others are the test fold's own, and
+    may not choose. Raises ConfigError and DataError.
     """
     shot, way, protocol = config.shot, config.way, config.protocol
     held_out: tuple[int, ...] = ()
+    choosing = fold.novel if config.validate.selection == "novel" else fold.base
     if config.validate.selection == "base_heldout":
         assert config.validate.held_out is not None
         held_out = held_out_classes(train.class_names, fold.base, config.validate.held_out)
+        choosing = held_out
     training = fold.sampler(
         train,
         "train",
@@ -97,9 +104,10 @@ def make_selection(config: TrainConfig, fold: Fold, train: Index, val: Index) ->
             shot,
             protocol.seed,
             protocol.queries,
-            classes=held_out or fold.novel,
+            classes=choosing,
             way=way,
-            without=fold.novel if held_out else (),
+            without=() if config.validate.selection == "novel" else fold.novel,
+            repeats=protocol.supports == "with_replacement",
         )
     except DataError as error:
         raise DataError(f"{error}; or hold out others by validate.held_out" if held_out else str(error)) from None

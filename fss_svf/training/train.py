@@ -21,6 +21,7 @@ from fss_svf.data.index import Index
 from fss_svf.data.loading import TrainEpisodes, collate_episodes
 from fss_svf.data.synonyms import warn_of_twice
 from fss_svf.episode import Episode
+from fss_svf.errors import ConfigError
 from fss_svf.evaluation.base_classes import require_base_classes
 from fss_svf.evaluation.conditions import require_shots
 from fss_svf.methods.base_classes import BaseClassMethod
@@ -102,6 +103,11 @@ def _build(
         pretrained = config.backbone, loaded
     selection.warn_of_known(trained_on["classes"], synonyms)
     if isinstance(model, BaseClassMethod):
+        if not (selection.novel_choose or selection.held_out):
+            raise ConfigError(
+                f"validate.selection=base: the base learner of method={config.method.name} takes every base class for "
+                "background; say validate.selection=base_heldout"
+            )
         model.hold_out([fold.base.index(c) + 1 for c in selection.held_out])
     model.check_shot(config.shot)
     protocol, recipe = config.protocol, config.recipe

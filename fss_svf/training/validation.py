@@ -73,7 +73,7 @@ class Validation:
             protocol,
             self.sampler.classes,
             # A held-out class is base and new at once: the base classes are not measured beside it.
-            fold.base if isinstance(model, BaseClassMethod) and not selection.held_out else None,
+            fold.base if isinstance(model, BaseClassMethod) and selection.novel_choose else None,
             choose_rule(model, config.way, "auto"),
         )
         if distributed.rank() == 0:
