@@ -115,18 +115,15 @@ def refuse_leak(
     class_names: Collection[str] = (),
     synonyms: Synonyms = (),
 ) -> None:
-    """Raise WeightsError for a checkpoint that was trained on classes that are to be novel now. Arguments: of seen_classes."""
+    """Raise WeightsError for a checkpoint that was trained on novel classes. Arguments: of seen_classes."""
     seen = seen_classes(trained_on, novel, class_names, synonyms)
     if trained_on and seen:
         names = listing(sorted(name if theirs == name else f"{theirs} ({name} here)" for theirs, name in seen))
-        mend = "use a checkpoint of this fold"
-        mend += (
-            ", or evaluate it on another dataset"
-            if trained_on["fold"] == "all"
-            else f", or its fold={trained_on['fold']}"
-        )
+        fold, dataset = trained_on["fold"], trained_on["dataset"]
+        mend = "evaluate it on another dataset" if fold == "all" else f"its fold={fold}"
         raise WeightsError(
-            f"{what}: trained on fold {trained_on['fold']} of {trained_on['dataset']}, so it has seen {names}, novel here; {mend}"
+            f"{what}: trained on fold {fold} of {dataset}, so it has seen {names}, novel here; use a checkpoint of this "
+            f"fold, or {mend}"
         )
 
 

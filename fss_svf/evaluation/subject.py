@@ -70,7 +70,7 @@ def _from_checkpoint(config: EvaluateConfig) -> tuple[FewShotMethod, Subject]:
             )
     method = choose(METHODS, {**to_mapping(trained.method), **config.method})
     # Another dataset has other folds; whether its novel classes were seen is told by their names.
-    if config.fold not in (None, trained.fold) and "name" not in config.dataset:
+    if config.fold not in (None, trained.fold) and trained.fold != "all" and "name" not in config.dataset:
         raise ConfigError(
             f"fold={config.fold}: checkpoint={config.checkpoint} was trained on fold {trained.fold} and has seen the "
             f"novel classes of fold {config.fold}; leave fold out, or give a checkpoint of fold {config.fold}"

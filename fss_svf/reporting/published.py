@@ -67,22 +67,25 @@ def why_none(result: Mapping[str, Any]) -> str:
     """Why there is no published number to compare with a result."""
     dataset, partition = result["dataset"], result.get("data", {}).get("class_partition")
     of_dataset = _facts()["datasets"].get(dataset)
-    others = [row for row in _facts()["others"] if row["dataset"] == dataset and result["shot"] in row["miou"]]
+    others = [row for row in _facts()["others"] if row["dataset"] == dataset]
     if of_dataset is None and not others:
         return f"papers print none for dataset {dataset}"
     if result.get("way", 1) != 1:
         return "those recorded here are of one class at once"
     if of_dataset is None:
-        shown = (
-            f"{row['method']}, {row['backbone']} {row['miou'][result['shot']]} by protocol {row['protocol']} "
-            f"({_facts()['sources'][row['source']]})"
-            for row in others
-        )
-        return f"there is none here for {result['method']}; at {result['shot']} shots {', '.join(shown)}"
+        return f"there is none here for {result['method']}; {', '.join(map(_other_in_words, others))}"
     if partition not in (None, of_dataset["class_partition"]):
         return f"those here have class_partition={of_dataset['class_partition']}, this {partition}"
     return (
         f"there is none here for {result['method']}, {result['tuning']}, {result['backbone']} at {result['shot']} shots"
+    )
+
+
+def _other_in_words(row: Mapping[str, Any]) -> str:
+    shots, values = (" / ".join(map(str, of)) for of in (row["miou"], row["miou"].values()))
+    source = _facts()["sources"][row["source"]]
+    return (
+        f"{row['method']} on {row['backbone']} has {values} at {shots} shots by protocol {row['protocol']} ({source})"
     )
 
 
