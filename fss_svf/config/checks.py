@@ -22,7 +22,7 @@ def require(holds: bool, key: str, expected: str, got: object) -> None:
 def check_fold(fold: FoldNumber, dataset: Choice) -> None:
     """Raise ConfigError unless the dataset has such a fold. Of a single fold the classes that train are fixed: no all."""
     last = dataset.options.num_folds - 1
-    expected = f"0..{last}, or all" if last else f"0, the only fold of dataset={dataset.name}"
+    expected = f"0..{last}" if last else f"0, the only fold of dataset={dataset.name}"
     require(last > 0 if fold == "all" else 0 <= fold <= last, "fold", expected, fold)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from fss_svf import distributed
-from fss_svf.config import EvaluateConfig, check_fold
+from fss_svf.config import EvaluateConfig
 from fss_svf.data.dataset import Dataset
 from fss_svf.data.fold import Fold
 from fss_svf.data.manifest import EpisodeList
@@ -26,7 +26,7 @@ from fss_svf.evaluation.prepare_task import check_subject, make_task
 from fss_svf.evaluation.records import delete_records, has_records
 from fss_svf.evaluation.result import data_source, in_words, make_result, save_result, shares, warn_of_absent
 from fss_svf.evaluation.runs import evaluate_lists
-from fss_svf.evaluation.subject import make_subject
+from fss_svf.evaluation.subject import make_subject, require_tested
 from fss_svf.evaluation.task import EngineOptions, EvaluationTask
 from fss_svf.evaluation.timer import Timer
 from fss_svf.model import choose_device, place
@@ -51,13 +51,13 @@ def evaluate(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:
     device = choose_device(config.device)
     model, subject = make_subject(config)
     protocol = replace(config.protocol, seed=config.seed, runs=config.seeds)
-    check_fold(subject.fold, subject.dataset)
+    # Without a checkpoint the weights themselves may have been trained on these classes.
+    source = f"checkpoint={config.checkpoint}" if config.checkpoint else "backbone.weights"
+    require_tested(subject, source)
     dataset: Dataset = DATASETS.build(subject.dataset)
     split = dataset.split("val")
     fold = Fold(dataset.options, split.index.class_names, subject.fold)
     warn_of_twice(fold.class_names, dataset.options.synonyms)
-    # Without a checkpoint the weights themselves may have been trained on these classes.
-    source = f"checkpoint={config.checkpoint}" if config.checkpoint else "backbone.weights"
     subject, base = check_subject(model, subject, fold, protocol, config.shots, source)
     place(model, device)
     plan = make_plan(split.index, fold, config.shots, protocol, config.episodes, subject.way)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fss_svf.checkpoint import load_checkpoint
-from fss_svf.config import EvaluateConfig, Protocol, TrainConfig, from_mapping, to_mapping
+from fss_svf.config import EvaluateConfig, FoldNumber, Protocol, TrainConfig, check_fold, from_mapping, to_mapping
 from fss_svf.data.fold import Fold
 from fss_svf.errors import ConfigError
 from fss_svf.evaluation.conditions import SELECTED_ON_NOVEL
@@ -35,7 +35,7 @@ class Subject:
     """
 
     dataset: Choice
-    fold: int
+    fold: FoldNumber
     way: int
     way_rule: ChosenRule | None
     size: int
@@ -113,19 +113,23 @@ def _from_checkpoint(config: EvaluateConfig) -> tuple[FewShotMethod, Subject]:
     )
 
 
-def _fold(config: EvaluateConfig, trained: TrainConfig, dataset: Choice) -> int:
-    """The fold in the config, the only one of the dataset, or that of the training. Raises ConfigError after fold=all."""
+def _fold(config: EvaluateConfig, trained: TrainConfig, dataset: Choice) -> FoldNumber:
+    """The fold in the config, the only one of the dataset, or that of the training."""
     if config.fold is not None or dataset.options.num_folds == 1:
         return config.fold or 0
-    if trained.fold == "all":
-        other = f"fold=0 or another of dataset={dataset.name}"
-        if dataset.name == trained.dataset.name:
-            other = "another dataset by dataset=NAME"
-        raise ConfigError(
-            f"fold: checkpoint={config.checkpoint} was trained on every class of {trained.dataset.name} (fold=all); "
-            f"choose {other}"
-        )
     return trained.fold
+
+
+def require_tested(subject: Subject, source: str) -> None:
+    """Raise ConfigError where no fold is tested: after a training of fold=all, or for a number that is none."""
+    dataset, trained_on = subject.dataset.name, subject.trained_on
+    if subject.fold == "all" and trained_on is not None:
+        same = dataset == trained_on["dataset"]
+        other = "another dataset by dataset=NAME" if same else f"fold=0 or another of dataset={dataset}"
+        raise ConfigError(
+            f"fold: {source} was trained on every class of {trained_on['dataset']} (fold=all); choose {other}"
+        )
+    check_fold(subject.fold, subject.dataset)
 
 
 def _selection_of_before(checkpoint: Path, step: int) -> str:

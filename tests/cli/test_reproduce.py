@@ -77,6 +77,18 @@ def test_jobs_are_what_their_commands_compose_to(tmp_path, table):
         assert f"hydra.run.dir={job.folder}" in arguments
 
 
+def test_a_training_is_tested_on_each_dataset(tmp_path):
+    train, *tests = make_jobs(wanted("cdfss", only=("hsnet",)), tmp_path)
+    assert (train.config.fold, train.config.dataset.options.train_list) == ("all", "hsnet")
+    assert [(job.config.dataset["name"], job.config.protocol.name) for job in tests] == [
+        ("deepglobe", "cdfss"), ("isic2018", "cdfss"), ("chest_xray", "cdfss"), ("fss1000", "cdfss_fss1000"),
+    ]  # fmt: skip
+    assert {job.needs for job in tests} == {train}
+    assert len({job.folder for job in tests}) == 4
+    assert tests[0].name == f"evaluate/{train.folder.name}-deepglobe"
+    assert tests[0].kind == "evaluate/hsnet-frozen-resnet50-1shot-deepglobe"
+
+
 def test_a_folder_may_have_any_letters(tmp_path):
     """Quotes, brackets and commas mean something in Hydra's grammar, and letters beyond ASCII are none in it."""
     from tests.cli.test_config import compose

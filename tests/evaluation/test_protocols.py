@@ -44,6 +44,9 @@ FACTS = {
     "hsnet_coco": {**HSNET, "queries": "by_class"},
     "dcama": {**HSNET, "queries": "pairs", "size": 384, "shots": "train_k"},
     "dcama_coco": {**HSNET, "queries": "by_class", "size": 384, "shots": "train_k"},
+    "cdfss": {**HSNET, "queries": "in_turn", "episodes": 600, "supports": "with_replacement", "shots": "train_k"},
+    "cdfss_fss1000": {**HSNET, "queries": "pairs", "episodes": 2400, "supports": "with_replacement", "shots": "train_k",
+                      "seen_classes": "count"},
     "panet": {"queries": "random", "size": 417, "resize": "squash", "label": "resized", "seed": 1234, "shots": "mean",
               "episodes": 1000, "runs": 5},
     "ssp": {**PFENET, "queries": "random", "seed": 0, "episodes": 1000, "runs": 5, "shots": "train_k"},
@@ -67,7 +70,8 @@ def test_every_shipped_protocol_says_the_facts():
         assert {key: values[key] for key in facts} == facts, name
         # A class that is never drawn is never counted without a word.
         assert (values["name"], values["never_drawn"]) == (name, "error")
-        rest = {"selection": "any", "half_width": None, "novel_threshold": None, **facts}
+        rest = {"selection": "any", "half_width": None, "novel_threshold": None, "supports": "distinct"}
+        rest = {**rest, "seen_classes": "refuse", **facts}
         assert {key: values[key] for key in rest} == rest
 
 
