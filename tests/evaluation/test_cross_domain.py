@@ -54,7 +54,7 @@ def tiles(tmp_path_factory):
 def all_of_toy(toy_root, tmp_path_factory):
     """The run folder of a short training on every class of the toy dataset."""
     out = tmp_path_factory.mktemp("run")
-    config = train_config(toy_root, "frozen")
+    config = train_config(toy_root, "full", method=compose("train", "method=panet").method)
     train(replace(config, fold="all", validate=replace(config.validate, selection="base")), out)
     return out
 
