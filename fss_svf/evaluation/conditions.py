@@ -47,7 +47,7 @@ def require_conditions(protocol: Protocol, shots: Sequence[int], checkpoint: Map
         )
     if protocol.shots == "train_k" and (others := [shot for shot in shots if shot != checkpoint["shot"]]):
         log.warning(
-            "trained at %d-shot, evaluated at %s: published numbers of protocol=%s are of a model trained at each K",
+            "trained at %d-shot, evaluated at %s: published numbers of protocol=%s may be of a model trained at each K",
             checkpoint["shot"],
             ", ".join(f"{shot}-shot" for shot in others),
             protocol.name,

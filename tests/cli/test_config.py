@@ -203,6 +203,8 @@ def test_protocol_hash_covers_every_field():
         "pad": "after_normalisation",
         "shots": "mean",
         "selection": "not_novel",
+        "supports": "with_replacement",
+        "seen_classes": "count",
     }
     # The size counts as it is used; what width is asked for changes no number.
     no_part = {"size": 417, "half_width": 0.01}

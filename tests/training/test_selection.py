@@ -301,3 +301,31 @@ def test_bam_evaluates_held_out_classes_as_if_its_base_learner_did_not_know_them
     p = base.softmax(1)
     torch.testing.assert_close(held_out[:, 0], whole[:, 0] - p[:, 1] - p[:, 3])
     assert torch.equal(held_out[:, 1], whole[:, 1])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# All base classes
+
+
+def test_all_base_classes_choose_in_images_without_a_novel_one(toy_root):
+    config = train_config(toy_root, "frozen")
+    config = replace(config, validate=replace(config.validate, selection="base"))
+    dataset = DATASETS.build(config.dataset)
+    indexes = [dataset.split(name).index for name in ("train", "val")]
+    for number, novel in ((0, {1, 2, 3, 4, 5}), ("all", set())):
+        selection = make_selection(config, Fold(dataset.options, indexes[0].class_names, number), *indexes)
+        assert (selection.held_out, selection.shown) == ((), "base classes of val images")
+        for sampler, index in ((selection.training, indexes[0]), (selection.validating, indexes[1])):
+            assert set(sampler.classes) == set(range(1, 21)) - novel
+            specs = [sampler[n] for n in range(200)]
+            shown = {image for spec in specs for image in (spec.query, *spec.supports)}
+            assert not any(index.areas[image, c] for image in shown for c in novel)
+
+
+def test_bam_needs_held_out_classes_where_every_class_trains(toy_root, tmp_path):
+    pretrain(replace(pretrain_config(toy_root), fold="all"), tmp_path / "base")
+    assert len(load_checkpoint(tmp_path / "base", "pretrain")["trained_on"]["classes"]) == 20
+    config = train_config(toy_root, "frozen", method=Choice("bam", BAMOptions(width=8, base_learner=tmp_path / "base")))
+    config = replace(config, fold="all", validate=replace(config.validate, selection="base"))
+    with pytest.raises(ConfigError, match="base learner of method=bam .* say validate.selection=base_heldout"):
+        train(config, tmp_path / "run")
