@@ -327,5 +327,5 @@ def test_bam_needs_held_out_classes_where_every_class_trains(toy_root, tmp_path)
     assert len(load_checkpoint(tmp_path / "base", "pretrain")["trained_on"]["classes"]) == 20
     config = train_config(toy_root, "frozen", method=Choice("bam", BAMOptions(width=8, base_learner=tmp_path / "base")))
     config = replace(config, fold="all", validate=replace(config.validate, selection="base"))
-    with pytest.raises(ConfigError, match="base learner of method=bam .* say validate.selection=base_heldout"):
+    with pytest.raises(ConfigError, match=r"base learner of method=bam .* say validate.selection=base_heldout"):
         train(config, tmp_path / "run")
