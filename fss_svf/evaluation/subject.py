@@ -75,7 +75,6 @@ def _from_checkpoint(config: EvaluateConfig) -> tuple[FewShotMethod, Subject]:
             f"fold={config.fold}: checkpoint={config.checkpoint} was trained on fold {trained.fold} and has seen the "
             f"novel classes of fold {config.fold}; leave fold out, or give a checkpoint of fold {config.fold}"
         )
-    dataset = _dataset(config.dataset, trained.dataset)
     what, way = f"checkpoint={config.checkpoint}", config.way or trained.way
     dataset = _dataset(config.dataset, trained.dataset)
     if trained.dataset.name == "toy" != dataset.name:
