@@ -33,7 +33,8 @@ pytestmark = pytest.mark.numeric
 
 PFENET = {"queries": "in_order", "size": None, "resize": "pad", "pad": "before_normalisation", "label": "original",
           "seed": 321}  # fmt: skip
-HSNET = {"size": 400, "resize": "squash", "label": "resized", "seed": 0, "shots": "vote", "episodes": 1000, "runs": 1}
+HSNET = {"size": 400, "resize": "squash", "label": "resized", "seed": 0, "shots": "vote", "episodes": 1000, "runs": 1,
+         "supports": "with_replacement"}  # fmt: skip
 FACTS = {
     "svf": {**PFENET, "episodes": 1000, "runs": 1, "shots": "train_k"},
     "bam": {**PFENET, "episodes": 1000, "runs": 5, "shots": "train_k"},
@@ -44,9 +45,8 @@ FACTS = {
     "hsnet_coco": {**HSNET, "queries": "by_class"},
     "dcama": {**HSNET, "queries": "pairs", "size": 384, "shots": "train_k"},
     "dcama_coco": {**HSNET, "queries": "by_class", "size": 384, "shots": "train_k"},
-    "cdfss": {**HSNET, "queries": "in_turn", "episodes": 600, "supports": "with_replacement", "shots": "train_k"},
-    "cdfss_fss1000": {**HSNET, "queries": "pairs", "episodes": 2400, "supports": "with_replacement", "shots": "train_k",
-                      "seen_classes": "count"},
+    "cdfss": {**HSNET, "queries": "in_turn", "episodes": 600, "shots": "train_k"},
+    "cdfss_fss1000": {**HSNET, "queries": "pairs", "episodes": 2400, "shots": "train_k", "seen_classes": "count"},
     "panet": {"queries": "random", "size": 417, "resize": "squash", "label": "resized", "seed": 1234, "shots": "mean",
               "episodes": 1000, "runs": 5},
     "ssp": {**PFENET, "queries": "random", "seed": 0, "episodes": 1000, "runs": 5, "shots": "train_k"},
