@@ -1,6 +1,7 @@
 """An evaluation's work on a GPU, on fake tensors: one device, and a host that waits where it is named. See fake_gpu.py."""
 
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -57,7 +58,9 @@ def made(method, tuning, shots="train_k", way=1):
     base = tuple(range(6, 6 + model.base.classes)) if method == "bam" else None
     rule = None if way == 1 else "joint" if model.many_ways else "argmax"
     chosen = protocol(label="original", shots=shots, novel_threshold=0.5 if base else None)
-    return EvaluationTask(model, None, "mask", EvalTransform(SIZE, "pad"), chosen, (1, 2, 3), base, rule), group
+    index = SimpleNamespace(class_names=["one"] * 12, wide=False, value=lambda image, class_id: class_id)
+    split = SimpleNamespace(index=index)
+    return EvaluationTask(model, split, "mask", EvalTransform(SIZE, "pad"), chosen, (1, 2, 3), base, rule), group
 
 
 def run(gpu, task, group, folder, precision="float32", features_dtype=None):

@@ -5,6 +5,7 @@ Expected values are loops over pixels in float64, written from the rule's words 
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -239,7 +240,8 @@ def test_evaluate_report_and_compare(fss, toy_root, tmp_path):
 def test_a_model_of_ones_own_is_measured_by_either_rule(toy_root):
     """The API's models get whole episodes: of all ways, or by argmax of one."""
     fold = fss_svf.load_dataset("toy", root=toy_root, **SMALL_TOY).fold(0)
-    episodes = fss_svf.episodes(fold, "svf", 1, size=65, way=2, episodes=12, runs=1, never_drawn="leave_out")
+    protocol = fss_svf.Protocol.load("svf", episodes=12, never_drawn="leave_out")
+    measured = partial(fss_svf.evaluate, fold=fold, protocol=protocol, size=65, way=2, workers=0)
     panet, baseline = (test_methods.model(name).eval().double() for name in ("panet", "baseline"))
 
     class Whole(torch.nn.Module):
@@ -253,8 +255,8 @@ def test_a_model_of_ones_own_is_measured_by_either_rule(toy_root):
 
     for rule, expected in (("joint", {2}), ("argmax", {1})):
         whole = Whole()
-        by_call, by_seam = (fss_svf.evaluate(model, episodes, way_rule=rule) for model in (whole, panet))
+        by_call, by_seam = (measured(model, way_rule=rule) for model in (whole, panet))
         assert whole.ways == expected
         assert by_call["way_rule"] == by_seam["way_rule"] == rule
         assert by_call["per_class_counts"] == by_seam["per_class_counts"]
-    assert fss_svf.evaluate(baseline, episodes)["way_rule"] == "argmax"
+    assert measured(baseline)["way_rule"] == "argmax"

@@ -115,7 +115,8 @@ def test_a_run_over_processes_is_one_run(start, fss, small, tmp_path):
     (folder,) = tmp_path.glob("outputs/train/*/*")
     assert folder.parent.name == "of3"
     assert {p.name for p in folder.iterdir()} == {
-        ".hydra", ".lock", "checkpoints", "config.yaml", "finished.json", "log.txt", "provenance.json", "tensorboard",
+        ".hydra", ".lock", "checkpoints", "config.yaml", "finished.json", "log.csv", "log.txt", "provenance.json",
+        "tensorboard",
     }  # fmt: skip
     assert len(list((folder / "tensorboard").iterdir())) == 1
     (began,) = json.loads((folder / "provenance.json").read_text())["starts"]
