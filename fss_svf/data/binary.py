@@ -87,16 +87,21 @@ class BinaryMasks(Dataset):
         self._require_split(name)
         path, labels = self._index_path(name), self.options.prepared / "labels"
         index, items = self._open_index(path), self._find(name).items
-        if difference := set(index.names.tolist()) ^ {item.name for item in items}:
+        if index.fingerprint != self._made_from(items):
+            names = set(index.names.tolist()) ^ {item.name for item in items}
+            what = f"{len(names)} images with masks, first {min(names)}," if names else "masks of some images"
             raise DataError(
-                f"dataset={self.name}: {len(difference)} images or masks were added or removed since the preparation, first "
-                f"{min(difference)}; run {self._prepare} again"
+                f"dataset={self.name}: {what} were added, removed or renamed since it was prepared; run {self._prepare} again"
             )
         split = BinarySplit(index, labels, "", labels, {item.name: item.image for item in items})
         return self._checked(path, split, [], [[mask for _, mask in item.masks] for item in items])
 
     def _find(self, split: SplitName) -> Found:
         return LAYOUTS[self.name].find(self.options.root)
+
+    def _made_from(self, items: Sequence[Item]) -> str:
+        masks = [(item.name, [(c, path.name) for c, path in item.masks]) for item in items]
+        return fingerprint(self.name, LAYOUTS[self.name].classes, masks)
 
     def _index_path(self, split: SplitName) -> Path:
         # Data with missing files have a separate index, so that they are not taken for the complete ones.
@@ -113,7 +118,7 @@ class BinaryMasks(Dataset):
             found.items,
             partial(draw_masks, labels, is_wide(len(layout.classes))),
             layout.classes,
-            fingerprint(self.name, layout.classes, [item.name for item in found.items]),
+            self._made_from(found.items),
             workers,
             f"{self.name} {split}",
             files=lambda item: (item.image, labels / f"{item.name}.png", *(mask for _, mask in item.masks)),

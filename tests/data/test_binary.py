@@ -260,8 +260,22 @@ def test_changes_after_prepare_are_noticed(tmp_path):
     data.split("val")
     save_image(tmp_path / "images" / "new.jpg", 1)
     Image.new("L", SIZE[::-1], 255).save(tmp_path / "masks" / "FV" / "new.bmp")
-    with data_error("1 images or masks were added or removed", "new"):
+    with data_error("1 images with masks, first new, were added"):
         data.split("val")
+
+
+def test_masks_of_a_class_that_come_later_are_noticed(tmp_path):
+    suim(tmp_path)
+    folder, away = tmp_path / "masks" / "WR", tmp_path / "WR"
+    folder.rename(away)
+    data = dataset("suim", tmp_path, allow_missing=True)
+    assert not data.prepare(0)["val"].areas[:, 7].any()
+    data.split("val")
+    away.rename(folder)
+    with data_error("masks of some images were added", "prepare"):
+        data.split("val")
+    assert np.count_nonzero(data.prepare(0)["val"].areas[:, 7]) == 4
+    assert np.count_nonzero(data.split("val").index.areas[:, 7]) == 4
 
 
 def test_no_download(tmp_path):
