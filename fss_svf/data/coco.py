@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -55,9 +55,10 @@ class CocoOptions(DatasetOptions):
     train: CocoSplit
     val: CocoSplit
     mask_mode: MaskMode
-    query_order: QueryOrder
     allow_missing: bool
     check_counts: bool
+    # Checkpoints of before this key have none. Their queries came in this order.
+    query_order: QueryOrder = field(default="file", kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -582,6 +582,8 @@ def test_config_holds_the_numbers_of_the_papers(monkeypatch):
     options = from_mapping(CocoOptions, values)
     assert (options.min_area, options.class_partition, options.mask_mode) == (2 * 32 * 32, "mod4", "official")
     assert options.query_order == "official"
+    del values["query_order"]  # as in a checkpoint of before this key
+    assert from_mapping(CocoOptions, values).query_order == "file"
     assert options.filter_novel
     assert not options.allow_missing
     assert (options.root, options.prepared) == (Path("/data/coco"), Path("/data/coco/prepared"))
