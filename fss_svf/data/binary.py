@@ -19,7 +19,7 @@ from fss_svf.data.build import build_index, fingerprint
 from fss_svf.data.dataset import Dataset, DatasetOptions, Split, SplitName, require_folder
 from fss_svf.data.decoding import load, opened, orientation_of
 from fss_svf.data.identity import label_digest, record
-from fss_svf.data.images import read_image_of_label, write_label
+from fss_svf.data.images import image_size, read_image_of_label, write_label
 from fss_svf.data.index import ImageRow, Index
 from fss_svf.data.label_values import IGNORE, class_areas, is_wide
 from fss_svf.data.partition import Partition
@@ -91,7 +91,7 @@ class BinaryMasks(Dataset):
             names = set(index.names.tolist()) ^ {item.name for item in items}
             what = f"{len(names)} images with masks, first {min(names)}," if names else "masks of some images"
             raise DataError(
-                f"dataset={self.name}: {what} were added, removed or renamed since it was prepared; run {self._prepare} again"
+                f"dataset={self.name}: {what} were added, removed or renamed since prepare; run {self._prepare} again"
             )
         split = BinarySplit(index, labels, "", labels, {item.name: item.image for item in items})
         return self._checked(path, split, [], [[mask for _, mask in item.masks] for item in items])
@@ -123,6 +123,14 @@ class BinaryMasks(Dataset):
             f"{self.name} {split}",
             files=lambda item: (item.image, labels / f"{item.name}.png", *(mask for _, mask in item.masks)),
         )
+        others = [
+            mask
+            for item, size in zip(found.items, index.sizes.tolist())
+            for _, mask in item.masks
+            if list(image_size(mask)) != size
+        ]
+        if others:
+            log.warning("%d masks have another size than their image and are resized, first %s", len(others), others[0])
         empty = np.flatnonzero(~index.areas.any(axis=1))
         if len(empty):
             log.warning(
@@ -191,25 +199,33 @@ class Suim(BinaryMasks):
 def draw_masks(labels: Path, wide: bool, item: Item) -> ImageRow:
     """Draw labels/NAME.png of the masks of an image and return its row of the index. Pixels in two masks are ignored.
 
-    The image is decoded too, so that a damaged one is an error here. wide: as read_label. Raises DataError.
+    A mask of another size is resized to that of the image. The image is decoded too, so that a damaged one is an error
+    here. wide: as read_label. Raises DataError, also for a mask with the height and width of its image exchanged.
     """
     files = [record(path) for path in (item.image, *(mask for _, mask in item.masks))]
     label, ignored = np.zeros((0, 0), np.uint16 if wide else np.uint8), 65_535 if wide else IGNORE
     for c, path in item.masks:
         mask = read_binary_mask(path)
         if not label.size:
-            label = np.zeros(mask.shape, label.dtype)
             height, width = read_image_of_label(item.image, mask.shape).shape[:2]
-        if mask.shape != (height, width):
+            label = np.zeros((height, width), label.dtype)
+        if mask.shape == (width, height) != (height, width):
             raise DataError(
-                f"{path}: mask of {mask.shape[1]} x {mask.shape[0]} for an image of {width} x {height}; replace one of them"
+                f"{path}: mask of {height} x {width} for an image of {width} x {height}, as if one of them were turned; "
+                "replace it"
             )
+        mask = resized(mask, height, width)
         label[mask] = np.where(label[mask] == 0, c, ignored)
     target = labels / f"{item.name}.png"
     target.parent.mkdir(parents=True, exist_ok=True)
     write_label(target, label)
     files.insert(1, record(target))
     return ImageRow(item.name, height, width, class_areas(label), content=label_digest(label), files=tuple(files))
+
+
+def resized(mask: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(height, width) bool of an (H, W) mask by nearest neighbour, as by PyTorch: row y is row y * H // height."""
+    return mask[np.ix_(np.arange(height) * mask.shape[0] // height, np.arange(width) * mask.shape[1] // width)]
 
 
 def read_binary_mask(path: Path) -> np.ndarray:

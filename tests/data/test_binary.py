@@ -225,7 +225,7 @@ def test_faults_of_masks_name_the_file(tmp_path):
     deepglobe(tmp_path)
     path, data = tmp_path / "2" / "test" / "groundtruth" / "101_2.png", dataset("deepglobe", tmp_path)
     for broken, words in (
-        (Image.new("L", (31, 24), 255), "mask of 31 x 24 for an image of 30 x 24"),
+        (Image.new("L", SIZE, 255), "mask of 24 x 30 for an image of 30 x 24, as if"),
         (Image.fromarray(mask_of(1).astype(np.uint8)), "the highest is 1"),
         (Image.new("I;16", SIZE[::-1], 60_000), "more than 8 bits"),
     ):
@@ -235,6 +235,21 @@ def test_faults_of_masks_name_the_file(tmp_path):
     path.write_bytes(b"")
     with data_error(path, "empty file"):
         data.prepare(0)
+
+
+def test_a_mask_of_another_size_is_resized_by_nearest_neighbour(tmp_path, caplog):
+    deepglobe(tmp_path)
+    small = np.random.default_rng(0).random((17, 41)) < 0.5
+    path = tmp_path / "2" / "test" / "groundtruth" / "101_2.png"
+    Image.fromarray(small).save(path)
+    data = dataset("deepglobe", tmp_path)
+    index = data.prepare(0)["val"]
+    assert f"1 masks have another size than their image and are resized, first {path}" in caplog.text
+    label = data.split("val").label(index.names.tolist().index("2/101_2"))
+    assert label.shape == SIZE
+    for y in range(SIZE[0]):
+        for x in range(SIZE[1]):
+            assert label[y, x] == 2 * small[int(y * 17 / 24 + 1e-9), int(x * 41 / 30 + 1e-9)]
 
 
 def test_a_mask_without_an_object_is_counted_and_no_episode_uses_it(tmp_path, caplog):
