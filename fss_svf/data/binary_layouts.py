@@ -86,8 +86,8 @@ class Layout:
                 *(m.removesuffix(self.suffix) for m in of_masks if m.endswith(self.suffix)),
                 *(classes or ()),
             ]
-            if not names:
-                found.absent.extend(folders.values())
+            # Where an image needs no mask of every class, a class without any mask is a folder that was not unpacked.
+            found.absent.extend(folders[c] for c in folders if not names or (len(folders) > 1 and not masks[c]))
             found.unused.extend(folders[1] / masks[1][m] for m in of_masks if not m.endswith(self.suffix))
             for name in dict.fromkeys(names):
                 if classes is not None and name not in classes:

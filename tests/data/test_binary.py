@@ -283,6 +283,8 @@ def test_masks_of_a_class_that_come_later_are_noticed(tmp_path):
     suim(tmp_path)
     folder, away = tmp_path / "masks" / "WR", tmp_path / "WR"
     folder.rename(away)
+    with data_error("1 files are missing", folder):
+        dataset("suim", tmp_path).prepare(0)
     data = dataset("suim", tmp_path, allow_missing=True)
     assert not data.prepare(0)["val"].areas[:, 7].any()
     data.split("val")
