@@ -60,14 +60,16 @@ class Layout:
     def under(self, root: Path) -> Path:
         """The folder of the download. Raises DataError naming the folders that are looked for."""
         for candidate in self.roots:
-            if all((root / candidate / path.split("{}")[0]).is_dir() for path in (self.images, self.masks)) and any(
-                (root / candidate / self.images.format(name)).is_dir() for name in self.classes
+            if any(
+                all((root / candidate / path.format(name)).is_dir() for path in (self.images, self.masks))
+                for name in self.classes
             ):
                 return root / candidate
-        tree = [path.format("CLASS") for path in (self.images, self.masks)]
+        tree = [path.format(self.classes[0]) for path in (self.images, self.masks)]
+        such = "such as " if "{}" in self.images + self.masks else ""
         places = f" (or below {', '.join(self.roots[1:])})" if len(self.roots) > 1 else ""
         raise DataError(
-            f"{root.absolute()}: no folders {' and '.join(dict.fromkeys(tree))} in it{places}; unpack the download there, "
+            f"{root.absolute()}: no folders {such}{' and '.join(dict.fromkeys(tree))} in it{places}; unpack the download there, "
             "or set dataset.root to its path (data/README.md shows the tree)"
         )
 
@@ -145,7 +147,7 @@ FSS_SPLITS = {split: read_list(f"fss1000_{split}.txt") for split in ("train", "v
 
 LAYOUTS = {
     "fss1000": Layout(
-        roots=("", "FSS-1000", "FSS-1000/data", "data", "fewshot_data"),
+        roots=("", "FSS-1000", "FSS-1000/data", "data", "fewshot_data", "fewshot_data/fewshot_data"),
         images="{}",
         masks="{}",
         classes=tuple(name for names in FSS_SPLITS.values() for name in names),

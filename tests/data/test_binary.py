@@ -118,7 +118,7 @@ def test_the_lists_are_the_papers():
     assert np.bincount(list(isic_classes().values())).tolist() == [0, 1867, 519, 208]
 
 
-@pytest.mark.parametrize("below", ["", "FSS-1000", "FSS-1000/data"])
+@pytest.mark.parametrize("below", ["", "FSS-1000", "fewshot_data/fewshot_data"])
 def test_fss1000(tmp_path, below):
     fss1000(tmp_path / below)
     data = dataset("fss1000", tmp_path, allow_missing=True)
@@ -299,5 +299,6 @@ def test_no_download(tmp_path):
     for name in LAYOUTS:
         with pytest.raises(DataError, match=r"data/README\.md"):
             dataset(name, tmp_path / "nothing").prepare(0)
-        with data_error(tmp_path, "data/README.md"):
+        layout = LAYOUTS[name]
+        with data_error(tmp_path, layout.images.format(layout.classes[0]), "data/README.md"):
             dataset(name, tmp_path).prepare(0)
