@@ -44,6 +44,8 @@ class Layout:
     class_of    the class number by image name, where neither path has {}; None: class 1. Exactly these images are expected
     subfolders  whether the images may lie in subfolders of `images`
     some        whether images without a mask belong to the download; they are not used
+    other       patterns of files that only another form of the dataset has, which is not read
+    other_is    what that form is, and the way out
     """
 
     roots: tuple[str, ...]
@@ -56,6 +58,8 @@ class Layout:
     mask_endings: tuple[str, ...] = PNG
     subfolders: bool = False
     some: bool = False
+    other: tuple[str, ...] = ()
+    other_is: str = ""
 
     def under(self, root: Path) -> Path:
         """The folder of the download. Raises DataError naming the folders that are looked for."""
@@ -65,12 +69,14 @@ class Layout:
                 for name in self.classes
             ):
                 return root / candidate
+        if any(next((root / r).glob(pattern), None) for r in self.roots for pattern in self.other):
+            raise DataError(f"{root.absolute()}: {self.other_is}")
         tree = [path.format(self.classes[0]) for path in (self.images, self.masks)]
         such = "such as " if "{}" in self.images + self.masks else ""
         places = f" (or below {', '.join(self.roots[1:])})" if len(self.roots) > 1 else ""
         raise DataError(
-            f"{root.absolute()}: no folders {such}{' and '.join(dict.fromkeys(tree))} in it{places}; unpack the download there, "
-            "or set dataset.root to its path (data/README.md shows the tree)"
+            f"{root.absolute()}: no folder {such}{' and '.join(dict.fromkeys(tree))} in it{places}; unpack the download "
+            "there, or set dataset.root to its path (data/README.md shows the tree)"
         )
 
     def find(self, root: Path, only: Collection[str] | None = None) -> Found:
@@ -182,5 +188,8 @@ LAYOUTS = {
         masks="masks/{}",
         classes=("FV", "HD", "PF", "RI", "RO", "SR", "WR"),
         mask_endings=(".bmp", *PNG),
+        other=("train_val", "TEST", "masks/*.bmp", "masks/*.png"),
+        other_is="SUIM in the form of its authors (train_val and TEST, masks in colours); put all images into images/ and a "
+        "binary mask for each class into masks/CLASS/, as docs/data.md says",
     ),
 }

@@ -295,6 +295,14 @@ def test_masks_of_a_class_that_come_later_are_noticed(tmp_path):
     assert np.count_nonzero(data.split("val").index.areas[:, 7]) == 4
 
 
+@pytest.mark.parametrize("below", ["train_val", "TEST", ""])
+def test_suim_of_its_authors_is_not_read(tmp_path, below):
+    save_image(tmp_path / below / "images" / "d_r_1_.jpg", 1)
+    save_mask(tmp_path / below / "masks" / "d_r_1_.bmp", mask_of(1), "RGB")
+    with data_error(tmp_path, "in the form of its authors", "masks/CLASS/"):
+        dataset("suim", tmp_path).prepare(0)
+
+
 def test_no_download(tmp_path):
     for name in LAYOUTS:
         with pytest.raises(DataError, match=r"data/README\.md"):
