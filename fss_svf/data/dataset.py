@@ -161,19 +161,26 @@ class Dataset(ABC):
         files = [[str(split.image_path(n)), str(split.label_path(n))] for n in range(len(index))]
         for of_image, of_label in zip(files, origins):
             of_image.extend(map(str, of_label))
+        now = self._unchanged(path, index, files, sources)
+        return split if now is index else replace(split, index=now)
+
+    def _unchanged(self, path: Path, index: Index, files: Sequence[Sequence[str]], sources: Sequence[Path]) -> Index:
+        """The index at `path` with the present times of its files, saved if they are new. Raises DataError as _checked.
+
+        files, sources: as for Index.checked
+        """
         changed, now = index.checked(files, sources)
         if changed is not None:
             raise DataError(
                 f"{changed}: changed since the dataset was prepared, so the index describes other data; run "
                 f"{self._prepare} again, or restore the file"
             )
-        if now is index:
-            return split
-        try:
-            now.save(path)
-        except OSError:
-            log.info("%s: cannot be written, so copied files are read and checked at every start", path)
-        return replace(split, index=now)
+        if now is not index:
+            try:
+                now.save(path)
+            except OSError:
+                log.info("%s: cannot be written, so copied files are read and checked at every start", path)
+        return now
 
     @property
     def _prepare(self) -> str:

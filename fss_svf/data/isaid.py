@@ -37,6 +37,7 @@ CLASSES = {
     "plane": (0, 127, 255), "harbor": (0, 100, 155),
 }  # fmt: skip
 SUFFIX = "_instance_color_RGB"
+Item = tuple[str, Path, Path]  # name, image and mask
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,20 @@ class Isaid(Dataset):
     def split(self, name: SplitName) -> Split:
         self._require_split(name)
         folder = self._prepared(name)
+        self._require_same(name, folder / "whole.npz")
         split = Split(self._open_index(folder / "index.npz"), folder / "images", ".png", folder / "labels")
         return self._checked(folder / "index.npz", split, [])
+
+    def _require_same(self, split: SplitName, path: Path) -> None:
+        """Raise DataError if the images and masks that were cut are others now. They may be deleted."""
+        whole, now = self._open_index(path), {item[0]: item[1:] for item in self._found(split)[0]}
+        names = whole.names.tolist()
+        if added := sorted(now.keys() - set(names)):
+            raise DataError(
+                f"dataset=isaid: {len(added)} images with masks, first {added[0]}, were added since prepare; run "
+                f"{self._prepare} again"
+            )
+        self._unchanged(path, whole, [list(map(str, now.get(name, ()))) for name in names], [])
 
     def _prepared(self, split: SplitName) -> Path:
         part = "-part" * self.options.allow_missing
@@ -90,38 +103,70 @@ class Isaid(Dataset):
         images, labels = folder / "images", folder / "labels"
         for new in (images, labels):
             new.mkdir(parents=True, exist_ok=True)
-        names = [name for name, _, _ in items]
-        whole = build_index(
-            folder / "whole.npz",
-            items,
-            partial(cut, images, labels, self.options.patch),
-            list(CLASSES),
-            fingerprint("isaid", self.options.patch, names),
-            workers,
-            f"isaid {split}, cutting",
-            files=lambda item: item[1:],
-        )
-        patches = [
-            name
-            for image, (height, width) in zip(whole.names.tolist(), whole.sizes.tolist())
-            for name, _, _ in patches_of(image, height, width, self.options.patch)
-        ]
-        made = named(labels, (".png",))
+        patches = self._cut(split, items, workers)
+        if gone := set(patches) - cut_patches(folder):
+            log.warning("%s: %s patches are gone, first %s; cutting again", folder, f"{len(gone):,}", min(gone))
+            (folder / "whole.npz").unlink()
+            patches = self._cut(split, items, workers)
         return build_index(
             folder / "index.npz",
-            [name for name in patches if name in made],
+            patches,
             partial(index_patch, images, labels),
             list(CLASSES),
-            fingerprint("isaid patches", whole.hash),
+            fingerprint("isaid patches", patches),
             workers,
             f"isaid {split}",
             files=lambda name: (images / f"{name}.png", labels / f"{name}.png"),
         )
 
-    def _items(self, split: SplitName) -> list[tuple[str, Path, Path]]:
-        images, masks = (self.options.root / split / folder for folder in ("images", "semantic_png"))
-        for folder in (images, masks):
+    def _cut(self, split: SplitName, items: Sequence[Item], workers: int | None) -> list[str]:
+        """Cut the images, if they are not cut, and return the names of the patches with an object.
+
+        patches.txt keeps the names, for a patch that is deleted later must not make the dataset smaller.
+        """
+        folder, patch = self._prepared(split), self.options.patch
+        whole = build_index(
+            folder / "whole.npz",
+            items,
+            partial(cut, folder / "images", folder / "labels", patch),
+            list(CLASSES),
+            fingerprint("isaid", patch, [name for name, _, _ in items]),
+            workers,
+            f"isaid {split}, cutting",
+            files=lambda item: item[1:],
+        )
+        listed = folder / "patches.txt"
+        lines = listed.read_text(encoding="utf-8").split("\n") if listed.exists() else [""]
+        if lines[0] == whole.hash:
+            return lines[1:]
+        made = cut_patches(folder)
+        names = [
+            name
+            for image, (height, width) in zip(whole.names.tolist(), whole.sizes.tolist())
+            for name, _, _ in patches_of(image, height, width, patch)
+            if name in made
+        ]
+        with atomic_write(listed) as unfinished:
+            unfinished.write_text("\n".join([whole.hash, *names]), encoding="utf-8")
+        return names
+
+    def _items(self, split: SplitName) -> list[Item]:
+        for folder in self._folders(split):
             require_folder(folder, "dataset.root", self.name)
+        both, gone = self._found(split)
+        if gone or not both:
+            text = f"dataset=isaid: {len(gone):,} files are missing: {listing(gone, 2)}"
+            if not (both and self.options.allow_missing):
+                raise DataError(f"{text}; finish the download, or set dataset.allow_missing=true to use the others")
+            log.warning("%s; using %s images", text, f"{len(both):,}")
+        return both
+
+    def _folders(self, split: SplitName) -> tuple[Path, Path]:
+        return self.options.root / split / "images", self.options.root / split / "semantic_png"
+
+    def _found(self, split: SplitName) -> tuple[list[Item], list[Path]]:
+        """The images that have a mask, and the files that are missing."""
+        images, masks = self._folders(split)
         files, of_masks = named(images, (".png",)), named(masks, (".png",))
         names = dict.fromkeys([*files, *(m.removesuffix(SUFFIX) for m in of_masks if m.endswith(SUFFIX))])
         both = [name for name in names if name in files and name + SUFFIX in of_masks]
@@ -130,15 +175,15 @@ class Isaid(Dataset):
             for name in names
             if name not in both
         ]
-        if gone or not both:
-            text = f"dataset=isaid: {len(gone):,} files are missing: {listing(gone, 2)}"
-            if not (both and self.options.allow_missing):
-                raise DataError(f"{text}; finish the download, or set dataset.allow_missing=true to use the others")
-            log.warning("%s; using %s images", text, f"{len(both):,}")
-        return [(name, images / files[name], masks / of_masks[name + SUFFIX]) for name in both]
+        return [(name, images / files[name], masks / of_masks[name + SUFFIX]) for name in both], gone
 
 
-def cut(images: Path, labels: Path, patch: int, item: tuple[str, Path, Path]) -> ImageRow:
+def cut_patches(folder: Path) -> set[str]:
+    """The names of the patches whose image and label are in the prepared folder."""
+    return named(folder / "images", (".png",)).keys() & named(folder / "labels", (".png",)).keys()
+
+
+def cut(images: Path, labels: Path, patch: int, item: Item) -> ImageRow:
     """Write the patches of an image that show an object, and their labels; return the row of the whole image."""
     name, image_path, mask_path = item
     files = record(image_path), record(mask_path)

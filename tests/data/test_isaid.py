@@ -53,6 +53,52 @@ def test_patches_are_those_of_the_whole(tmp_path, kind):
         assert pixels >= set(map(tuple, np.argwhere(label_of(i)).tolist()))
 
 
+def test_other_images_or_masks_since_prepare_are_noticed(tmp_path):
+    save(tmp_path, "val", 1)
+    save(tmp_path, "val", 2)
+    data = dataset("isaid", tmp_path, patch=64)
+    data.prepare(0)
+    for path in sorted((tmp_path / "val").glob("*/P0002*")):
+        before = path.read_bytes()
+        Image.fromarray(np.asarray(Image.open(path))[::-1]).save(path)
+        with data_error(path, "changed since"):
+            data.split("val")
+        path.write_bytes(before)
+        data.split("val")
+    save(tmp_path, "val", 3)
+    with data_error("1 images with masks, first P0003", "prepare"):
+        data.split("val")
+    for path in (tmp_path / "val").glob("*/*"):  # not read any more
+        path.unlink()
+    data.split("val")
+
+
+@pytest.mark.parametrize("folder", ["images", "labels"])
+def test_a_patch_that_was_deleted_is_cut_again(tmp_path, folder, caplog):
+    for i in (1, 2):
+        save(tmp_path, "val", i)
+    data = dataset("isaid", tmp_path, patch=64)
+    first = data.prepare(0)["val"]
+    patch = tmp_path / "prepared" / "val-64" / folder / f"{first.names[1]}.png"
+    before = patch.read_bytes()
+    patch.unlink()
+    again = data.prepare(0)["val"]
+    assert f"1 patches are gone, first {first.names[1]}" in caplog.text
+    assert (again.names.tolist(), again.hash) == (first.names.tolist(), first.hash)
+    assert patch.read_bytes() == before
+
+
+def test_a_mask_that_changed_has_other_patches(tmp_path):
+    save(tmp_path, "val", 1)
+    data = dataset("isaid", tmp_path, patch=64)
+    assert len(data.prepare(0)["val"]) == 5
+    mask = np.zeros((100, 150, 3), np.uint8)
+    mask[70:90, 5:15] = COLOURS[3]
+    Image.fromarray(mask).save(tmp_path / "val" / "semantic_png" / "P0001_instance_color_RGB.png")
+    assert data.prepare(0)["val"].names.tolist() == ["P0001_36_100_0_64"]
+    assert data.split("val").index.areas[0].nonzero()[0].tolist() == [4]
+
+
 def test_patches_of_a_size():
     starts = [(rows.start, columns.start) for _, rows, columns in patches_of("P", 512, 600, 256)]
     assert starts == [(0, 0), (0, 256), (0, 344), (256, 0), (256, 256), (256, 344)]
