@@ -28,7 +28,7 @@ from fss_svf.messages import one_line
 from fss_svf.newest_run import with_newest_run
 from fss_svf.overrides import is_sweep, plugins_of, understood_all
 from fss_svf.resume import TRAINING, WORDS, begin, by_itself
-from fss_svf.run_folder import delete_unbegun, keep_command, register_resolvers
+from fss_svf.run_folder import delete_unbegun, keep_command, note_missing, register_resolvers
 
 log = logging.getLogger("fss_svf")
 
@@ -206,6 +206,8 @@ def _interrupter(main: int) -> Callable[[int, FrameType | None], None]:
 def _lead(verb: str, arguments: Sequence[str]) -> int:
     """Compose the config with Hydra and run the job. Of several processes the first does this."""
     register_resolvers()
+    own = _values(arguments).get("hydra.run.dir")
+    note_missing(None if own is None else Path(own).absolute())
     # Makes Hydra raise instead of printing its own page, so that an error is one line here.
     asked_for_trace = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"

@@ -16,8 +16,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fss_svf import config, provenance
 from fss_svf.console import LogFile
-from fss_svf.errors import FssError
+from fss_svf.errors import ConfigError, FssError
+from fss_svf.lock import locked
 from fss_svf.resume import TRAINING, WORDS, by_itself, folder_of, from_yaml, recorded, resumed_folder
+
+# Folders that this run makes: they were not there before.
+_made: set[Path] = set()
 
 
 def register_resolvers() -> None:
@@ -43,15 +47,24 @@ def keep_command(verb: str, cfg: DictConfig, out: Path, new: bool) -> None:
 
 def claimed(folder: Path) -> Path:
     """A new folder of this name; where another run of the same second has it, with a number behind."""
+    note_missing(folder.parent)
     folder.parent.mkdir(parents=True, exist_ok=True)
     for number in count(1):
         new = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
         try:
             new.mkdir(parents=True)  # another run's refusal may have removed the empty parent
+            _made.add(new)
             return new
         except FileExistsError:
             continue
     raise AssertionError
+
+
+def note_missing(folder: Path | None) -> None:
+    """Note what of the folder that a run is about to make, and of its parents, is not there yet."""
+    _made.clear()
+    if folder is not None:
+        _made.update(path for path in (folder, *folder.parents) if not path.exists())
 
 
 def _run_folder(resume: str | None, fresh: str, *, _root_: DictConfig) -> str:
@@ -66,20 +79,23 @@ def _run_folder(resume: str | None, fresh: str, *, _root_: DictConfig) -> str:
 
 
 def delete_unbegun(folder: Path) -> None:
-    """Delete the folder of a run that ended before its work began, with the parents that this leaves empty."""
-    here = Path.cwd()
-    if not folder.is_dir() or folder in (here, *here.parents):
+    """Delete the folder of a run that ended before its work began, with the parents that this leaves empty.
+
+    What was there before the run stays, and so does a folder that another process has locked, or written more into.
+    """
+    if folder not in _made or not folder.is_dir():
         return
-    if {path.name for path in folder.iterdir()} - {".hydra", ".lock", "log.txt"}:
-        return
-    for handler in list(logging.getLogger().handlers):
-        if isinstance(handler, LogFile):
-            logging.getLogger().removeHandler(handler)
-            handler.close()
-    with suppress(OSError):  # what cannot be deleted does no harm
+    # What cannot be deleted does no harm.
+    with suppress(ConfigError, OSError), locked(folder):
+        if {path.name for path in folder.iterdir()} - {".hydra", ".lock", "log.txt"}:
+            return
+        for handler in list(logging.getLogger().handlers):
+            if isinstance(handler, LogFile):
+                logging.getLogger().removeHandler(handler)
+                handler.close()
         shutil.rmtree(folder)
         for parent in folder.parents:
-            if not parent.is_relative_to(here) or parent == here:
+            if parent not in _made:
                 break
             parent.rmdir()
 

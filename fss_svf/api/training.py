@@ -15,7 +15,7 @@ from fss_svf.errors import ConfigError, FssError
 from fss_svf.lock import locked
 from fss_svf.methods.method import FewShotMethod
 from fss_svf.resume import go_on, holds
-from fss_svf.run_folder import claimed, delete_unbegun
+from fss_svf.run_folder import claimed, delete_unbegun, note_missing
 from fss_svf.training.train import train as run
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,11 @@ def train(
     config = from_mapping(TrainConfig, values)
     if resume not in (None, "auto") or (resume and out is None):
         raise ConfigError(f"resume={resume}: expected auto, with out=FOLDER of the run to go on with")
-    folder = _new_folder(config.name) if out is None else Path(out).expanduser().absolute()
+    if out is None:
+        folder = _new_folder(config.name)
+    else:
+        folder = Path(out).expanduser().absolute()
+        note_missing(folder)
     try:
         with locked(folder):
             if resume is None and (folder / "checkpoints").exists():

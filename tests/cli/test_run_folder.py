@@ -11,10 +11,14 @@ from pathlib import Path
 
 import hydra.core.utils
 import pytest
+from filelock import FileLock
 
+import fss_svf
+from fss_svf import launch
 from fss_svf.console import LogFile
+from fss_svf.errors import ConfigError, WeightsError
 from fss_svf.run_folder import claimed
-from tests.conftest import TOY
+from tests.conftest import SMALL_TOY, TOY
 
 CONTROL = ("evaluate", "method=prototype", "backbone=tiny", *TOY, "size=65", "workers=0", "pictures=0",
            "protocol.episodes=4", "protocol.never_drawn=leave_out")  # fmt: skip
@@ -103,6 +107,46 @@ def test_a_refused_run_leaves_no_folder(fss, toy_root, tmp_path):
     (tmp_path / "mine" / "notes").touch()
     assert fss("train", "fold=9", "hydra.run.dir=mine")[0] == 1
     assert (tmp_path / "mine" / "notes").exists()
+
+
+def test_a_refused_run_deletes_no_folder_that_was_there(fss, toy_root, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "outer" / "logged").mkdir(parents=True)
+    (tmp_path / "outer" / "logged" / "log.txt").write_text("my notes\n")
+    for folder in ("mine", "outer/logged", "outer/new/deep"):
+        one_error(fss("train", "fold=9", f"hydra.run.dir={folder}"))
+    assert (tmp_path / "mine").is_dir()
+    assert (tmp_path / "outer" / "logged" / "log.txt").read_text().startswith("my notes\n")
+    assert {path.name for path in (tmp_path / "outer").iterdir()} == {"logged"}
+    fold = fss_svf.load_dataset("toy", root=toy_root, **SMALL_TOY).fold(0)
+    for folder in ("mine", "outer/new/deep"):
+        with pytest.raises(WeightsError):
+            fss_svf.train("panet", fold, backbone={"name": "tiny", "weights": "gone.pth"}, out=folder)
+    assert (tmp_path / "mine").is_dir()
+    assert not (tmp_path / "outer" / "new").exists()
+
+
+def test_a_refused_run_leaves_the_folder_of_another_process(fss, toy_root, tmp_path, monkeypatch):
+    """Which began in the same instant: the folder was in no one's way."""
+
+    def taken(verb, *_):
+        (tmp_path / "run" / ".lock").unlink()  # a lock that this process lets go of does not count
+        other.append(FileLock(tmp_path / "run" / ".lock", timeout=0))
+        other[0].acquire()
+        raise ConfigError("refused")
+
+    other = []
+    monkeypatch.setattr(launch, "begin", taken)
+    one_error(fss("train", *SMALL, f"dataset.root={toy_root}", "hydra.run.dir=run"), "refused")
+    assert (tmp_path / "run" / "log.txt").exists()
+    other[0].release()
+    monkeypatch.undo()
+    # A second start of a run that is at work.
+    (tmp_path / "run2").mkdir()
+    with FileLock(tmp_path / "run2" / ".lock", timeout=0):
+        monkeypatch.chdir(tmp_path)
+        one_error(fss("train", *SMALL, f"dataset.root={toy_root}", "hydra.run.dir=run2"), "another process works in")
+    assert (tmp_path / "run2" / "log.txt").exists()
 
 
 def test_what_cannot_be_written_is_one_line_with_its_key(fss, toy_root, tmp_path):
