@@ -88,6 +88,8 @@ def evaluate(
     }
     keys |= {"batch_size": batch_size, "cache_gb": cache_gb, "precision": precision, "features_dtype": features_dtype}
     config = from_mapping(EvaluateConfig, compose("evaluate", {"protocol": protocol}, keys))
+    if out is not None and (Path(out) / "checkpoints").exists():
+        raise ConfigError(f"out={out}: holds a training; choose another folder")
     where = choose_device(config.device)
     episodes = draw(fold, config.protocol, shot, size=size, way=origin.get("way", 1) if way is None else way)
     seam = model if isinstance(model, FewShotMethod) else _WholeEpisodes(model)

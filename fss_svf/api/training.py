@@ -14,7 +14,7 @@ from fss_svf.config import Protocol, TrainConfig, from_mapping, to_mapping
 from fss_svf.errors import ConfigError, FssError
 from fss_svf.lock import locked
 from fss_svf.methods.method import FewShotMethod
-from fss_svf.resume import go_on, holds
+from fss_svf.resume import go_on, holds, recorded
 from fss_svf.run_folder import claimed, delete_unbegun, note_missing
 from fss_svf.training.train import train as run
 
@@ -73,10 +73,7 @@ def train(
         note_missing(folder)
     try:
         with locked(folder):
-            if resume is None and (folder / "checkpoints").exists():
-                raise ConfigError(
-                    f"out={folder}: holds a run already; go on with resume='auto', or choose another folder"
-                )
+            _refuse_other(folder, resume)
             holds(config, folder, "give the options of that run, or choose another out=FOLDER")
             start = go_on(config, folder)
             if start.score is None:
@@ -86,6 +83,17 @@ def train(
         raise
     log.info("trained: %s", folder)
     return load_model(folder)
+
+
+def _refuse_other(folder: Path, resume: str | None) -> None:
+    """Raise ConfigError where `folder` holds what a training must not overwrite."""
+    if (folder / "checkpoints").exists():
+        if resume is None:
+            raise ConfigError(f"out={folder}: holds a run already; go on with resume='auto', or choose another folder")
+    elif (folder / "result.json").exists() or (
+        (folder / "config.yaml").exists() and recorded(TrainConfig, folder) is None
+    ):
+        raise ConfigError(f"out={folder}: holds a run that is no training; choose another folder")
 
 
 def _new_folder(name: str) -> Path:

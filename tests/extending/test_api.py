@@ -189,6 +189,7 @@ def test_episodes_are_those_that_are_evaluated(toy_root):
         (lambda data, run: fss_svf.train("panet", data.fold(0), shots=5), ConfigError, "no such key (did you mean 'shot'"),
         (lambda data, run: fss_svf.train("panet", data.fold(0), dataset="coco"), ConfigError, "is that of the fold"),
         (lambda data, run: fss_svf.train("panet", data.fold(0), out=run), ConfigError, "holds a run already"),
+        (lambda data, run: fss_svf.evaluate(len, data.fold(0), out=run), ConfigError, "holds a training; choose another"),
         (
             lambda data, run: fss_svf.train("panet", data.fold(0), out=run, resume="auto"),
             ConfigError,
@@ -255,6 +256,12 @@ def test_a_training_has_the_weights_of_the_command_line(toy_root, tmp_path, monk
         assert all(torch.equal(value, theirs["model"][key]) for key, value in mine["model"].items())
     with pytest.raises(WeightsError, match="gone"):
         fss_svf.train(method, fold, **{**same, "backbone": {"name": "tiny", "weights": "gone.pth"}}, out="refused")
+    for file in ("result.json", "config.yaml"):  # of an evaluation
+        (tmp_path / f"of {file}").mkdir()
+        (tmp_path / f"of {file}" / file).write_text("{}")
+        with pytest.raises(ConfigError, match="holds a run that is no training"):
+            fss_svf.train(method, fold, **same, out=f"of {file}")
+        assert (tmp_path / f"of {file}" / file).read_text() == "{}"
     assert not (tmp_path / "refused").exists()
     assert not model.training
     assert all(torch.equal(model.state_dict()[key], value) for key, value in mine["model"].items())
