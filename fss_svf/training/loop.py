@@ -235,6 +235,8 @@ class _Run:
             # Before the validation too: a kill in it does not lose a step.
             self._save("last", writer)
         if not self.validated:
+            if stop.requested():
+                self._stop(stop, writer)
             self._validate(writer, stop)
         return time.perf_counter() - began
 

@@ -16,7 +16,9 @@ from fss_svf.errors import Stopped, TrainingError
 from fss_svf.reporting.curves import read_curves
 from fss_svf.training import stopping
 from fss_svf.training.log_table import LogTable
+from fss_svf.training.step import Step
 from fss_svf.training.stopping import StopSignal
+from fss_svf.training.validation import Validation
 from tests.conftest import TOY
 from tests.processes import ended, starting
 
@@ -231,6 +233,27 @@ def test_a_scheduler_stops_a_validation(start, fss, small, tmp_path):
     assert not list(run.glob("features-*"))
     to_the_end(fss, "train", "resume=run")
     assert_same(last(run), last(tmp_path / "whole"))
+
+
+def test_a_signal_just_before_a_validation_does_not_wait_for_it(fss, small, tmp_path, monkeypatch):
+    call, validate = Step.__call__, Validation.__call__
+
+    def stopped_step(self, step, parts):
+        call(self, step, parts)
+        if step == 3:  # the first validation comes after step 4
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Step, "__call__", stopped_step)
+    monkeypatch.setattr(Validation, "__call__", lambda *_: pytest.fail("it is validated"))
+    status, _, err = fss(*small, "workers=0")
+    assert status == 75, err
+    assert "fss-svf train: stopped by SIGTERM after step 4 of 8, which is saved" in err
+    assert (last(tmp_path / "run")["step"], last(tmp_path / "run")["validated"]) == (4, False)
+    steps = []
+    monkeypatch.setattr(Step, "__call__", lambda self, step, parts: (steps.append(step), call(self, step, parts)))
+    monkeypatch.setattr(Validation, "__call__", lambda *given: steps.append("validation") or validate(*given))
+    to_the_end(fss, "train", "resume=run")
+    assert steps == ["validation", 4, 5, 6, 7, "validation"]
 
 
 def test_ctrl_c_stops_a_training_and_a_second_one_interrupts(monkeypatch):
