@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from glob import glob
 from pathlib import Path
 
 from fss_svf import distributed
@@ -48,7 +49,8 @@ def _run(value: str) -> str:
 
 
 def _newest(folder: Path, file: str) -> Path | None:
-    """The run folder, one or two levels below, whose file of this name was written last."""
-    files = [*folder.glob(f"*/{file}"), *folder.glob(f"*/*/{file}")]
+    """The run folder, at any depth below since names may have slashes, whose file of this name was written last."""
+    # Not rglob: a folder of runs may be a link.
+    files = [folder / path for path in glob(f"**/{file}", root_dir=folder, recursive=True)]
     newest = max(files, key=lambda path: (path.stat().st_mtime_ns, str(path)), default=None)
     return newest and newest.parents[file.count("/")]

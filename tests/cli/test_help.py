@@ -124,6 +124,10 @@ def test_a_folder_of_runs_is_its_newest_finished_training(fss, tmp_path, monkeyp
     for same in ("outputs/train/b/2", "outputs/train/b/2/checkpoints/last.pt", "none", "null"):
         assert found(same) == same
     assert found("latest", verb="train") == "latest"
+    (tmp_path / "elsewhere" / "c" / "4" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "c" / "4" / "finished.json").touch()
+    (tmp_path / "outputs" / "train" / "linked").symlink_to(tmp_path / "elsewhere")
+    assert found("latest") == "outputs/train/linked/c/4"  # of name=linked/c
     (tmp_path / "outputs" / "train" / "a" / "3" / "finished.json").unlink()
     status, _, err = fss("evaluate", "checkpoint=outputs/train/a")
     assert status == 1
