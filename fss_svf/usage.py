@@ -31,7 +31,7 @@ def verb_help(verb: str, what: str) -> str:
     commands, notes = header(verb)
     parts = [f"fss-svf {verb}: {what}", *(["\n".join(notes)] if notes else [])]
     parts.append(_section("examples", commands))
-    rows = [(f"{name}={default}", _choices(name)) for name, default in groups(verb).items()]
+    rows = [(f"{name}={default}", _choices(verb, name)) for name, default in groups(verb).items()]
     parts += [_section("groups: GROUP=NAME", _table(rows))] if rows else []
     rows = [(f"{key.name}={key.default}" if key.default else key.name, key.comment) for key in keys(verb)]
     parts.append(_section("keys", _table(rows)))
@@ -97,10 +97,18 @@ def _keys_of(file: str) -> Iterator[Key]:
             yield Key(".".join(name for _, name in path), (match["value"] or "").strip(), comment)
 
 
-def _choices(group: str) -> str:
-    known = options(group)
+def _choices(verb: str, group: str) -> str:
+    known = [name for name in options(group) if _takes(verb, group, name)]
     more = f", ... ({len(known)})" if len(known) > _SHOWN else ""
     return ", ".join(known[:_SHOWN]) + more
+
+
+def _takes(verb: str, group: str, name: str) -> bool:
+    """Whether a verb that has the group runs with this option of it."""
+    if group == "experiment":
+        of_pretrain = "pretrain" in name or "base_learner" in name
+        return verb != "evaluate" and of_pretrain == (verb == "pretrain")
+    return (group, name) != ("method", "base_learner") or verb == "import-official"
 
 
 def _section(title: str, lines: list[str]) -> str:

@@ -27,6 +27,7 @@ class Background(FewShotMethod):
     """Says background everywhere: mIoU 0, and the FB-IoU that an empty answer already earns."""
 
     trainable = False
+    differentiable = False
 
     def __init__(self, backbone: Backbone, options: BackgroundOptions) -> None:
         super().__init__(backbone)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from fss_svf.backbones.backbone import Backbone
 from fss_svf.config import require
-from fss_svf.episode import Episode, Features, Prediction
+from fss_svf.episode import Features, Prediction
 from fss_svf.errors import ConfigError
 from fss_svf.methods.blocks import at_least_float32
 from fss_svf.methods.clusters import cluster
@@ -87,6 +87,7 @@ class Matcher(FewShotMethod):
     """
 
     trainable = False
+    differentiable = False  # every decision is a threshold or a maximum
     compared = ("feature", "patches")
 
     def __init__(self, backbone: Backbone, options: MatcherOptions) -> None:
@@ -157,10 +158,6 @@ class Matcher(FewShotMethod):
         # Of several classes at a pixel the one whose seed is most like its prototype has the largest logit.
         logit = torch.where(share > 0.5, 0.5, -0.5) * match.likeness.view(-1, 1, 1, 1)
         return Prediction(torch.cat([-logit, logit], dim=1))
-
-    def losses(self, prediction: Prediction, episode: Episode) -> dict[str, Tensor]:
-        """Raises ConfigError: every decision is a threshold or a maximum, through which no gradient passes."""
-        raise ConfigError("method=matcher: nothing in it can train; measure it with fss-svf evaluate method=matcher")
 
     def match(self, query: Features, support: Features) -> Match:
         """All decisions about the patches of B queries. support: as in `segment`."""

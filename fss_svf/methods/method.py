@@ -53,6 +53,8 @@ class FewShotMethod(nn.Module, ABC):
 
     # Whether the method has anything to train beside the backbone; the controls have not.
     trainable = True
+    # Whether a gradient reaches the backbone through its logits. If not, no training takes it.
+    differentiable = True
     # Whether it segments several classes at once. An evaluation joins the classes of one that does not (evaluation/ways.py).
     many_ways = False
     # How the supports of a class are combined: as the method does it, or as their plain mean (protocol.shots=mean).
@@ -132,6 +134,12 @@ def check_way(method: type[FewShotMethod], way: int) -> None:
             f"way={way}: {method.__name__} segments one class an episode; use method=panet or ssp, or way=1; "
             f"`fss-svf evaluate way={way}` takes any method"
         )
+
+
+def require_gradient(name: str) -> None:
+    """Raise ConfigError where no loss of method=NAME has a gradient."""
+    if not method_class(name).differentiable:
+        raise ConfigError(f"method={name}: nothing in it can train; measure it with fss-svf evaluate method={name}")
 
 
 def method_class(name: str) -> type[FewShotMethod]:

@@ -50,6 +50,15 @@ def test_a_verb_shows_its_own_keys_and_groups_and_three_examples(fss, verb):
         assert compose(verb, *map(first, made_up))
 
 
+def test_a_choice_is_offered_where_it_composes():
+    pages = {verb: usage.verb_help(verb, "") for verb in ("train", "pretrain", "evaluate", "import-official")}
+    assert [verb for verb, page in pages.items() if "base_learner, baseline" in page] == ["import-official"]
+    assert "\n  experiment=null\n" in pages["evaluate"]
+    for name in ("toy", "quickstart", "toy_pretrain", "pascal/base_learner"):
+        (verb,) = (verb for verb in ("train", "pretrain") if usage._takes(verb, "experiment", name))
+        assert compose(verb, f"experiment={name}")
+
+
 def test_a_comment_belongs_to_its_key():
     train = {key.name: key for key in usage.keys("train")}
     assert train["fold"].default == "0"
