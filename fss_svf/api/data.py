@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,8 @@ def episodes(
     (torch.Size([1, 5, 3, 97, 97]), torch.Size([1, 5, 97, 97]))
     """
     chosen = Protocol.load(protocol) if isinstance(protocol, str) else protocol
+    if not isinstance(shot, Integral):
+        raise ConfigError(f"shot: expected one whole number, got {shot!r}; call it once for each")
     require(shot >= 1, "shot", "a whole number >= 1", shot)
     require(way >= 1, "way", "a whole number >= 1", way)
     size = chosen.size if size is None else size

@@ -60,6 +60,8 @@ def train(
     data = fold.data
     dataset = {**to_mapping(data.choice), "name": data.name}
     groups = {"method": method, "dataset": dataset, "backbone": backbone, "tuning": tuning, "recipe": recipe}
+    if "device" in options:
+        options["device"] = str(options["device"])
     values = compose(
         "train", {**groups, "protocol": protocol, "experiment": experiment}, {**options, "fold": fold.fold.number}
     )

@@ -172,6 +172,7 @@ def test_episodes_are_those_that_are_evaluated(toy_root):
         (lambda data, run: fss_svf.Protocol.load("svf", runs=np.int64(2)), ConfigError, "protocol: Value 'int64' is not"),
         (lambda data, run: fss_svf.episodes(data.fold(0), size=32), ConfigError, "size: expected at least 33"),
         (lambda data, run: fss_svf.episodes(data.fold(0), shot=0), ConfigError, "shot: expected a whole number >= 1"),
+        (lambda data, run: fss_svf.evaluate(len, data.fold(0), shot=[1, 5]), ConfigError, "shot: expected one whole number"),
         (lambda data, run: fss_svf.episodes(data.fold(0))[0], ConfigError, "give the input's pixels"),
         (lambda data, run: fss_svf.build_model("pannet"), ConfigError, "method=pannet: unknown (did you mean 'panet'?)"),
         (
@@ -254,8 +255,9 @@ def test_a_training_has_the_weights_of_the_command_line(toy_root, tmp_path, monk
         assert mine["config"] == theirs["config"]
         assert mine["model"].keys() == theirs["model"].keys()
         assert all(torch.equal(value, theirs["model"][key]) for key, value in mine["model"].items())
+    gone = {"name": "tiny", "weights": "gone.pth"}
     with pytest.raises(WeightsError, match="gone"):
-        fss_svf.train(method, fold, **{**same, "backbone": {"name": "tiny", "weights": "gone.pth"}}, out="refused")
+        fss_svf.train(method, fold, **{**same, "backbone": gone, "device": torch.device("cpu")}, out="refused")
     for file in ("result.json", "config.yaml"):  # of an evaluation
         (tmp_path / f"of {file}").mkdir()
         (tmp_path / f"of {file}" / file).write_text("{}")
