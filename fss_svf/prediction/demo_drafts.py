@@ -40,7 +40,9 @@ class Draft:
         return free[0]
 
     def remove(self, tab: int) -> None:
-        """Close one of several tabs, and forget what was in it."""
+        """Close one of several tabs, and forget what was in it. One that is closed already, as by a second click, stays so."""
+        if tab not in self.opened or len(self.opened) == 1:
+            return
         self.opened.remove(tab)
         self.names.pop(tab, None)
         self.examples = {place: painted for place, painted in self.examples.items() if place[0] != tab}

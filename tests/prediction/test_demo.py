@@ -142,12 +142,16 @@ def test_tabs_of_classes():
     assert [draft.add() for _ in range(CLASSES)] == [2, 3, 4, 5, None]
     draft.names |= {2: " Cat ", 3: "dog"}
     draft.examples = {(2, 1): ("a", None), (3, 2): ("c", None), (3, 1): ("b", None)}
-    draft.remove(2)
+    for _ in range(2):  # clicked twice
+        draft.remove(2)
     assert draft.classes() == {1: "class 1", 3: "dog", 4: "class 3", 5: "class 4"}
     assert draft.of_tab(3) == [("b", None), ("c", None)]
     assert draft.add() == 2
     assert draft.name(2) == "class 2"
     assert draft.of_tab(2) == []
+    alone = Draft()
+    alone.remove(1)
+    assert alone.opened == [1]
     draft.names[5] = "DOG"
     with pytest.raises(DataError, match="DOG: two tabs have this name"):
         draft.classes()
