@@ -40,7 +40,7 @@ class Draft:
         return free[0]
 
     def remove(self, tab: int) -> None:
-        """Close one of several tabs, and forget what was in it. One that is closed already, as by a second click, stays so."""
+        """Close one of several tabs, and forget what was in it. One that is closed stays so, as at a second click."""
         if tab not in self.opened or len(self.opened) == 1:
             return
         self.opened.remove(tab)
