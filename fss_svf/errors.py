@@ -8,6 +8,10 @@ from difflib import get_close_matches
 MORE_SHARED_MEMORY = "give it more (docker run --shm-size=8g), or load without loader processes (workers=0)"
 LOADER_LOST = f"a loader process was killed, out of memory or of shared memory; {MORE_SHARED_MEMORY}"
 
+# Exit statuses of a training that was stopped and can go on: by a scheduler (EX_TEMPFAIL: start it again), by Ctrl+C.
+STOPPED = 75
+INTERRUPTED = 130
+
 
 class FssError(Exception):
     """Base of every expected failure; the command line prints its message without a traceback."""
@@ -36,10 +40,10 @@ class TrainingError(FssError):
 class Stopped(FssError):
     """A signal stopped a training. It has written a checkpoint and can be resumed.
 
-    status: of the process. 75, EX_TEMPFAIL, tells a scheduler to start it again; 130 is Ctrl+C's.
+    status: of the process, STOPPED or INTERRUPTED
     """
 
-    def __init__(self, message: str, status: int = 75) -> None:
+    def __init__(self, message: str, status: int = STOPPED) -> None:
         super().__init__(message)
         self.status = status
 

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fss_svf import config, console, distributed, plugins, sweeps
 from fss_svf.conf_files import conf_dir, join_search_path
-from fss_svf.errors import ConfigError, FssError, PluginError, Stopped
+from fss_svf.errors import INTERRUPTED, STOPPED, ConfigError, FssError, PluginError, Stopped
 from fss_svf.lock import locked
 from fss_svf.messages import one_line
 from fss_svf.newest_run import with_newest_run
@@ -54,9 +54,6 @@ VERBS = {
     "demo": Verb("prediction", config.DemoConfig, "does so in the browser: paint the object, drop a photograph"),
     "info": Verb("", config.InfoConfig, "says what is installed, which datasets are ready, what can be chosen"),
 }
-# Exit status of a training that a scheduler has stopped, and that can go on: EX_TEMPFAIL.
-STOPPED = 75
-INTERRUPTED = 130
 # Verbs that share their work among the processes of torchrun.
 _SHARED = ("pretrain", "train", "evaluate")
 # Verbs without a run folder.
@@ -265,12 +262,7 @@ def _run_in_folder(verb: str, cfg: DictConfig, values: dict[str, Any]) -> Any:
             log.info("finished already, nothing to do: %s (score %.4f)", out, start.score)
             return start.score
         keep_command(verb, cfg, out, start.new)
-        try:
-            return _run(verb, *distributed.broadcast((start.config, out)))
-        except KeyboardInterrupt:
-            if verb == "evaluate" and any(out.glob("finished-*.jsonl")):
-                log.info("what is finished is kept; go on with resume=%s", out)
-            raise
+        return _run(verb, *distributed.broadcast((start.config, out)))
 
 
 def _values(arguments: Sequence[str]) -> dict[str, str]:

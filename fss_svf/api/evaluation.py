@@ -84,9 +84,12 @@ def evaluate(
         "way": way,
         "way_rule": way_rule,
         "device": str(device),
+        "batch_size": batch_size,
         "workers": workers,
+        "cache_gb": cache_gb,
+        "precision": precision,
+        "features_dtype": features_dtype,
     }
-    keys |= {"batch_size": batch_size, "cache_gb": cache_gb, "precision": precision, "features_dtype": features_dtype}
     config = from_mapping(EvaluateConfig, compose("evaluate", {"protocol": protocol}, keys))
     if out is not None and (Path(out) / "checkpoints").exists():
         raise ConfigError(f"out={out}: holds a training; choose another folder")

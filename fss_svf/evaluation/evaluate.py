@@ -67,7 +67,12 @@ def evaluate(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:
         write_run_folder(out, config, {"processes": distributed.world()})
     task, options = make_task(model, subject, split, fold, plan, base), _options(config, device, out)
     timer = Timer(device)
-    of_shots = evaluate_lists(task, options, plan.episodes, out, timer)
+    try:
+        of_shots = evaluate_lists(task, options, plan.episodes, out, timer)
+    except KeyboardInterrupt:
+        if has_records(out):
+            log.info("what is finished is kept; go on with resume=%s", out)
+        raise
     if distributed.rank() > 0:
         distributed.barrier()
         return []

@@ -136,7 +136,7 @@ def check_way(method: type[FewShotMethod], way: int) -> None:
         )
 
 
-def require_gradient(name: str) -> None:
+def require_differentiable(name: str) -> None:
     """Raise ConfigError where no loss of method=NAME has a gradient."""
     if not method_class(name).differentiable:
         raise ConfigError(f"method={name}: nothing in it can train; measure it with fss-svf evaluate method={name}")

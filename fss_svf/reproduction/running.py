@@ -14,8 +14,7 @@ from pathlib import Path
 
 import torch
 
-from fss_svf.errors import ConfigError, Stopped
-from fss_svf.launch import STOPPED
+from fss_svf.errors import STOPPED, ConfigError, Stopped
 from fss_svf.provenance import write_json
 from fss_svf.reproduction.jobs import Job
 

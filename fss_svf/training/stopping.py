@@ -10,7 +10,7 @@ from types import FrameType
 from typing import Any
 
 from fss_svf import distributed
-from fss_svf.errors import Stopped
+from fss_svf.errors import INTERRUPTED, Stopped
 
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 # A Ctrl+C may come twice, from the terminal and from torchrun.
@@ -47,7 +47,7 @@ class StopSignal:
 
     def stopped(self, message: str) -> Stopped:
         """The error of a training that ends now."""
-        return Stopped(message, 130) if self._pressed is not None else Stopped(message)
+        return Stopped(message, INTERRUPTED) if self._pressed is not None else Stopped(message)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # a loader process that has just been forked

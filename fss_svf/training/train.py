@@ -25,7 +25,7 @@ from fss_svf.errors import ConfigError
 from fss_svf.evaluation.base_classes import require_base_classes
 from fss_svf.evaluation.conditions import require_shots
 from fss_svf.methods.base_classes import BaseClassMethod
-from fss_svf.methods.method import FewShotMethod, check_way, method_class, require_gradient
+from fss_svf.methods.method import FewShotMethod, check_way, method_class, require_differentiable
 from fss_svf.model import build_model, choose_device, refuse_leak, start_on_base, trainable_values, without_weights
 from fss_svf.registry import DATASETS, Choice
 from fss_svf.training.data_seen import check_same_data, seen_in_training
@@ -41,7 +41,7 @@ def train(config: TrainConfig, out: Path) -> float:
     """Run `config` in the folder `out` and return the best validation mIoU, a fraction."""
     resumed = load_checkpoint(config.resume, "train") if config.resume else None
     check_way(method_class(config.method.name), config.way)
-    require_gradient(config.method.name)
+    require_differentiable(config.method.name)
     device = choose_device(config.device)
     torch.manual_seed(config.seed)
 

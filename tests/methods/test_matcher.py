@@ -14,7 +14,7 @@ from fss_svf.episode import Episode
 from fss_svf.errors import ConfigError
 from fss_svf.methods.clusters import cluster, partition
 from fss_svf.methods.matcher import Matcher, MatcherOptions, quantile
-from fss_svf.methods.method import require_gradient
+from fss_svf.methods.method import require_differentiable
 from tests.backbones.networks import network
 from tests.methods.test_methods import episode, in_float64
 
@@ -78,7 +78,7 @@ def test_options_that_cannot_be():
     with pytest.raises(ConfigError, match="tau: expected a cosine"):
         MatcherOptions(tau=1.0)
     with pytest.raises(ConfigError, match="nothing in it can train; measure it with fss-svf evaluate"):
-        require_gradient("matcher")
+        require_differentiable("matcher")
 
 
 @torch.no_grad()

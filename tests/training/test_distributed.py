@@ -231,6 +231,7 @@ def test_interrupted_then_killed_an_evaluation_goes_on_where_it_was(fss, start, 
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
+    assert f"what is finished is kept; go on with resume={folder}" in err
     assert err.splitlines()[-1] == "fss-svf evaluate: interrupted"
     assert not list(folder.glob("features-*"))
     before = len(finished(folder))
