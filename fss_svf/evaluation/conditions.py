@@ -54,6 +54,12 @@ def require_conditions(protocol: Protocol, shots: Sequence[int], checkpoint: Map
         )
 
 
+def warn_of_drawings(what: str, trained_on: str, dataset: str | None = None) -> None:
+    """Warn where a model of dataset=toy meets photographs, those of another dataset or a person's own (None)."""
+    if trained_on == "toy" != dataset:
+        log.warning("%s: trained on the drawings of dataset=toy, not on photographs", what)
+
+
 def warn_of_stretch(protocol: Protocol, sizes: np.ndarray, side: int) -> None:
     """Warn where label=original moves masks by more than the papers' images see; sizes: (N, 2) heights and widths.
 

@@ -12,7 +12,7 @@ from fss_svf.checkpoint import load_checkpoint
 from fss_svf.config import EvaluateConfig, FoldNumber, Protocol, TrainConfig, check_fold, from_mapping, to_mapping
 from fss_svf.data.fold import Fold
 from fss_svf.errors import ConfigError
-from fss_svf.evaluation.conditions import SELECTED_ON_NOVEL
+from fss_svf.evaluation.conditions import SELECTED_ON_NOVEL, warn_of_drawings
 from fss_svf.evaluation.untrained import choose, untrained_model
 from fss_svf.evaluation.ways import ChosenRule, choose_rule
 from fss_svf.methods.base_classes import BaseClassMethod
@@ -77,8 +77,7 @@ def _from_checkpoint(config: EvaluateConfig) -> tuple[FewShotMethod, Subject]:
         )
     what, way = f"checkpoint={config.checkpoint}", config.way or trained.way
     dataset = _dataset(config.dataset, trained.dataset)
-    if trained.dataset.name == "toy" != dataset.name:
-        log.warning("%s: trained on the drawings of dataset=toy, not on photographs", what)
+    warn_of_drawings(what, trained.dataset.name, dataset.name)
     base, weights = content.get("base"), config.backbone.get("weights")
     model = restore_model(method, trained.backbone, trained.tuning, content["model"], what, base, weights)
     return model, Subject(

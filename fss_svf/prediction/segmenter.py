@@ -29,6 +29,7 @@ from fss_svf.data.augment import EvalTransform
 from fss_svf.episode import Features
 from fss_svf.errors import ConfigError, DataError, WeightsError
 from fss_svf.evaluation.at_label import rows_at_label
+from fss_svf.evaluation.conditions import warn_of_drawings
 from fss_svf.evaluation.inference import Inference
 from fss_svf.evaluation.untrained import untrained_model
 from fss_svf.evaluation.ways import foreground_odds, join_ways
@@ -88,8 +89,7 @@ class Segmenter:
         content = load_checkpoint(Path(checkpoint), "train")
         trained = from_mapping(TrainConfig, content["config"])
         what, protocol = f"checkpoint={checkpoint}", trained.protocol
-        if trained.dataset.name == "toy":
-            log.warning("%s: trained on the drawings of dataset=toy, not on photographs", what)
+        warn_of_drawings(what, trained.dataset.name)
         model = restore_model(
             trained.method, trained.backbone, trained.tuning, content["model"], what, content.get("base"), weights
         )
