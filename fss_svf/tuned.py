@@ -7,6 +7,7 @@ in a file or package of its own. Nothing else in the project knows them by name:
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -134,10 +135,11 @@ class TunedConv2d(TunedWeight, nn.Conv2d):
         shift: Tensor | None = None,
         residual: Tensor | None = None,
         relu: bool = False,
+        top: float = math.inf,
     ) -> Tensor | None:
         """relu?(scale * conv(input) + shift + residual) by a way that needs no effective weight; None: there is none here.
 
-        The layer's own bias is in `shift`. scale, shift (Cout,); residual of the output's shape.
+        The layer's own bias is in `shift`. scale, shift (Cout,); residual of the output's shape. top: where the ReLU ends.
         """
         return None
 

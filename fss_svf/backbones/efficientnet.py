@@ -13,6 +13,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from fss_svf.backbones.backbone import Backbone
+from fss_svf.backbones.inverted import InvertedBlock
 from fss_svf.backbones.reading import read_checkpoint
 from fss_svf.backbones.renormalise import Renormalise
 from fss_svf.backbones.stages import StageBackbone
@@ -56,15 +57,19 @@ def efficientnet_lite0(options: EfficientNetOptions) -> tuple[Backbone, LoadRepo
     parts = dict(net.named_children())
     blocks = dict(parts["blocks"].named_children())
     stages: dict[str, nn.Module] = {
-        stage: nn.Sequential(OrderedDict((str(i), blocks[str(i)]) for i in numbers))
+        stage: nn.Sequential(OrderedDict((str(i), _joined(blocks[str(i)])) for i in numbers))
         for stage, numbers in _BLOCKS.items()
     }
     stem = OrderedDict(renormalise=Renormalise(_MEAN, _STD), conv_stem=parts["conv_stem"], bn1=parts["bn1"])
-    stages["layer0"] = nn.Sequential(OrderedDict([*stem.items(), ("0", blocks["0"])]))
+    stages["layer0"] = nn.Sequential(OrderedDict([*stem.items(), ("0", _joined(blocks["0"]))]))
     strides = [min(stride, options.output_stride) for stride in (2, 4, 8, 16, 32)]
     backbone = StageBackbone(stages, _CHANNELS, strides)
     backbone.mean, backbone.std = _MEAN, _STD
     return backbone, report
+
+
+def _joined(blocks: nn.Module) -> nn.Sequential:
+    return nn.Sequential(OrderedDict((name, InvertedBlock(block)) for name, block in blocks.named_children()))
 
 
 def _timm_network(output_stride: int) -> nn.Module:

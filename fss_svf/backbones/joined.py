@@ -33,13 +33,13 @@ def join_units(module: nn.Module) -> None:
 def recompute(module: nn.Module) -> None:
     """Recompute the joined blocks in `module` in the backward. Only their inputs are kept: less memory, more time."""
     for part in module.children():
-        if isinstance(part, _Recomputable):
+        if isinstance(part, Recomputable):
             part.recompute = True
         else:
             recompute(part)
 
 
-class _Recomputable:
+class Recomputable:
     """Mixin of a block: its activations are kept for the backward, or recomputed there."""
 
     recompute = False
@@ -58,7 +58,7 @@ class _Recomputable:
         return self.run(x, *how)
 
 
-class JoinedBottleneck(_Recomputable, Bottleneck):
+class JoinedBottleneck(Recomputable, Bottleneck):
     """Bottleneck as three or four steps."""
 
     def run(self, x: Tensor, relu: bool = True) -> Tensor:
@@ -71,7 +71,7 @@ class JoinedBottleneck(_Recomputable, Bottleneck):
         return conv_unit(self.conv3, self.bn3, y if plain else self.relu(y), relu, shortcut)
 
 
-class JoinedBasicBlock(_Recomputable, BasicBlock):
+class JoinedBasicBlock(Recomputable, BasicBlock):
     """BasicBlock as two or three steps."""
 
     def run(self, x: Tensor, relu: bool = True) -> Tensor:
@@ -83,7 +83,7 @@ class JoinedBasicBlock(_Recomputable, BasicBlock):
         return conv_unit(self.conv2, self.bn2, y if plain else self.relu(y), relu, shortcut)
 
 
-class JoinedSequential(_Recomputable, nn.Sequential):
+class JoinedSequential(Recomputable, nn.Sequential):
     """Sequential where each Conv2d is one step with the BatchNorm2d and ReLU that follow it, if any.
 
     run(x, sums, rest) also gives what the convolutions named in `sums` have before their ReLU, by name: as JoinedStage.

@@ -20,6 +20,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from fss_svf.svf.convolution import conv2d
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -33,12 +35,16 @@ class Geometry:
 
 @dataclass(frozen=True)
 class After:
-    """What follows a convolution: relu?(scale * y + shift + residual). scale, shift (Cout,); residual of y's shape."""
+    """What follows a convolution: relu?(scale * y + shift + residual). scale, shift (Cout,); residual of y's shape.
+
+    top: where the ReLU ends, 6 for a ReLU6.
+    """
 
     scale: Tensor | None = None
     shift: Tensor | None = None
     residual: Tensor | None = None
     relu: bool = False
+    top: float = math.inf
 
 
 def factored_conv(x: Tensor, s: Tensor, u: Tensor, vh: Tensor, geometry: Geometry, after: After) -> Tensor:
@@ -51,7 +57,7 @@ def factored_conv(x: Tensor, s: Tensor, u: Tensor, vh: Tensor, geometry: Geometr
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     with torch.autocast(device, enabled=False):
         out: Tensor = _Factored.apply(
-            x.to(dtype), s, u, vh.to(dtype), after.scale, after.shift, after.residual, after.relu, geometry
+            x.to(dtype), s, u, vh.to(dtype), after.scale, after.shift, after.residual, after.relu, after.top, geometry
         )
     return out
 
@@ -68,10 +74,11 @@ class _Factored(torch.autograd.Function):
         shift: Tensor | None,
         residual: Tensor | None,
         relu: bool,
+        top: float,
         geometry: Geometry,
     ) -> Tensor:
         g = geometry
-        z = F.conv2d(x, vh, None, g.stride, g.padding, g.dilation, g.groups)
+        z = conv2d(x, vh, None, g.stride, g.padding, g.dilation, g.groups)
         if scale is not None:
             u = u * scale.view(*u.shape[:2], 1)
         y = _pointwise(z, u * s.unsqueeze(1), None if shift is None else shift.to(x.dtype))
@@ -79,8 +86,10 @@ class _Factored(torch.autograd.Function):
             y += residual
         kept = None
         if relu:
-            y.relu_()
+            y.clamp_(0, top)
             kept = y > 0
+            if top < math.inf:
+                kept &= y < top
         ctx.save_for_backward(z, s, u, vh, kept)
         ctx.geometry, ctx.size, ctx.adds = g, x.shape[-2:], residual is not None
         return y
@@ -91,7 +100,7 @@ class _Factored(torch.autograd.Function):
         z, s, u, vh, kept = ctx.saved_tensors
         g: Geometry = ctx.geometry
         if kept is not None:
-            grad = grad * kept
+            grad = grad.where(kept, 0)
         h = _pointwise(grad, u.transpose(1, 2))
         grad_x = None
         if ctx.needs_input_grad[0]:
@@ -100,7 +109,7 @@ class _Factored(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             grad_s = h.mul_(z).sum((0, 2, 3), dtype=s.dtype).view(s.shape)  # h is not read again
         grad_shift = grad.sum((0, 2, 3)) if ctx.needs_input_grad[5] else None
-        return grad_x, grad_s, None, None, None, grad_shift, grad if ctx.adds else None, None, None
+        return grad_x, grad_s, None, None, None, grad_shift, grad if ctx.adds else None, None, None, None
 
 
 def _input_gradient(grad: Tensor, weight: Tensor, g: Geometry, size: Sequence[int]) -> Tensor:
@@ -110,7 +119,7 @@ def _input_gradient(grad: Tensor, weight: Tensor, g: Geometry, size: Sequence[in
     if g.stride == (1, 1) and min(padding) >= 0:
         # A convolution with the mirrored kernel: the same sums as the transposed one, whose kernels are slower on CPUs.
         turned = weight.unflatten(0, (g.groups, -1)).transpose(1, 2).flatten(0, 1).flip(-2, -1)
-        return F.conv2d(grad, turned, None, 1, padding, g.dilation, g.groups)
+        return conv2d(grad, turned, None, (1, 1), (padding[0], padding[1]), g.dilation, g.groups)
     # What the stride skipped at the far ends.
     rest = [
         length - ((out - 1) * stride - 2 * padding + dilation * (k - 1) + 1)

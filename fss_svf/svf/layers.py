@@ -10,6 +10,7 @@ to the weight's dtype. Most steps of training are less than half a unit in the l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -187,8 +188,9 @@ class SVFConv2d(SVFLayer, TunedConv2d):
         shift: Tensor | None = None,
         residual: Tensor | None = None,
         relu: bool = False,
+        top: float = math.inf,
     ) -> Tensor | None:
-        return self.factored(input, After(scale, shift, residual, relu)) if self.runs_factored(input) else None
+        return self.factored(input, After(scale, shift, residual, relu, top)) if self.runs_factored(input) else None
 
     def runs_factored(self, input: Tensor) -> bool:
         """Whether a forward of `input` (B, C, H, W) runs in factored form."""

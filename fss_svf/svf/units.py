@@ -1,4 +1,4 @@
-"""A convolution with what follows it as one step: frozen BatchNorm, a residual, a ReLU.
+"""A convolution with what follows it as one step: frozen BatchNorm, a residual, a ReLU or ReLU6.
 
 BatchNorm in eval mode is a scale and a shift of channels, which go into the convolution's weight. What is left keeps less
 for the backward and passes over memory once where the modules one by one pass three or four times.
@@ -6,40 +6,68 @@ for the backward and passes over memory once where the modules one by one pass t
 
 from __future__ import annotations
 
+import math
+from typing import TypeGuard
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fss_svf.svf.convolution import conv2d
 from fss_svf.tuned import TunedConv2d
 
 
 def conv_unit(
-    conv: nn.Module, bn: nn.Module | None, x: Tensor, relu: bool = True, residual: Tensor | None = None
+    conv: nn.Module,
+    bn: nn.Module | None,
+    x: Tensor,
+    relu: bool = True,
+    residual: Tensor | None = None,
+    top: float = math.inf,
 ) -> Tensor:
-    """relu?(bn(conv(x)) + residual), within rounding; modules that cannot be joined are called one after the other."""
+    """relu?(bn(conv(x)) + residual), within rounding; modules that cannot be joined are called one after the other.
+
+    top: where the ReLU ends, 6 for a ReLU6.
+    """
     if not can_join(conv, bn):
-        y = conv(x) if bn is None else bn(conv(x))
+        y = _convolve(conv, x, conv.weight, conv.bias) if _is_plain(conv) else conv(x)
+        y = y if bn is None else bn(y)
         y = y if residual is None else y + residual
         # In place as in torchvision's blocks, but where a hook may hold y.
         held = residual is None and any(module is not None and hooked(module) for module in (conv, bn))
-        return F.relu(y, inplace=not held) if relu else y
+        return _relu(y, top, inplace=not held) if relu else y
     assert isinstance(conv, nn.Conv2d)
     scale, shift = _scale_and_shift(conv, bn)
     weight = conv.weight
     if isinstance(conv, TunedConv2d):
-        joined = conv.joined(x, scale, shift, residual, relu)
+        joined = conv.joined(x, scale, shift, residual, relu, top)
         if joined is not None:
             return joined
         weight = conv.current_weight()
-    y = conv._conv_forward(x, weight if scale is None else weight * scale.view(-1, 1, 1, 1), shift)
+    y = _convolve(conv, x, weight if scale is None else weight * scale.view(-1, 1, 1, 1), shift)
     if residual is not None:
         y += residual
-    return F.relu(y, inplace=True) if relu else y
+    return _relu(y, top, inplace=True) if relu else y
+
+
+def _is_plain(conv: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Whether a convolution is what it seems, and nothing waits for it to be called."""
+    return type(conv) is nn.Conv2d and not hooked(conv)
+
+
+def _convolve(conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if conv.padding_mode != "zeros" or isinstance(conv.padding, str) or x.dim() != 4:
+        return conv._conv_forward(x, weight, bias)
+    return conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)  # type: ignore[arg-type]
+
+
+def _relu(y: Tensor, top: float, inplace: bool) -> Tensor:
+    return F.relu(y, inplace) if top == math.inf else F.hardtanh(y, 0, top, inplace)
 
 
 def can_join(conv: nn.Module, bn: nn.Module | None) -> bool:
     """Whether the modules are what they seem (no subclass but a tuned one, no hook) and BatchNorm is frozen here."""
-    joins = (type(conv) is nn.Conv2d or isinstance(conv, TunedConv2d)) and not hooked(conv)
+    joins = _is_plain(conv) or (isinstance(conv, TunedConv2d) and not hooked(conv))
     if bn is None or not joins:
         return joins
     if isinstance(bn, nn.BatchNorm2d) and bn.weight is not None and bn.weight.dtype != conv.weight.dtype:

@@ -119,3 +119,19 @@ def test_it_names_photographs():
             total += 1
     assert total >= 3
     assert right >= 0.7 * total
+
+
+def test_recomputed_activations_give_the_same_gradients():
+    found = []
+    for recomputed in (False, True):
+        torch.manual_seed(0)
+        backbone, _ = efficientnet_lite0(EfficientNetOptions(weights=None, output_stride=16))
+        if recomputed:
+            backbone.recompute()
+        calls = []
+        backbone.layer2[0][0].conv_pw.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        backbone.eval()(torch.rand(1, 3, 65, 65), ["layer4"])["layer4"].square().mean().backward()
+        found.append((len(calls), backbone.layer2[0][0].conv_dw.weight.grad))
+    (once, expected), (twice, gradient) = found
+    assert (once, twice) == (1, 2)
+    torch.testing.assert_close(gradient, expected)
