@@ -23,6 +23,7 @@ TRAINING = {"train": config.TrainConfig, "pretrain": config.PretrainConfig}
 WORDS = ("auto", "never")  # what resume may be there, beside null and a path
 # Overrides that make sense beside resume=PATH, as those of config.MACHINE do.
 _DATA = ("dataset.root", "dataset.prepared")
+_LENGTHS = ("max_steps", "epochs")  # of the recipe, of a training that goes on beyond its end
 _WEIGHTS = "backbone.weights"  # of a checkpoint that leaves them out: known by their hash, wherever they are
 
 
@@ -132,6 +133,7 @@ def _continued(verb: str, now: Any, overrides: Sequence[str]) -> Any:
     # An evaluation's episodes are drawn again: of the same data.
     changeable = machine if verb == "evaluate" else (*machine, *_DATA)
     changeable = changeable if verb == "pretrain" else (*changeable, _WEIGHTS)
+    changeable = (*changeable, *(f"recipe.{key}" for key in _LENGTHS)) if verb in TRAINING else changeable
     given = [override.split("=")[0].lstrip("+~") for override in overrides]
     others = [o for o, key in zip(overrides, given) if key not in (*changeable, "resume")]
     if others:
@@ -149,6 +151,9 @@ def _continued(verb: str, now: Any, overrides: Sequence[str]) -> Any:
     elif _WEIGHTS in given:
         options = replace(then.backbone.options, weights=now.backbone.options.weights)
         then = replace(then, backbone=replace(then.backbone, options=options))
+    lengths = {key: getattr(now.recipe, key) for key in _LENGTHS if f"recipe.{key}" in given}
+    if lengths:  # the loop knows whether it is longer then
+        then = replace(then, recipe=replace(then.recipe, **lengths))
     if moved:
         then = replace(then, dataset=replace(then.dataset, options=replace(then.dataset.options, **moved)))
     return then

@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Pair = tuple[int, int]
-# From this reach of a dilated kernel on (a side of 5 at dilation 4), oneDNN leaves its fast depthwise kernels: 8 x 1152 x 25 x
-# 25 took 81 ms on one core with AVX-512, and 18 ms in phases. Below it (a side of 3) it was 7 ms, and 18 in phases.
+# From this reach of a dilated kernel on (a side of 5 at dilation 4), oneDNN leaves its fast depthwise kernels: 8 x 1152 x 25
+# x 25 took 81 ms on one core with AVX-512, and 18 ms in phases. Below it (a side of 3) it was 7 ms, and 18 in phases.
 _WIDE = 16
 
 

@@ -100,8 +100,7 @@ class _Run:
         self.provenance = provenance()
         set_tf32(config.precision)
         recipe = config.recipe
-        total = max(1, recipe.epochs * task.epoch // recipe.batch_size)
-        self.total = min(total, recipe.max_steps or total)
+        self.total = _steps(recipe.epochs, recipe.max_steps, task.epoch, recipe.batch_size)
         self.optimizer = make_optimizer(task.model, task.backbone, recipe.optimizer)
         self.scaler = gradient_scaler(device, config.precision)
         self.step, self.best, self.validated = 0, -1.0, True
@@ -141,6 +140,18 @@ class _Run:
         self.validated = resumed.get("validated", True)
         self.step, self.best = resumed["step"], resumed["best"]
         log.info("resumed at step %d of %d", self.step, self.total)
+        now, then = self.config.recipe, resumed["config"]["recipe"]
+        before = _steps(then["epochs"], then["max_steps"], self.task.epoch, then["batch_size"])
+        if self.total > before:
+            log.warning(
+                "%d steps where it had %d: from here on the rates are those of a training of %d steps",
+                *(self.total, before, self.total),
+            )
+        elif (now.max_steps, now.epochs) != (then["max_steps"], then["epochs"]):
+            raise TrainingError(
+                f"recipe.max_steps={now.max_steps}, recipe.epochs={now.epochs}: the training had {before} steps, and would "
+                f"have {self.total}; resume goes on for more, so give more of both"
+            )
 
     def to_the_end(self, stop: StopSignal) -> None:
         first = distributed.rank() == 0
@@ -324,6 +335,12 @@ class _Run:
         self.task.model.eval()  # one image alone has no statistics for a BatchNorm that trains
         terms = self.task.loss(self.task.collate([self.task.make(number)]))
         return str(sum(float(term) for term in terms.values()))
+
+
+def _steps(epochs: int, max_steps: int | None, epoch: int, batch_size: int) -> int:
+    """The steps of a training; epoch: its items."""
+    total = max(1, epochs * epoch // batch_size)
+    return min(total, max_steps or total)
 
 
 @contextmanager

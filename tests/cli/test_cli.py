@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fss_svf.checkpoint import load_checkpoint
 from fss_svf.console import progress
 from fss_svf.data.toy_render import CLASS_NAMES
 from tests.conftest import TOY
@@ -99,12 +100,36 @@ def test_resume_keeps_its_config_and_refuses_another(fss, toy, tmp_path, monkeyp
     shutil.copytree(Path(toy.split("=")[1]) / "prepared", tmp_path / "elsewhere")
     status, _, err = fss("train", f"resume={run}", f"dataset.prepared={tmp_path / 'elsewhere'}")
     assert status == 0, err
-    status, _, err = fss("train", f"resume={run}", "recipe.max_steps=9")
+    status, _, err = fss("train", f"resume={run}", "recipe.size=33")
     assert status == 1
-    assert "resume: the run goes on with its own config, but recipe.max_steps=9 was given too" in one_line(err)
+    assert "resume: the run goes on with its own config, but recipe.size=33 was given too" in one_line(err)
     status, _, err = fss("train", "-m", f"resume={run}")
     assert status == 1
     assert "resume: one run goes on at a time" in err
+
+
+def test_a_finished_training_goes_on_for_more_steps(fss, toy, tmp_path):
+    assert fss("train", *SMALL, toy, "hydra.run.dir=run")[0] == 0
+    run = tmp_path / "run"
+    for fewer in ("recipe.max_steps=1", "recipe.epochs=999"):
+        status, _, err = fss("train", f"resume={run}", fewer)
+        assert status == 1
+        assert fewer in err
+        assert "the training had 2 steps, and would have" in err
+    status, _, err = fss("train", f"resume={run}", "recipe.max_steps=4")
+    assert status == 0, err
+    assert "4 steps where it had 2: from here on the rates are those of a training of 4 steps" in err
+    assert json.loads((run / "finished.json").read_text())["step"] == 4
+    assert load_checkpoint(run, "train")["config"]["recipe"]["max_steps"] == 4
+    assert "max_steps: 4" in (run / "config.yaml").read_text()
+    whole = (*SMALL, toy, "recipe.epochs=1", "recipe.max_steps=null", "recipe.batch_size=16", "overfit=1")
+    assert fss("train", *whole, "hydra.run.dir=whole")[0] == 0
+    steps = json.loads((tmp_path / "whole" / "finished.json").read_text())["step"]
+    status, _, err = fss("train", "resume=whole", "recipe.max_steps=999")
+    assert status == 1
+    assert f"recipe.max_steps=999, recipe.epochs=1: the training had {steps} steps, and would have {steps}" in err
+    assert fss("train", "resume=whole", "recipe.epochs=2", f"recipe.max_steps={2 * steps}")[0] == 0
+    assert json.loads((tmp_path / "whole" / "finished.json").read_text())["step"] == 2 * steps
 
 
 def test_shots_are_compared_on_the_same_classes(fss, tmp_path):
