@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -83,12 +85,18 @@ class Episodes:
         return self.plan.protocol
 
     def __len__(self) -> int:
-        return self.protocol.episodes * self.protocol.runs
+        return self._ends[-1]
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        """The number of episodes of each run and of those before it."""
+        return list(accumulate(map(len, self.plan.episodes[self.shot])))
 
     def __getitem__(self, number: int) -> Episode:
         if not 0 <= number < len(self):
             raise IndexError(f"episode {number} of {len(self)}")
-        run, place = divmod(number, self.protocol.episodes)
+        run = bisect_right(self._ends, number)
+        place = number - (self._ends[run - 1] if run else 0)
         spec, data = self.plan.episodes[self.shot][run][place], self.fold.data
         make = loading.Episodes(data.split, data.dataset.options.support_annotation)
         transform = self.transform(self.size)
@@ -130,13 +138,18 @@ def load_dataset(
 
 
 def episodes(
-    fold: LoadedFold, protocol: str | Protocol = "svf", shot: int = 1, *, size: int | None = None, way: int = 1
+    fold: LoadedFold,
+    protocol: str | Protocol = "svf",
+    shot: int = 1,
+    *,
+    size: int | None = None,
+    way: int | None = None,
 ) -> Episodes:
     """The episodes that `fss-svf evaluate protocol=... shot=...` draws.
 
     protocol  a name of conf/protocol/, or a Protocol: Protocol.load("svf", episodes=200)
     size      of the input in pixels; None: the protocol's
-    way       classes an episode
+    way       classes an episode; None: 1, or with protocol.classes=all those that need supports, base ones first
 
     Raises ConfigError, DataError.
 
@@ -145,12 +158,28 @@ def episodes(
     (torch.Size([1, 5, 3, 97, 97]), torch.Size([1, 5, 97, 97]))
     """
     chosen = Protocol.load(protocol) if isinstance(protocol, str) else protocol
+    return drawn(fold, chosen, shot, size, way)
+
+
+def drawn(
+    fold: LoadedFold,
+    protocol: Protocol,
+    shot: int,
+    size: int | None,
+    way: int | None,
+    usual_way: int = 1,
+    base_learner: bool = False,
+) -> Episodes:
+    """As `episodes`. usual_way: where way is None and the protocol leaves it open; base_learner: as of make_plan."""
     if not isinstance(shot, Integral):
         raise ConfigError(f"shot: expected one whole number, got {shot!r}; call it once for each")
     require(shot >= 1, "shot", "a whole number >= 1", shot)
-    require(way >= 1, "way", "a whole number >= 1", way)
-    size = chosen.size if size is None else size
+    require(way is None or way >= 1, "way", "a whole number >= 1", way)
+    if way is None and protocol.classes == "novel":
+        way = usual_way
+    size = protocol.size if size is None else size
     if size is not None:
         check_size(size)
-    plan = make_plan(fold.data.split.index, fold.fold, (shot,), chosen, EpisodeFiles(None, None), way)
+    index, files = fold.data.split.index, EpisodeFiles(None, None)
+    plan = make_plan(index, fold.fold, (shot,), protocol, files, way, base_learner)
     return Episodes(fold, plan, shot, size)

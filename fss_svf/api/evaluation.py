@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fss_svf.api.choosing import compose
-from fss_svf.api.data import Episodes, LoadedFold
-from fss_svf.api.data import episodes as draw
+from fss_svf.api.data import Episodes, LoadedFold, drawn
 from fss_svf.api.models import origins
 from fss_svf.config import EvaluateConfig, FeaturesDtype, Precision, Protocol, WayRule, from_mapping
 from fss_svf.episode import Episode, Features, Prediction
@@ -94,11 +93,12 @@ def evaluate(
     if out is not None and (Path(out) / "checkpoints").exists():
         raise ConfigError(f"out={out}: holds a training; choose another folder")
     where = choose_device(config.device)
-    episodes = draw(fold, config.protocol, shot, size=size, way=origin.get("way", 1) if way is None else way)
     seam = model if isinstance(model, FewShotMethod) else _WholeEpisodes(model)
+    learner = isinstance(seam, BaseClassMethod)
+    episodes = drawn(fold, config.protocol, shot, size, way, origin.get("way", 1), learner)
     named = {"method": method or type(model).__name__, "backbone": backbone, "tuning": tuning}
     subject = _subject(model, episodes, origin or named)
-    subject = replace(subject, way_rule=choose_rule(seam, episodes.plan.way, way_rule))
+    subject = replace(subject, way_rule=choose_rule(seam, subject.way, way_rule))
     whole, plan, data = isinstance(seam, _WholeEpisodes), episodes.plan, fold.data
     subject, base = check_subject(seam, subject, fold.fold, plan.protocol, (shot,), "model")
     if whole and plan.protocol.shots == "mean" and shot > 1:
@@ -133,7 +133,8 @@ def _subject(model: Callable[..., Any], episodes: Episodes, origin: Mapping[str,
         "way_rule": None,
         "trained_on": model.trained_on if isinstance(model, BaseClassMethod) else None,
     }
-    of_data = {"dataset": episodes.fold.data.choice, "fold": episodes.fold.fold.number, "way": episodes.plan.way}
+    of_data = {"dataset": episodes.fold.data.choice, "fold": episodes.fold.fold.number}
+    of_data["way"] = episodes.plan.way if episodes.protocol.classes == "novel" else None
     return Subject(**{**unknown, **origin, **of_data, "size": size})
 
 

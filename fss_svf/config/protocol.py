@@ -20,15 +20,16 @@ class Protocol:
 
     conf/protocol/svf.yaml says what each choice means, docs/protocols.md what moves numbers.
 
+    episodes   of each run; None where every listed image is a query
     size       of the input, in pixels, where the protocol fixes it; null: the recipe's
     half_width half the width that is asked of mIoU's 95% interval, a fraction; a wider one is told
     """
 
     name: str
-    episodes: int
+    episodes: int | None
     runs: int
     seed: int
-    queries: Literal["in_order", "pairs", "random", "by_class", "in_turn", "balanced"]
+    queries: Literal["in_order", "pairs", "random", "by_class", "in_turn", "balanced", "every"]
     resize: Literal["pad", "squash"]
     label: Literal["original", "exact", "resized"]
     never_drawn: Literal["error", "leave_out", "zero"]
@@ -41,8 +42,10 @@ class Protocol:
     selection: Literal["any", "not_novel"] = "any"
     supports: Literal["distinct", "with_replacement"] = "distinct"
     seen_classes: Literal["refuse", "count"] = "refuse"
+    classes: Literal["novel", "all"] = "novel"
 
     def __post_init__(self) -> None:
+        self._check_whole_labels()
         pads = self.resize == "pad" or self.pad == "before_normalisation"
         require(pads, "pad", f"before_normalisation, as resize={self.resize} pads nothing", self.pad)
         threshold = self.novel_threshold
@@ -53,9 +56,25 @@ class Protocol:
         require(half is None or 0 < half < 1, "half_width", "null or a fraction in (0, 1)", half)
         if self.size is not None:
             check_size(self.size)
-        require(self.episodes >= 1, "episodes", "a whole number >= 1", self.episodes)
         require(self.runs >= 1, "runs", "a whole number >= 1", self.runs)
         check_seed(self.seed)
+
+    def _check_whole_labels(self) -> None:
+        """Keys that go with queries=every, or without it."""
+        every, episodes = self.queries == "every", self.episodes
+        require(
+            (self.classes == "all") == every,
+            "classes",
+            f"{'all' if every else 'novel'}, as queries={self.queries}",
+            self.classes,
+        )
+        if every:
+            require(episodes is None, "episodes", "null, as queries=every takes each listed image once", episodes)
+            require(self.supports == "distinct", "supports", "distinct, as queries=every", self.supports)
+            # A vote gives masks, and one of several classes is the likeliest.
+            require(self.shots != "vote", "shots", "train_k or mean, as classes=all", self.shots)
+        else:
+            require(episodes is not None and episodes >= 1, "episodes", "a whole number >= 1", episodes)
 
     @classmethod
     def load(cls, name: str, **changes: Any) -> Protocol:

@@ -145,6 +145,8 @@ class TrainConfig(_TrainingConfig):
         super().__post_init__()
         require(self.way >= 1, "way", "a whole number >= 1", self.way)
         require(self.shot >= 1, "shot", "a whole number >= 1", self.shot)
+        protocol, of_episodes = self.protocol, "a protocol of episodes of novel classes; evaluate takes this one"
+        require(protocol.classes == "novel", "protocol", of_episodes, protocol.name)
         chosen, expected = self.validate.selection, "base or base_heldout, as with fold=all no class is novel"
         require(self.fold != "all" or chosen != "novel", "validate.selection", expected, chosen)
 

@@ -66,6 +66,8 @@ class EvaluateConfig:
         if self.size is not None:
             check_size(self.size)
         require(self.way is None or self.way >= 1, "way", "null or a whole number >= 1", self.way)
+        expected = f"null, as protocol={self.protocol.name} segments all classes at once"
+        require(self.way is None or self.protocol.classes == "novel", "way", expected, self.way)
         require(bool(self.shots) and all(s >= 1 for s in self.shots), "shot", "1 or a list such as [1,5]", self.shot)
         require(self.batch_size >= 1, "batch_size", "a whole number >= 1", self.batch_size)
         require(self.cache_gb >= 0, "cache_gb", "a number of gigabytes >= 0", self.cache_gb)

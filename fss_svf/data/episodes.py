@@ -18,7 +18,7 @@ Order = Literal["in_order", "pairs", "random", "shuffled_epochs", "by_class", "i
 WALKS: tuple[Order, ...] = ("in_order", "pairs")
 
 # Independent random streams of one seed.
-_EPISODE, _EPOCH, AUGMENTATION, _WAYS, _PASS = 0, 1, 2, 3, 4
+_EPISODE, _EPOCH, AUGMENTATION, _WAYS, _PASS, WHOLE_LIST = 0, 1, 2, 3, 4, 5
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,15 @@ class EpisodeSpec:
 
     class_ids  its N classes, way 1 first
     supports   N * K images, way by way
+    alone      whether a support's mask shows its class alone, and the other classes are background; else those of the
+               episode are ignored in it
     """
 
     number: int
     class_ids: tuple[int, ...]
     query: int
     supports: tuple[int, ...]
+    alone: bool = False
 
     @property
     def class_id(self) -> int:
@@ -57,6 +60,11 @@ class EpisodeSpec:
             "query": str(index.names[self.query]),
             "supports": [str(index.names[image]) for image in self.supports],
         }
+
+    @property
+    def masked_classes(self) -> tuple[int, ...]:
+        """The classes that are ignored in the mask of a support of another class, ascending."""
+        return () if self.alone else tuple(sorted(self.class_ids))
 
     def first_supports(self, shot: int) -> EpisodeSpec:
         """The same episode with the first `shot` supports of each way."""

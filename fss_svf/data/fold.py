@@ -43,6 +43,15 @@ class Fold:
         """The classes of a split's episodes: base classes in train, novel ones in val."""
         return self.novel if split == "val" else self.base
 
+    def require_novel(self) -> None:
+        """Raise DataError where no class is tested."""
+        if self.number == "all":
+            raise DataError("fold=all: every class trains, none is tested; evaluate on another dataset")
+        if not self.novel:
+            raise DataError(
+                f"fold={self.number}: no class is novel in it, the dataset has {len(self.class_names)}; choose another"
+            )
+
     def names(self, classes: Sequence[int]) -> list[str]:
         """The names of these class numbers."""
         return [self.class_names[c - 1] for c in classes]
@@ -78,12 +87,8 @@ class Fold:
         Raises DataError if no class is novel in this fold or a class has too few images, ConfigError for more ways than
         classes.
         """
-        if self.number == "all" and classes is None and split == "val":
-            raise DataError("fold=all: every class trains, none is tested; evaluate on another dataset")
-        if not self.novel and self.number != "all":
-            raise DataError(
-                f"fold={self.number}: no class is novel in it, the dataset has {len(self.class_names)}; choose another"
-            )
+        if self.number != "all" or (classes is None and split == "val"):
+            self.require_novel()
         if split == "train" and not self.base:
             raise DataError(f"fold={self.number}: all classes of this dataset are tested; train on another dataset")
         without_names = f", in images without {listing(self.names(without))}" if without else ""

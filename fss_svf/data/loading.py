@@ -108,7 +108,7 @@ class Episodes:
         image, label = self.split.pair(number)
         boxes = self.split.index.boxes_of(number, class_id)
         (value,) = self._values(number, [class_id])
-        mask = support_mask(label, value, self._values(number, spec.class_ids))
+        mask = support_mask(label, value, self._values(number, spec.masked_classes))
         return image, annotate(mask, self.annotation, boxes)
 
     def _values(self, number: int, class_ids: Sequence[int]) -> list[int]:
@@ -158,7 +158,7 @@ class TrainEpisodes(Episodes):
 class EvalImages:
     """Makes the images of an evaluation by their position in `wanted`.
 
-    wanted: (image number, supports); a support is (its class, all classes of its episode)
+    wanted: (image number, supports); a support is (its class, the classes that are ignored in its mask)
     """
 
     def __init__(

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from fss_svf.data.episodes import EpisodeSampler, EpisodeSpec
 from fss_svf.data.index import Index
 from fss_svf.errors import DataError
@@ -45,12 +47,20 @@ class EpisodeList:
         """The same episodes with the first `shot` of their supports."""
         return replace(self, shot=shot, specs=tuple(s.first_supports(shot) for s in self.specs))
 
+    @property
+    def whole(self) -> bool:
+        """Whether these are the episodes of a WholeList, each measured for all its classes."""
+        return bool(self.specs) and self.specs[0].alone
+
     def measured(self, spec: EpisodeSpec) -> dict[int, int]:
         """{way: class} of the classes in the query: as in PANet, only these are counted for an episode."""
         return {way: c for way, c in enumerate(spec.class_ids, 1) if self.index.areas[spec.query, c] > 0}
 
     def coverage(self, classes: Iterable[int]) -> dict[int, int]:
         """For every class in `classes` the number of episodes in which it is measured."""
+        if self.whole:
+            queries, classes = [spec.query for spec in self.specs], list(classes)
+            return dict(zip(classes, (self.index.areas[np.ix_(queries, classes)] > 0).sum(0).tolist()))
         drawn = Counter(c for spec in self.specs for c in self.measured(spec).values())
         return {c: drawn[c] for c in classes}
 

@@ -22,6 +22,8 @@ def overlay(image: np.ndarray, mask: np.ndarray, colours: Sequence[Colour]) -> n
     picture = np.repeat(image.mean(axis=2, keepdims=True) * 0.4 + 40, 3, axis=2)
     for way, colour in enumerate(colours, 1):
         inside = resized == way
+        if not inside.any():
+            continue
         picture = np.where(inside[..., None], 0.6 * image + 0.4 * np.array(colour), picture)
         outline = cv2.morphologyEx(inside.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
         picture[outline] = colour

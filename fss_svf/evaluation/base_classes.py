@@ -24,9 +24,8 @@ FUSIONS = {"final first": "generalized, final first", "base first": "generalized
 def count_fusions(novel: Tensor, base: Tensor, mask: Tensor, label: Tensor, classes: int) -> dict[str, Tensor]:
     """Count both ways to label a query as background, a base class or the novel class of each of B episodes.
 
-    "final first": novel wins, base fills what is left; "base first": base wins, novel fills. A pixel is novel where the
-    softmax of the method's logits is above the protocol's threshold (0.9 in the official code). Pixels of other novel
-    classes count as background.
+    A pixel is novel where the softmax of the method's logits is above the protocol's threshold (0.9 in the official code).
+    Pixels of other novel classes count as background.
 
     novel    (B, H, W) bool, where the novel class is predicted
     base     (H, W) the predicted base classes, 0..n
@@ -35,13 +34,21 @@ def count_fusions(novel: Tensor, base: Tensor, mask: Tensor, label: Tensor, clas
 
     int64 (B, n + 2, 2) each: background, base classes, novel class.
     """
-    number = classes + 1  # the novel class among the labels
-    true = torch.where(mask == 1, number, label)
-    fused = {
-        "final first": torch.where(novel, number, base),
-        "base first": torch.where(base > 0, base, novel * number),
+    true = torch.where(mask == 1, classes + 1, label)
+    return {name: count_labels(labels, true, classes + 2) for name, labels in fused(novel, base, classes).items()}
+
+
+def fused(novel: Tensor, base: Tensor, classes: int) -> dict[str, Tensor]:
+    """Both ways to put novel classes (B, H, W), 0..N, and base ones (H, W), 0..n, into labels (B, H, W).
+
+    They are in 0..n + N, the base classes before the novel ones; n = `classes`. "final first": novel wins, base fills what is
+    left; "base first": base wins, novel fills.
+    """
+    shifted = torch.where(novel > 0, novel.to(torch.int64) + classes, 0)
+    return {
+        "final first": torch.where(shifted > 0, shifted, base),
+        "base first": torch.where(base > 0, base, shifted),
     }
-    return {name: count_labels(labels, true, classes + 2) for name, labels in fused.items()}
 
 
 def base_scores(counts: Mapping[str, np.ndarray], base: int, zero: bool) -> dict[str, dict[str, float]]:
@@ -61,12 +68,14 @@ def base_scores(counts: Mapping[str, np.ndarray], base: int, zero: bool) -> dict
     return scores
 
 
-def require_base_classes(protocol: Protocol, model: FewShotMethod, name: str, way: int) -> None:
+def require_base_classes(protocol: Protocol, model: FewShotMethod, name: str, way: int | None) -> None:
     """Raise ConfigError where the protocol fuses base classes with a novel one, and the method knows novel ones alone, or
     the episodes have several."""
-    if protocol.novel_threshold is None:
+    if (
+        protocol.novel_threshold is None or protocol.classes == "all"
+    ):  # which any method does, with one threshold or another
         return
-    if way > 1:
+    if way != 1:
         raise ConfigError(
             f"protocol={protocol.name}: protocol.novel_threshold fuses base classes with one novel class, got way={way}; "
             "say way=1, or protocol.novel_threshold=null"

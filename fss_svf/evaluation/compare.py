@@ -110,6 +110,11 @@ def _side(name: str, paths: Sequence[Path] | Path | None) -> list[_Training]:
 def _training(name: str, path: Path) -> _Training:
     path = _result_file(name, path)
     result = read_result(path)
+    if result["protocol"].get("classes") == "all":
+        raise ConfigError(
+            f"{name}={path}: of base and novel classes at once (protocol={result['protocol']['name']}), which compare does "
+            "not take; their intervals stand in each result.json"
+        )
     table = path.with_name("episodes.csv")
     missing = [key for key in ("per_class_counts", "way", "num_episodes", "data") if key not in result]
     if missing:

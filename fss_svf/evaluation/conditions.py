@@ -21,9 +21,9 @@ _OFF = 10  # pixels by which label=original may move a mask without a word
 SELECTED_ON_NOVEL = "best mIoU on the novel classes"
 
 
-def require_shots(protocol: Protocol, shots: Sequence[int], model: FewShotMethod, way: int) -> None:
+def require_shots(protocol: Protocol, shots: Sequence[int], model: FewShotMethod, way: int | None) -> None:
     """Raise ConfigError where the model cannot do so many supports as the protocol puts them together."""
-    if protocol.shots == "vote" and way > 1:
+    if protocol.shots == "vote" and way != 1:
         raise ConfigError(
             f"protocol={protocol.name}: protocol.shots=vote is of one class, got way={way}; say protocol.shots=mean"
         )
@@ -89,9 +89,10 @@ def warn_of_width(result: Mapping[str, Any], half_width: float | None) -> None:
         needed = float(f"{result['num_episodes'] * (half / half_width) ** 2:.2g}")
         log.warning(
             "%d-shot: the 95%% interval is mIoU +- %.2f, and the protocol asks for %.2f: about %s episodes are needed "
-            "(protocol.episodes, seeds)",
+            "(%sseeds)",
             result["shot"],
             100 * half,
             100 * half_width,
             f"{needed:,.0f}",
+            "" if result["protocol"]["episodes"] is None else "protocol.episodes, ",
         )

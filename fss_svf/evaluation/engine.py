@@ -20,15 +20,16 @@ from fss_svf import tuned
 from fss_svf.data.loading import base_label_lookup
 from fss_svf.episode import IGNORE, Features
 from fss_svf.evaluation.at_label import at_label
-from fss_svf.evaluation.base_classes import count_fusions
+from fss_svf.evaluation.base_classes import count_fusions, fused
 from fss_svf.evaluation.features import ImageFeatures
 from fss_svf.evaluation.groups import QueryGroup, Support, SupportIds
 from fss_svf.evaluation.inference import Inference
-from fss_svf.evaluation.metric import count_labels, count_masks
+from fss_svf.evaluation.metric import count_classes, count_labels, count_masks
 from fss_svf.evaluation.task import EngineOptions, EvaluationTask
 from fss_svf.evaluation.timer import Timer
 from fss_svf.evaluation.vote import vote
 from fss_svf.evaluation.ways import foreground_odds, join_ways
+from fss_svf.evaluation.whole_labels import WholeLabels
 from fss_svf.methods.base_classes import BaseClassMethod, further_predictions
 from fss_svf.methods.blocks import argmax
 
@@ -41,7 +42,7 @@ Masks = dict[SupportIds, tuple[Tensor, Tensor]]
 class GroupCounts(Generic[Counts]):
     """The counts of a group's E different episodes, int64, in the order of group.episodes.
 
-    prediction  (E, 2 + N, 2) of the method's masks, as count_masks
+    prediction  (E, 2 + N, 2) of the method's masks, as count_masks; N: the ways, with protocol.classes=all all classes
     further     the same of its further predictions, by name
     base        (n + 1, 2) of the base classes in the query, as count_labels; None where they are not measured
     fusions     (E, n + 2, 2) of base classes and the novel one, as count_labels, by the names of count_fusions
@@ -70,6 +71,7 @@ class Engine:
         self.timer = timer or Timer(options.device)
         self.inference = Inference(task.model, options.device, options.precision, options.batch_size)
         self.features = ImageFeatures(task, options, self.inference, groups, positions, self.timer, progress)
+        self._whole = WholeLabels(task, self.inference, self.features, options.batch_size, self.timer)
         self._lookup: Tensor | None = None
         if task.base is not None:
             lookup = torch.from_numpy(base_label_lookup(task.split.index, task.base))
@@ -97,6 +99,8 @@ class Engine:
         On a GPU the host waits for the counts, once; before that where images are encoded, once for each support whose kept
         size depends on its mask (without_empty in methods/blocks.py), and where features go to files.
         """
+        if self.task.protocol.classes == "all":
+            return self._run_whole(group)
         query, keys = self.features[group.query], group.all_supports()
         supports = [self.features[key] for key in keys]
         with self.timer("comparing"):
@@ -104,6 +108,21 @@ class Engine:
         counts, masks = self.count(group, query, compared, self.features.label(group.query))
         self.features.release(group)
         return _on_host(counts), masks
+
+    def _run_whole(self, group: QueryGroup) -> tuple[GroupCounts[np.ndarray], Masks]:
+        """The same where a query is labelled with all classes of the task."""
+        query, label = self.features[group.query], self.features.label(group.query)
+        labels = {"": self._whole(group, query, (label.shape[0], label.shape[1]))}
+        if self.task.base is not None:
+            first, second = fused(labels[""], self._base_labels(query, label), len(self.task.base)).values()
+            labels = dict(zip(("", *self.task.further), (first, second)))
+        classes = self.task.classes
+        truth = _truth(label, [self.task.split.index.value(group.query.image, c) for c in classes])
+        with self.timer("counting"):
+            counts = {name: count_classes(found, truth, len(classes)) for name, found in labels.items()}
+        self.features.release(group)
+        masks = {images: (mask.to(torch.uint8), truth) for images, mask in zip(group.episodes, labels[""])}
+        return _on_host(GroupCounts(counts.pop(""), counts, None, {})), masks
 
     def count(
         self, group: QueryGroup, query: Features, supports: Mapping[Support, Features], label: Tensor

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,8 @@ class EpisodeTable:
     measured  (E, C) bool, whether the episode is counted for the class
     counts    (E, 2 + C, 2) of background, foreground (any class's) and each class, 0 where it is not measured
     further   the same counts of a method's further predictions by name; not in the file
+    supports  of a whole list, whose episodes share them: names of class and image; not in the file. Then each episode is
+              counted for all classes, names have the query alone, and `measured` says which classes it holds
     base      sums over episodes of a base learner's counts, (1 + n + C, 2), by what was measured; not in the file
     """
 
@@ -52,6 +54,7 @@ class EpisodeTable:
     counts: np.ndarray
     further: dict[str, np.ndarray] = field(default_factory=dict)
     base: dict[str, np.ndarray] = field(default_factory=dict)
+    supports: tuple[tuple[str, str], ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -77,7 +80,15 @@ def empty_table(episodes: EpisodeList, classes: Sequence[int], further: Iterable
     index, column = episodes.index, {c: i for i, c in enumerate(classes)}
     measured = np.zeros((len(episodes), len(classes)), bool)
     names = []
-    for n, spec in enumerate(episodes.specs):
+    supports: list[tuple[str, str]] = []
+    if episodes.whole:
+        spec = episodes.specs[0]
+        ways = [index.class_name(c) for c in spec.class_ids for _ in range(spec.shot)]
+        supports = list(zip(ways, map(str, index.names[list(spec.supports)])))
+        queries = [spec.query for spec in episodes.specs]
+        names = [EpisodeNames((), str(name), ()) for name in index.names[queries]]
+        measured[:] = index.areas[np.ix_(queries, list(classes))] > 0
+    for n, spec in enumerate(() if episodes.whole else episodes.specs):
         images = [str(index.names[image]) for image in (spec.query, *spec.supports)]
         names.append(EpisodeNames(tuple(map(index.class_name, spec.class_ids)), images[0], tuple(images[1:])))
         measured[n, [column[c] for c in episodes.measured(spec).values()]] = True
@@ -89,6 +100,7 @@ def empty_table(episodes: EpisodeList, classes: Sequence[int], further: Iterable
         measured=measured,
         counts=np.zeros(shape, np.int64),
         further={name: np.zeros(shape, np.int64) for name in further},
+        supports=tuple(supports),
     )
 
 
@@ -106,21 +118,38 @@ def total_counts(tables: Sequence[EpisodeTable]) -> dict[str, dict[str, int]]:
 
 
 def save_episode_table(path: Path, tables: Iterable[EpisodeTable]) -> None:
-    """Write COLUMNS, a row an episode, seed after seed. A way that is not counted leaves its place empty: "12;"."""
+    """Write COLUMNS, a row an episode, seed after seed. A way that is not counted leaves its place empty: "12;".
+
+    Of a whole list, a row has the classes that the query holds or is predicted to hold, and no supports: save_supports.
+    """
     with atomic_write(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
         for table in tables:
             column = {name: c for c, name in enumerate(table.classes)}
             for n, names in enumerate(table.names):
+                if table.supports:
+                    present = np.flatnonzero(table.counts[n, CLASSES:, 1]).tolist()
+                    names = replace(names, classes=tuple(table.classes[c] for c in present))
                 ways = [column[name] for name in names.classes]
                 both, either = (
-                    ";".join(str(table.counts[n, CLASSES + c, part]) if table.measured[n, c] else "" for c in ways)
+                    ";".join(
+                        str(table.counts[n, CLASSES + c, part]) if table.supports or table.measured[n, c] else ""
+                        for c in ways
+                    )
                     for part in (0, 1)
                 )
                 texts = (_joined(names.classes), names.query, _joined(names.supports))
                 foreground = table.counts[n, FOREGROUND]
                 writer.writerow([table.seed, n, *texts, both, either, *foreground, table.counted[n]])
+
+
+def save_supports(path: Path, tables: Iterable[EpisodeTable]) -> None:
+    """Write the supports of whole lists: seed, class, support, class by class in the order in which they were drawn."""
+    with atomic_write(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("seed", "class", "support"))
+        writer.writerows((table.seed, *row) for table in tables for row in table.supports)
 
 
 def load_episode_table(path: Path, classes: Sequence[str]) -> list[EpisodeTable]:

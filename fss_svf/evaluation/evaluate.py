@@ -60,7 +60,7 @@ def evaluate(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:
     warn_of_twice(fold.class_names, dataset.options.synonyms)
     subject, base = check_subject(model, subject, fold, protocol, config.shots, source)
     place(model, device)
-    plan = make_plan(split.index, fold, config.shots, protocol, config.episodes, subject.way)
+    plan = make_plan(split.index, fold, config.shots, protocol, config.episodes, subject.way, base is not None)
     if distributed.rank() == 0:
         if config.resume is None:
             _delete_earlier(out)

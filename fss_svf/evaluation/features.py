@@ -85,7 +85,7 @@ class ImageFeatures:
         task, wanted, size = self._task, self._wanted, self._options.batch_size
         make = EvalImages(
             task.split,
-            [(image, [(s.class_id, s.class_ids) for s in _supports(keys)]) for image, keys in wanted],
+            [(image, [(s.class_id, s.masked) for s in _supports(keys)]) for image, keys in wanted],
             task.transform,
             task.annotation,
         )

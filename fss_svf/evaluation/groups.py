@@ -14,14 +14,14 @@ SupportIds = tuple[int, ...]
 
 
 class Support(NamedTuple):
-    """An image as a support. Its mask shows `class_id`, and 255 on the other classes of the episode.
+    """An image as a support. Its mask shows `class_id`, and 255 on the others of `masked`.
 
-    class_ids  all classes of the episode, ascending
+    masked  all classes of the episode, ascending; none where a mask is of its class alone
     """
 
     image: int
     class_id: int
-    class_ids: tuple[int, ...]
+    masked: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,14 @@ class QueryGroup:
 
     measured  ways and their classes, as far as the query holds them
     episodes  the different ones by their supports, each with every number that it has
+    masked    the classes that are ignored in the mask of a support of another one
     """
 
     query: Query
     class_ids: tuple[int, ...]
     measured: Mapping[int, int]
     episodes: Mapping[SupportIds, Sequence[EpisodeId]]
+    masked: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return sum(map(len, self.episodes.values()))
@@ -65,9 +67,7 @@ class QueryGroup:
     def supports(self, images: SupportIds) -> list[Support]:
         """The supports of an episode of this group, way by way."""
         shot = len(images) // len(self.class_ids)
-        # Whatever the order of the ways, an image's mask is the same.
-        classes = tuple(sorted(self.class_ids))
-        return [Support(image, self.class_ids[i // shot], classes) for i, image in enumerate(images)]
+        return [Support(image, self.class_ids[i // shot], self.masked) for i, image in enumerate(images)]
 
     def all_supports(self) -> list[Support]:
         """Each different one once, in the order of the episodes."""
@@ -86,16 +86,18 @@ def group_episodes(lists: Mapping[int, Sequence[EpisodeList]]) -> list[QueryGrou
     grouped: dict[tuple[tuple[int, ...], int], dict[SupportIds, list[EpisodeId]]] = defaultdict(
         lambda: defaultdict(list)
     )
-    measured: dict[tuple[tuple[int, ...], int], Mapping[int, int]] = {}
+    of_first: dict[tuple[tuple[int, ...], int], tuple[Mapping[int, int], tuple[int, ...]]] = {}
     for shot, runs in lists.items():
         for run, episodes in enumerate(runs):
             for number, spec in enumerate(episodes.specs):
                 key = spec.class_ids, spec.query
                 grouped[key][spec.supports].append(EpisodeId(shot, run, number))
-                measured.setdefault(key, episodes.measured(spec))
+                if key not in of_first:
+                    # Whatever the order of the ways, a support's mask is the same.
+                    of_first[key] = episodes.measured(spec), spec.masked_classes
     return [
-        QueryGroup(Query(query), class_ids, measured[class_ids, query], dict(grouped[class_ids, query]))
-        for class_ids, query in sorted(grouped)
+        QueryGroup(Query(key[1]), key[0], of_first[key][0], dict(grouped[key]), of_first[key][1])
+        for key in sorted(grouped)
     ]
 
 

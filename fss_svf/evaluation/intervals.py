@@ -36,7 +36,12 @@ def resampled(tables: Sequence[EpisodeTable], zero: bool, resamples: int = RESAM
     Which episodes are drawn depends on the numbers of seeds and episodes alone: results of the same episodes have the
     same resamples, and their difference is a paired one.
     """
-    return mean_scores([scores(_resampled_sums(t, number, resamples), zero) for number, t in enumerate(tables)])
+    return mean_scores(resampled_seeds(tables, zero, resamples))
+
+
+def resampled_seeds(tables: Sequence[EpisodeTable], zero: bool, resamples: int = RESAMPLES) -> list[Scores]:
+    """Those of each seed."""
+    return [scores(_resampled_sums(t, number, resamples), zero) for number, t in enumerate(tables)]
 
 
 def interval(values: np.ndarray, level: float = LEVEL) -> tuple[float, float] | None:

@@ -59,6 +59,17 @@ def count_labels(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
     return torch.stack([both, confusion.sum(1) + confusion.sum(2) - both], dim=2)
 
 
+def count_classes(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
+    """What count_masks gives for N = classes, of however many: predicted (B, H, W) in 0..N, truth (H, W) in {0..N, 255}.
+
+    int64 (B, 2 + N, 2): background, foreground, and each class.
+    """
+    background, of_classes = count_labels(predicted, truth, 1 + classes).split([1, classes], dim=1)
+    valid = truth != IGNORE
+    foreground = _overlap((predicted > 0) & valid, (truth > 0) & valid)
+    return torch.cat([background, foreground[:, None], of_classes], dim=1)
+
+
 def iou(counts: np.ndarray) -> np.ndarray:
     """(..., 2) pixels of intersection and union to IoU, float64 (...), NaN without a union."""
     intersection, union = counts[..., 0], counts[..., 1]

@@ -64,13 +64,18 @@ def episode_pictures(task: EvaluationTask, options: EngineOptions, episodes: Epi
     images = Episodes(task.split, task.annotation)
     found = []
     for spec, predicted_mask, truth in predicted(task, options, episodes):
-        counts = count_masks(predicted_mask[None], truth, spec.way)[0, FOREGROUND].numpy()
+        # Of a whole list each way is a class of the task, and there are too many supports to look at.
+        names, ways = spec.class_ids, range(1, spec.way + 1)
+        if episodes.whole:
+            names, ways = tuple(c for c in task.classes if episodes.index.areas[spec.query, c] > 0), range(0)
+        several = max(2, spec.way) if episodes.whole else spec.way
+        counts = count_masks(predicted_mask[None], truth, several)[0, FOREGROUND].numpy()
         found.append(
             EpisodePicture(
                 number=spec.number,
-                classes=tuple(episodes.index.class_name(c) for c in spec.class_ids),
+                classes=tuple(episodes.index.class_name(c) for c in names),
                 iou=float(np.nan_to_num(iou(counts))),
-                supports=[images.support(spec, 0, way) for way in range(1, spec.way + 1)],
+                supports=[images.support(spec, 0, way) for way in ways],
                 query_image=task.split.image(spec.query),
                 truth=truth.numpy(),
                 prediction=predicted_mask.numpy(),

@@ -9,13 +9,16 @@ from pathlib import Path
 from statistics import fmean as mean
 from typing import Any
 
+import numpy as np
+
 from fss_svf.config import to_mapping
 from fss_svf.data.dataset import Dataset
 from fss_svf.data.episodes import WALKS
 from fss_svf.evaluation.base_classes import base_scores
-from fss_svf.evaluation.episode_table import EpisodeTable, save_episode_table, total_counts
-from fss_svf.evaluation.intervals import LEVEL, RESAMPLES, deviation, interval, resampled
-from fss_svf.evaluation.metric import mean_scores, scores
+from fss_svf.evaluation.episode_table import EpisodeTable, save_episode_table, save_supports, total_counts
+from fss_svf.evaluation.generalized import generalized, parts
+from fss_svf.evaluation.intervals import LEVEL, RESAMPLES, deviation, interval, resampled_seeds
+from fss_svf.evaluation.metric import Scores, mean_scores, scores
 from fss_svf.evaluation.plan import Plan
 from fss_svf.evaluation.subject import Subject
 from fss_svf.evaluation.task import EngineOptions
@@ -40,17 +43,17 @@ def make_result(
     zero = protocol.never_drawn == "zero"
     index = plan.episodes[shot][0].index
     of_seeds = [scores(table.total[None], zero) for table in tables]
-    runs = [of_seed.numbers() for of_seed in of_seeds]
+    runs = [_numbers(of_seed, len(plan.base)) for of_seed in of_seeds]
     per_class = [None if isnan(value) else float(value) for value in mean_scores(of_seeds).per_class[0]]
     drawn = {name: sum(table.episodes[name] for table in tables) for name in tables[0].classes}
-    names = [index.class_name(c) for c in sorted((*plan.classes, *plan.left_out))]
+    names = [index.class_name(c) for c in _in_order(plan)]
     # What is as usual is not in the hash, so that results from before it could be chosen keep theirs.
     choices: dict[str, str] = {} if options.precision == "float32" else {"precision": options.precision}
     choices |= {} if options.features_dtype is None else {"features_dtype": options.features_dtype}
     return {
         **_mean(runs),
-        "std": {key: deviation([run[key] for run in runs]) for key in ("miou", "fb_iou")},
-        "interval": _intervals(tables, zero),
+        "std": {key: deviation([run[key] for run in runs]) for key in runs[0]},
+        "interval": _intervals(tables, zero, len(plan.base)),
         "per_class": {**dict.fromkeys(names), **dict(zip(tables[0].classes, per_class))},
         "per_class_counts": total_counts(tables),
         **_of_subject(subject),
@@ -61,10 +64,10 @@ def make_result(
         "protocol_hash": protocol.hash(size=subject.size, data=data, **choices),
         "precision": options.precision,
         "features_dtype": options.features_dtype,
-        "num_episodes": protocol.episodes * protocol.runs,
+        "num_episodes": sum(map(len, tables)),
         "seeds": [protocol.seed + i for i in range(protocol.runs)],
         "episodes_per_class": {name: drawn.get(name, 0) for name in names},
-        "also": _also(tables, len(plan.classes), zero),
+        "also": _also(tables, len(plan.classes), zero, len(plan.base)),
         "runs": runs,
         "data": data,
         "images_listed": plan.listed,
@@ -74,8 +77,11 @@ def make_result(
 
 
 def save_result(folder: Path, result: Mapping[str, Any], tables: Iterable[EpisodeTable]) -> None:
-    """Write result.json and episodes.csv."""
+    """Write result.json and episodes.csv, of whole lists also supports.csv."""
     folder.mkdir(parents=True, exist_ok=True)
+    tables = list(tables)
+    if tables[0].supports:
+        save_supports(folder / "supports.csv", tables)
     # Before the result, so that where there is a result its episodes are there too.
     save_episode_table(folder / "episodes.csv", tables)
     write_json(folder / "result.json", result)
@@ -105,20 +111,41 @@ def _of_subject(subject: Subject) -> dict[str, Any]:
     }
 
 
-def _intervals(tables: Sequence[EpisodeTable], zero: bool) -> dict[str, Any]:
-    resamples = resampled(tables, zero)
+def _in_order(plan: Plan) -> list[int]:
+    """All classes of the fold that are measured or left out, ascending; base classes, where they are measured, first."""
+    novel = [c for c in (*plan.classes, *plan.left_out) if c not in plan.base]
+    return [*plan.base, *sorted(novel)]
+
+
+def _numbers(of_seed: Scores, base: int) -> dict[str, float]:
+    """By name, the numbers of R = 1. base: see generalized."""
+    if not base:
+        return of_seed.numbers()
+    further = {name: float(values[0]) for name, values in parts(of_seed, base).items()}
+    return {**generalized(of_seed, base).numbers(), **further}
+
+
+def _intervals(tables: Sequence[EpisodeTable], zero: bool, base: int) -> dict[str, Any]:
+    of_seeds = resampled_seeds(tables, zero)
+    found = {}
+    if base:
+        of_parts = [parts(of_seed, base) for of_seed in of_seeds]
+        found = {name: interval(np.mean([of[name] for of in of_parts], axis=0)) for name in of_parts[0]}
+        of_seeds = [generalized(of_seed, base) for of_seed in of_seeds]
+    resamples = mean_scores(of_seeds)
     return {
         "level": LEVEL,
         "resamples": RESAMPLES,
         "miou": interval(resamples.miou),
         "fb_iou": interval(resamples.fb_iou),
+        **found,
     }
 
 
-def _also(tables: Sequence[EpisodeTable], classes: int, zero: bool) -> dict[str, Any]:
-    """Numbers of a method's further predictions and of base classes. classes: how many novel ones are measured."""
+def _also(tables: Sequence[EpisodeTable], classes: int, zero: bool, base: int) -> dict[str, Any]:
+    """Numbers of a method's further predictions and of base classes. classes: how many are measured."""
     also = {
-        name: _mean([scores(table.further[name].sum(0)[None], zero).numbers() for table in tables])
+        name: _mean([_numbers(scores(table.further[name].sum(0)[None], zero), base) for table in tables])
         for name in tables[0].further
     }
     if tables[0].base:
@@ -149,12 +176,18 @@ def _data_choices(dataset: Dataset, largest_shot: int, walks_list: bool) -> dict
     return {**found, "largest_shot": largest_shot} if found["too_few_images"] == "skip" else found
 
 
+_PARTS_IN_WORDS = {"base_miou": "base mIoU", "novel_miou": "novel mIoU", "harmonic_mean": "harmonic mean"}
+
+
 def in_words(result: Mapping[str, Any]) -> str:
     """The numbers in percent with how sure they are, as one line."""
-    seeds, episodes = len(result["seeds"]), result["num_episodes"]
+    seeds, episodes, names = len(result["seeds"]), result["num_episodes"], {"miou": "mIoU", "fb_iou": "FB-IoU"}
     over = f"{episodes:,} episodes" if seeds == 1 else f"{seeds} seeds of {episodes // seeds:,} episodes"
+    if result["protocol"]["classes"] == "all":
+        names = {**_PARTS_IN_WORDS, "miou": "mean of both", "fb_iou": "FB-IoU"}
+        over = f"{episodes:,} queries" if seeds == 1 else f"{seeds} seeds, {episodes:,} queries in all"
     found = []
-    for key, name in (("miou", "mIoU"), ("fb_iou", "FB-IoU")):
+    for key, name in names.items():
         low, high = result["interval"][key]
         spread = "" if seeds == 1 else f", sd over seeds {100 * result['std'][key]:.1f}"
         found.append(

@@ -20,12 +20,11 @@ from fss_svf.data.episodes import EpisodeSpec
 from fss_svf.data.manifest import EpisodeList
 from fss_svf.evaluation.engine import Engine, GroupCounts
 from fss_svf.evaluation.episode_table import EpisodeTable, empty_table
-from fss_svf.evaluation.groups import QueryGroup, group_episodes, share
+from fss_svf.evaluation.groups import QueryGroup, SupportIds, group_episodes, share
 from fss_svf.evaluation.metric import CLASSES, class_iou, mean_iou
 from fss_svf.evaluation.records import Records
 from fss_svf.evaluation.task import EngineOptions, EvaluationTask
 from fss_svf.evaluation.timer import Timer
-from fss_svf.methods.base_classes import further_predictions
 
 log = logging.getLogger(__name__)
 
@@ -99,8 +98,15 @@ def predicted(
 def _add(total: np.ndarray, task: EvaluationTask, group: QueryGroup, counts: GroupCounts[np.ndarray]) -> None:
     """Add the episodes of a group to the pixels (C, 2) of the classes that are measured."""
     times = np.array([len(ids) for ids in group.episodes.values()])
-    for way, class_id in group.measured.items():
-        total[task.classes.index(class_id)] += times @ counts.prediction[:, CLASSES + way - 1]
+    for row, column in _columns(task, group).items():
+        total[column] += times @ counts.prediction[:, row]
+
+
+def _columns(task: EvaluationTask, group: QueryGroup) -> dict[int, int]:
+    """The rows of a group's counts that are measured, and the classes of the task that they count."""
+    if task.protocol.classes == "all":
+        return {CLASSES + column: column for column in range(len(task.classes))}
+    return {CLASSES + way - 1: task.classes.index(c) for way, c in group.measured.items()}
 
 
 def _tables(
@@ -109,21 +115,21 @@ def _tables(
     groups: Sequence[QueryGroup],
     counts: Mapping[int, GroupCounts[np.ndarray]],
 ) -> dict[int, list[EpisodeTable]]:
-    further = further_predictions(task.model)
-    tables = {shot: [empty_table(run, task.classes, further) for run in runs] for shot, runs in lists.items()}
+    tables = {shot: [empty_table(run, task.classes, task.further) for run in runs] for shot, runs in lists.items()}
     for position, of_group in sorted(counts.items()):
         group = groups[position]
-        columns = {CLASSES + way - 1: task.classes.index(c) for way, c in group.measured.items()}
+        columns = _columns(task, group)
         for i, ids in enumerate(group.episodes.values()):
             for one in ids:
                 table = tables[one.shot][one.run]
                 pairs = [(table.counts, of_group.prediction)]
-                pairs += [(table.further[name], of_group.further[name]) for name in further]
+                pairs += [(table.further[name], of_group.further[name]) for name in task.further]
                 for of_table, rows in pairs:
                     of_table[one.number, :CLASSES] = rows[i, :CLASSES]
                     for row, column in columns.items():
                         of_table[one.number, CLASSES + column] = rows[i, row]
-                if task.base is not None:
+                if of_group.base is not None:
+                    assert task.base is not None
                     _add_base(table, task.base, task.classes.index(group.class_ids[0]), of_group, i)
     return tables
 
@@ -147,9 +153,14 @@ def _subject(task: EvaluationTask, options: EngineOptions, groups: Sequence[Quer
     for name, value in task.model.state_dict().items():
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    episodes = [[group.query.image, group.class_ids, list(group.episodes)] for group in groups]
+    # Where all episodes of a run have the same supports, these stand once.
+    numbers: dict[SupportIds, int] = {}
+    episodes = [
+        [group.query.image, group.class_ids, [numbers.setdefault(images, len(numbers)) for images in group.episodes]]
+        for group in groups
+    ]
     how = [task.annotation, vars(task.transform), to_mapping(task.protocol), task.base]
     how += [options.precision, options.features_dtype, task.classes]
     how += ["argmax"] if task.way_rule == "argmax" else []
-    digest.update(json.dumps([task.split.index.hash, how, episodes]).encode())
+    digest.update(json.dumps([task.split.index.hash, how, episodes, list(numbers)]).encode())
     return digest.hexdigest()[:16]

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 class Subject:
     """Which model is evaluated, and where it comes from: what a result says of it.
 
+    way           classes an episode; None: all of the fold (protocol.classes=all)
     way_rule      of choose_rule: None for one way
     weights       what the backbone started from, and weights_hash: of their content, None for random ones
     trainable     values of the backbone that trained
@@ -36,7 +37,7 @@ class Subject:
 
     dataset: Choice
     fold: FoldNumber
-    way: int
+    way: int | None
     way_rule: ChosenRule | None
     size: int
     method: str
@@ -75,7 +76,7 @@ def _from_checkpoint(config: EvaluateConfig) -> tuple[FewShotMethod, Subject]:
             f"fold={config.fold}: checkpoint={config.checkpoint} was trained on fold {trained.fold} and has seen the "
             f"novel classes of fold {config.fold}; leave fold out, or give a checkpoint of fold {config.fold}"
         )
-    what, way = f"checkpoint={config.checkpoint}", config.way or trained.way
+    what, way = f"checkpoint={config.checkpoint}", _way(config, trained.way)
     dataset = _dataset(config.dataset, trained.dataset)
     warn_of_drawings(what, trained.dataset.name, dataset.name)
     base, weights = content.get("base"), config.backbone.get("weights")
@@ -109,6 +110,10 @@ def _from_checkpoint(config: EvaluateConfig) -> tuple[FewShotMethod, Subject]:
         },
         trained_on=content["trained_on"],
     )
+
+
+def _way(config: EvaluateConfig, usual: int) -> int | None:
+    return None if config.protocol.classes == "all" else config.way or usual
 
 
 def _fold(config: EvaluateConfig, trained: TrainConfig, dataset: Choice) -> FoldNumber:
@@ -201,8 +206,8 @@ def _from_config(config: EvaluateConfig) -> tuple[FewShotMethod, Subject]:
     return model, Subject(
         dataset=choose(DATASETS, config.dataset),
         fold=config.fold or 0,
-        way=config.way or 1,
-        way_rule=choose_rule(model, config.way or 1, config.way_rule),
+        way=_way(config, 1),
+        way_rule=choose_rule(model, _way(config, 1), config.way_rule),
         size=size,
         method=method.name,
         backbone=backbone.name,
@@ -223,8 +228,9 @@ def base_classes(model: FewShotMethod, subject: Subject, fold: Fold, protocol: P
     """
     if not isinstance(model, BaseClassMethod):
         return None
+    needed = protocol.novel_threshold is not None or protocol.classes == "all"
     if subject.trained_on is None:
-        if protocol.novel_threshold is not None:
+        if needed:
             raise ConfigError(
                 f"protocol={protocol.name}: the model does not say which base classes it knows; use load_model"
             )
@@ -236,7 +242,7 @@ def base_classes(model: FewShotMethod, subject: Subject, fold: Fold, protocol: P
     if not same_run or channels != names or not set(names) <= set(subject.trained_on["classes"]):
         what = f"dataset={subject.dataset.name}, fold={subject.fold}: its base classes are not those that the base learner "
         what += "of the checkpoint segments"
-        if protocol.novel_threshold is not None:
+        if needed:
             raise ConfigError(f"{what}; protocol={protocol.name} needs the dataset, fold and classes of its training")
         log.warning("%s: they are not measured", what)
         return None

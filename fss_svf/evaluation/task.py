@@ -11,6 +11,7 @@ from fss_svf.config import FeaturesDtype, Precision, Protocol
 from fss_svf.data.augment import EvalTransform
 from fss_svf.data.dataset import Split, SupportAnnotation
 from fss_svf.evaluation.ways import ChosenRule
+from fss_svf.methods.base_classes import further_predictions
 from fss_svf.methods.method import FewShotMethod
 
 
@@ -18,8 +19,9 @@ from fss_svf.methods.method import FewShotMethod
 class EvaluationTask:
     """What is evaluated.
 
-    classes  the dataset's numbers of the classes that are measured, ascending
-    base     those of the base classes, where they are measured too
+    classes  the dataset's numbers of the classes that are measured: the novel ones, ascending; with protocol.classes=all the
+             base ones before them
+    base     those of the base classes, where the model's base learner is measured
     way_rule how several classes become one mask; None for one class
     """
 
@@ -31,6 +33,13 @@ class EvaluationTask:
     classes: tuple[int, ...]
     base: tuple[int, ...] | None = None
     way_rule: ChosenRule | None = None
+
+    @property
+    def further(self) -> tuple[str, ...]:
+        """The names of what is measured beside the prediction, on the same classes."""
+        if self.protocol.classes == "novel":
+            return further_predictions(self.model)
+        return () if self.base is None else ("base first",)
 
 
 @dataclass(frozen=True)

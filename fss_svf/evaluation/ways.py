@@ -14,8 +14,8 @@ from fss_svf.methods.method import FewShotMethod
 ChosenRule = Literal["argmax", "joint"]
 
 
-def choose_rule(model: FewShotMethod, way: int, rule: WayRule) -> ChosenRule | None:
-    """How `way` classes become one mask: by join_ways or by the method itself. None for one class.
+def choose_rule(model: FewShotMethod, way: int | None, rule: WayRule) -> ChosenRule | None:
+    """How `way` classes become one mask: by join_ways or by the method itself. None for one class. way=None: all classes.
 
     Raises ConfigError for a rule without classes to join, and for joint where the method predicts one class at a time.
     """

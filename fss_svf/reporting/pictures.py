@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fss_svf.data.images import PALETTE
 from fss_svf.data.overlay import overlay
+from fss_svf.episode import IGNORE
 
 _CELL, _GAP, _HEAD = 240, 6, 22
 _SUPPORT, _TRUTH, _PREDICTION = (66, 133, 244), (52, 168, 83), (234, 67, 53)
@@ -25,7 +26,7 @@ class EpisodePicture:
     number             number of the episode
     classes            names of the classes of N ways
     iou                IoU of the foreground, a fraction
-    supports           one (image, mask) of each way; the mask is 1 on the class
+    supports           one (image, mask) of each way; the mask is 1 on the class; none where there are too many ways to show
     truth, prediction  masks: n on the class of way n, from 1 to N; other values are no class
     """
 
@@ -72,9 +73,9 @@ def _cells(episode: EpisodePicture, size: int) -> list[Image.Image]:
     """Images of supports, query, truth and prediction; the longer side of each is `size` pixels."""
     e, ways = episode, len(episode.supports)
     of_supports, of_truth, of_prediction = [_SUPPORT], [_TRUTH], [_PREDICTION]
-    if ways > 1:
+    if ways != 1:
         # A class has the same colour in every image.
-        of_supports = of_truth = of_prediction = PALETTE[1 : ways + 1].tolist()
+        of_supports = of_truth = of_prediction = PALETTE[1 : ways + 1 if ways else IGNORE].tolist()
     cells = [
         *(overlay(image, mask, [colour]) for (image, mask), colour in zip(e.supports, of_supports)),
         e.query_image,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from string import ascii_lowercase
 from typing import Any, Literal
@@ -11,6 +11,8 @@ from fss_svf.reporting.published import FOLDS, Published, differences, published
 from fss_svf.reporting.rows import Estimate, Result, Row, rows_of, ways
 
 ABSENT = "-"
+# Rows of their own below the mean of base and novel classes (protocol.classes=all).
+_PARTS = {"base_miou": "base classes", "novel_miou": "novel classes", "harmonic_mean": "harmonic mean"}
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,22 @@ def _with_further(result: Result) -> list[Result]:
     """The result, and a copy for each of its further predictions."""
     # Only the main prediction has intervals.
     copied = {key: value for key, value in result.items() if key not in ("interval", "per_class")}
-    rows = [result]
+    rows = [result, *_parts(result, result, result["method"])]
     for what, scores in result.get("also", {}).items():
         named = {"method": f"{result['method']} ({what})", "prediction": what}
         rows.append({**copied, "fb_iou": None, **scores, **named})
+        rows += _parts(result, scores, f"{result['method']}, {what}")
+    return rows
+
+
+def _parts(result: Result, scores: Mapping[str, Any], method: str) -> list[Result]:
+    """Of a number that joins base and novel classes, a copy of the result for each of its parts, with its interval."""
+    rows = []
+    for key, what in _PARTS.items():
+        if key in scores:
+            named = {"method": f"{method} ({what})", "prediction": what, "fb_iou": None, "miou": scores[key]}
+            interval = {"miou": scores["interval"][key]} if "interval" in scores else {}
+            rows.append({**result, **named, "interval": interval, "per_class": {}})
     return rows
 
 
@@ -152,9 +166,13 @@ class _Notes:
 def _caption(results: Sequence[Result], rows: Sequence[Row], lines: Sequence[Line]) -> str:
     first = results[0]
     protocol = first["protocol"]
+    what, episodes = "mIoU and FB-IoU in %", f"{protocol['episodes']} episodes"
+    if protocol["episodes"] is None:
+        what += "; mIoU is the mean of base and novel mIoU, which stand below it with their harmonic mean"
+        episodes = f"{first['images_listed']} listed images without the supports"
     text = (
-        f"{first['dataset']}, {first['backbone']}: mIoU and FB-IoU in %. Protocol {protocol['name']} "
-        f"({first['protocol_hash']}): {protocol['runs']} x {protocol['episodes']} episodes at {first['size']} px, "
+        f"{first['dataset']}, {first['backbone']}: {what}. Protocol {protocol['name']} "
+        f"({first['protocol_hash']}): {protocol['runs']} x {episodes} at {first['size']} px, "
         f"{_seeds(first['seeds'])}{ways(first, ', {} classes at once')}."
     )
     if any(len(row.seeds) > 1 for row in rows):
