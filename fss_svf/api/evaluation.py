@@ -134,8 +134,8 @@ def _subject(model: Callable[..., Any], episodes: Episodes, origin: Mapping[str,
         "trained_on": model.trained_on if isinstance(model, BaseClassMethod) else None,
     }
     of_data = {"dataset": episodes.fold.data.choice, "fold": episodes.fold.fold.number}
-    of_data["way"] = episodes.plan.way if episodes.protocol.classes == "novel" else None
-    return Subject(**{**unknown, **origin, **of_data, "size": size})
+    way = episodes.plan.way if episodes.protocol.classes == "novel" else None
+    return Subject(**{**unknown, **origin, **of_data, "way": way, "size": size})
 
 
 class _Nothing(nn.Module):

@@ -59,6 +59,12 @@ class Protocol:
         require(self.runs >= 1, "runs", "a whole number >= 1", self.runs)
         check_seed(self.seed)
 
+    @property
+    def order(self) -> Literal["in_order", "pairs", "random", "by_class", "in_turn", "balanced"]:
+        """How the queries of episodes are drawn. Only where classes is novel."""
+        assert self.queries != "every"
+        return self.queries
+
     def _check_whole_labels(self) -> None:
         """Keys that go with queries=every, or without it."""
         every, episodes = self.queries == "every", self.episodes

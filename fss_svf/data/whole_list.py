@@ -68,8 +68,8 @@ class WholeList:
         queries = np.setdiff1d(self.listed, supports).tolist()
         if not queries:
             raise DataError(
-                f"seed {seed}, {shot}-shot: each of the {len(self.listed)} listed images is a support, and none is left as a "
-                "query; add images"
+                f"seed {seed}, {shot}-shot: each of the {len(self.listed)} listed images is a support, and none is left "
+                "as a query; add images"
             )
         specs = (EpisodeSpec(n, self.ways, query, supports, alone=True) for n, query in enumerate(queries))
         return EpisodeList(self.index, shot, seed, tuple(specs))

@@ -41,8 +41,8 @@ def count_fusions(novel: Tensor, base: Tensor, mask: Tensor, label: Tensor, clas
 def fused(novel: Tensor, base: Tensor, classes: int) -> dict[str, Tensor]:
     """Both ways to put novel classes (B, H, W), 0..N, and base ones (H, W), 0..n, into labels (B, H, W).
 
-    They are in 0..n + N, the base classes before the novel ones; n = `classes`. "final first": novel wins, base fills what is
-    left; "base first": base wins, novel fills.
+    They are in 0..n + N, the base classes before the novel ones; n = `classes`. "final first": novel wins, base fills what
+    is left; "base first": base wins, novel fills.
     """
     shifted = torch.where(novel > 0, novel.to(torch.int64) + classes, 0)
     return {

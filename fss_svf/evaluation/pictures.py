@@ -70,15 +70,20 @@ def episode_pictures(task: EvaluationTask, options: EngineOptions, episodes: Epi
             names, ways = tuple(c for c in task.classes if episodes.index.areas[spec.query, c] > 0), range(0)
         several = max(2, spec.way) if episodes.whole else spec.way
         counts = count_masks(predicted_mask[None], truth, several)[0, FOREGROUND].numpy()
+        query_image = task.split.image(spec.query)
+        # A padded label is shown without its padding, which is below and to the right.
+        rows, columns = truth.shape
+        if task.protocol.label == "resized":
+            rows, columns = task.transform.inner(*query_image.shape[:2])
         found.append(
             EpisodePicture(
                 number=spec.number,
                 classes=tuple(episodes.index.class_name(c) for c in names),
                 iou=float(np.nan_to_num(iou(counts))),
                 supports=[images.support(spec, 0, way) for way in ways],
-                query_image=task.split.image(spec.query),
-                truth=truth.numpy(),
-                prediction=predicted_mask.numpy(),
+                query_image=query_image,
+                truth=truth[:rows, :columns].numpy(),
+                prediction=predicted_mask[:rows, :columns].numpy(),
             )
         )
     return found

@@ -69,7 +69,6 @@ def make_plan(
             )
     if way is None:
         return _plan_of_whole_list(index, fold, shots, protocol, base_learner)
-    assert protocol.episodes is not None and protocol.queries != "every"
     novel, most, repeats = fold.novel, max(shots), protocol.supports == "with_replacement"
     if files.load is not None:
         lists = load_episodes(files.load, index, novel, most, repeats)
@@ -83,14 +82,15 @@ def make_plan(
         drawn = {spec.class_id for episodes in lists for spec in episodes.specs}
         skipped = novel[:0]
         if fold.options.too_few_images == "skip":
-            skipped = fold.sampler(index, "val", most, protocol.seed, protocol.queries, repeats=repeats).skipped
+            skipped = fold.sampler(index, "val", most, protocol.seed, protocol.order, repeats=repeats).skipped
         left_out = tuple(c for c in skipped if c not in drawn)
     else:
         # What the largest shot must leave out is left out of all: shots are compared on the same classes and queries.
         seeds = range(protocol.seed, protocol.seed + protocol.runs)
         samplers = [
-            fold.sampler(index, "val", most, seed, protocol.queries, way=way, repeats=repeats) for seed in seeds
+            fold.sampler(index, "val", most, seed, protocol.order, way=way, repeats=repeats) for seed in seeds
         ]
+        assert protocol.episodes is not None
         lists = [EpisodeList.drawn(sampler, protocol.episodes) for sampler in samplers]
         left_out = samplers[0].skipped
     classes = tuple(c for c in novel if c not in left_out)

@@ -71,7 +71,7 @@ def _with_further(result: Result) -> list[Result]:
 
 def _parts(result: Result, scores: Mapping[str, Any], method: str) -> list[Result]:
     """Of a number that joins base and novel classes, a copy of the result for each of its parts, with its interval."""
-    rows = []
+    rows: list[Result] = []
     for key, what in _PARTS.items():
         if key in scores:
             named = {"method": f"{method} ({what})", "prediction": what, "fb_iou": None, "miou": scores[key]}

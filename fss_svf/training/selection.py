@@ -103,7 +103,7 @@ def make_selection(config: TrainConfig, fold: Fold, train: Index, val: Index) ->
             "val",
             shot,
             protocol.seed,
-            protocol.queries,
+            protocol.order,
             classes=choosing,
             way=way,
             without=() if config.validate.selection == "novel" else fold.novel,
