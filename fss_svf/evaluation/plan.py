@@ -87,9 +87,7 @@ def make_plan(
     else:
         # What the largest shot must leave out is left out of all: shots are compared on the same classes and queries.
         seeds = range(protocol.seed, protocol.seed + protocol.runs)
-        samplers = [
-            fold.sampler(index, "val", most, seed, protocol.order, way=way, repeats=repeats) for seed in seeds
-        ]
+        samplers = [fold.sampler(index, "val", most, seed, protocol.order, way=way, repeats=repeats) for seed in seeds]
         assert protocol.episodes is not None
         lists = [EpisodeList.drawn(sampler, protocol.episodes) for sampler in samplers]
         left_out = samplers[0].skipped

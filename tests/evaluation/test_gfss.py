@@ -113,7 +113,9 @@ def test_few_candidates_are_repeated_by_random_draws(tmp_path):
 def test_a_class_without_a_candidate(tmp_path):
     rows = [areas for areas in ROWS if areas not in ({5: 10}, {2: 15, 4: 30}, {2: 15, 3: 40})]
     index, fold = fold_of(tmp_path, rows)
-    with data_error("fold 0, val: no image can be a support of e, b: with at least 10 px", "min_area", "too_few_images=skip"):
+    with data_error(
+        "fold 0, val: no image can be a support of e, b: with at least 10 px", "min_area", "too_few_images=skip"
+    ):
         WholeList(index, fold, True)
     index, fold = fold_of(tmp_path, [*rows, {5: 3}, {5: 3, 6: 3}], too_few_images="skip")
     whole, learner = (WholeList(index, fold, needs) for needs in (True, False))
@@ -148,7 +150,9 @@ def test_plan(tmp_path, caplog):
     with data_error("4 of 8 classes have no query but supports: e, f, g, h", "never_drawn=leave_out"):
         make_plan(index, fold, (1,), replace(chosen, never_drawn="error"), EpisodeFiles(None, None), None)
     for key, files in (("save", EpisodeFiles(tmp_path / "e", None)), ("load", EpisodeFiles(None, tmp_path / "e"))):
-        with pytest.raises(ConfigError, match=rf"episodes\.{key}=.*a file holds episodes of one class, not of all classes"):
+        with pytest.raises(
+            ConfigError, match=rf"episodes\.{key}=.*a file holds episodes of one class, not of all classes"
+        ):
             make_plan(index, fold, (1,), chosen, files, None)
 
 
@@ -210,7 +214,11 @@ def label_of_image(task, spec, image):
     ways = [[torch.from_numpy(part)[None] for part in supports_of(way)] for way in range(len(spec.class_ids))]
     if task.way_rule == "joint":
         images, masks = (torch.stack(parts, 1) for parts in zip(*ways))
-        return [np.array([0, *spec.class_ids])[model(as_float(Episode(query, images, masks), torch.float64)).logits[0].argmax(0)]]
+        return [
+            np.array([0, *spec.class_ids])[
+                model(as_float(Episode(query, images, masks), torch.float64)).logits[0].argmax(0)
+            ]
+        ]
     best = np.full((SIZE, SIZE), 0.5 if task.base is None else task.protocol.novel_threshold)
     novel = np.zeros((SIZE, SIZE), int)
     for c, (images, masks) in zip(spec.class_ids, ways):
@@ -226,8 +234,9 @@ def label_of_image(task, spec, image):
 
 @pytest.mark.parametrize(
     ("name", "rule", "threshold"),
-    [("panet", "joint", None), ("ssp", "joint", None), ("panet", "argmax", 0.9), ("baseline", "argmax", None),
-     ("hsnet", "argmax", None), ("bam", "argmax", 0.5001)],
+    [("panet", "joint", None), ("ssp", "joint", None), ("baseline", "argmax", None), ("bam", "argmax", 0.5001),
+     pytest.param("panet", "argmax", 0.9, marks=pytest.mark.long),
+     pytest.param("hsnet", "argmax", None, marks=pytest.mark.long)],
 )  # fmt: skip
 def test_counts_equal_a_plain_loop_over_whole_images(toy_root, tmp_path, name, rule, threshold):
     """To the pixel; a metric method's ways are joined above 0.5, whatever the threshold of a base learner's protocol."""
@@ -430,6 +439,19 @@ def test_python_api(toy_root):
     assert last.support_images.shape == (1, 20, 1, 3, 65, 65)
     assert first_of_second.number.item() == 0
     assert set(last.support_masks.unique().tolist()) <= {0, 1, 255}
+    panet = test_methods.model("panet")
+    with pytest.raises(ConfigError, match="way: expected null, as protocol=gfss"):
+        fss_svf.evaluate(panet, fold, "gfss", size=65, way=2)
+    with pytest.raises(ConfigError, match="way=2: protocol=gfss has classes=all; leave way out"):
+        fss_svf.episodes(fold, "gfss", way=2)
+    with pytest.raises(ConfigError, match="does not say which base classes it knows"):
+        fss_svf.evaluate(test_methods.model("bam"), fold, "gfss", size=65)
+
+
+@pytest.mark.long
+def test_a_model_of_ones_own(toy_root):
+    """It gets whole episodes of 20 ways, and its numbers are those of the method behind the seam."""
+    fold = fss_svf.load_dataset("toy", root=toy_root, **SMALL_TOY).fold(0)
     panet = test_methods.model("panet").eval().double()
 
     class Whole(torch.nn.Module):
@@ -446,9 +468,3 @@ def test_python_api(toy_root):
     assert whole.ways == {20}
     assert by_seam["per_class_counts"] == by_call["per_class_counts"]
     assert 0 < by_seam["base_miou"] < 1
-    with pytest.raises(ConfigError, match="way: expected null, as protocol=gfss"):
-        fss_svf.evaluate(panet, fold, "gfss", size=65, way=2)
-    with pytest.raises(ConfigError, match="way=2: protocol=gfss has classes=all; leave way out"):
-        fss_svf.episodes(fold, "gfss", way=2)
-    with pytest.raises(ConfigError, match="does not say which base classes it knows"):
-        fss_svf.evaluate(test_methods.model("bam"), fold, "gfss", size=65)
