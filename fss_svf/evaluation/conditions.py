@@ -89,10 +89,9 @@ def warn_of_width(result: Mapping[str, Any], half_width: float | None) -> None:
         needed = float(f"{result['num_episodes'] * (half / half_width) ** 2:.2g}")
         log.warning(
             "%d-shot: the 95%% interval is mIoU +- %.2f, and the protocol asks for %.2f: about %s episodes are needed "
-            "(%sseeds)",
+            "(protocol.episodes, seeds)",
             result["shot"],
             100 * half,
             100 * half_width,
             f"{needed:,.0f}",
-            "" if result["protocol"]["episodes"] is None else "protocol.episodes, ",
         )

@@ -183,7 +183,7 @@ def in_words(result: Mapping[str, Any]) -> str:
     """The numbers in percent with how sure they are, as one line."""
     seeds, episodes, names = len(result["seeds"]), result["num_episodes"], {"miou": "mIoU", "fb_iou": "FB-IoU"}
     over = f"{episodes:,} episodes" if seeds == 1 else f"{seeds} seeds of {episodes // seeds:,} episodes"
-    if result["protocol"]["classes"] == "all":
+    if result["protocol"].get("classes") == "all":
         names = {**_PARTS_IN_WORDS, "miou": "mean of both", "fb_iou": "FB-IoU"}
         over = f"{episodes:,} queries" if seeds == 1 else f"{seeds} seeds, {episodes:,} queries in all"
     found = []
