@@ -57,6 +57,7 @@ class EvaluateConfig:
     method: dict[str, Any]
     way: int | None = None
     way_rule: WayRule = "auto"
+    reliance: bool = False
     plugins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -18,7 +18,7 @@ Order = Literal["in_order", "pairs", "random", "shuffled_epochs", "by_class", "i
 WALKS: tuple[Order, ...] = ("in_order", "pairs")
 
 # Independent random streams of one seed.
-_EPISODE, _EPOCH, AUGMENTATION, _WAYS, _PASS = 0, 1, 2, 3, 4
+_EPISODE, _EPOCH, AUGMENTATION, _WAYS, _PASS, RELIANCE = 0, 1, 2, 3, 4, 5
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,14 @@ class EpisodeSpec:
 
     class_ids  its N classes, way 1 first
     supports   N * K images, way by way
+    shown      the classes that the supports show where they are others than class_ids (evaluation/reliance.py), or ()
     """
 
     number: int
     class_ids: tuple[int, ...]
     query: int
     supports: tuple[int, ...]
+    shown: tuple[int, ...] = ()
 
     @property
     def class_id(self) -> int:

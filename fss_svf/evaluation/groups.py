@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from fss_svf.data.manifest import EpisodeList
 
 # The image numbers of an episode's supports, way by way.
 SupportIds = tuple[int, ...]
+# What tells lists of episodes apart: the shot, and with wrong supports (reliance.py) also which class these show.
+ListKey = int | tuple[int, str]
+Key = TypeVar("Key", bound=ListKey)
 
 
 class Support(NamedTuple):
@@ -38,10 +41,14 @@ class Label:
     image: int
 
 
-class EpisodeId(NamedTuple):
-    """An episode by its shot, the number of its run, and its number in that run."""
+# The classes that the supports show, those to be segmented, and the query.
+_GroupKey = tuple[tuple[int, ...], tuple[int, ...], int]
 
-    shot: int
+
+class EpisodeId(NamedTuple):
+    """An episode by its lists (by their shot, as a rule), the number of its run, and its number in that run."""
+
+    lists: ListKey
     run: int
     number: int
 
@@ -50,14 +57,17 @@ class EpisodeId(NamedTuple):
 class QueryGroup:
     """All episodes of one query and the same classes.
 
-    measured  ways and their classes, as far as the query holds them
-    episodes  the different ones by their supports, each with every number that it has
+    class_ids  the classes that are to be segmented
+    measured   ways and their classes, as far as the query holds them
+    episodes   the different ones by their supports, each with every number that it has
+    shown      the classes that the supports show where they are others, or ()
     """
 
     query: Query
     class_ids: tuple[int, ...]
     measured: Mapping[int, int]
     episodes: Mapping[SupportIds, Sequence[EpisodeId]]
+    shown: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return sum(map(len, self.episodes.values()))
@@ -66,8 +76,9 @@ class QueryGroup:
         """The supports of an episode of this group, way by way."""
         shot = len(images) // len(self.class_ids)
         # Whatever the order of the ways, an image's mask is the same.
-        classes = tuple(sorted(self.class_ids))
-        return [Support(image, self.class_ids[i // shot], classes) for i, image in enumerate(images)]
+        shown = self.shown or self.class_ids
+        classes = tuple(sorted(shown))
+        return [Support(image, shown[i // shot], classes) for i, image in enumerate(images)]
 
     def all_supports(self) -> list[Support]:
         """Each different one once, in the order of the episodes."""
@@ -78,24 +89,23 @@ class QueryGroup:
         return [self.query, *self.all_supports()]
 
 
-def group_episodes(lists: Mapping[int, Sequence[EpisodeList]]) -> list[QueryGroup]:
-    """Groups in the order of their classes, so that features of a class's supports are needed for a short while.
+def group_episodes(lists: Mapping[Key, Sequence[EpisodeList]]) -> list[QueryGroup]:
+    """Groups in the order of the classes that their supports show, whose features are then needed for a short while.
 
-    lists: of each shot, one a run.
+    lists: of each key, one a run.
     """
-    grouped: dict[tuple[tuple[int, ...], int], dict[SupportIds, list[EpisodeId]]] = defaultdict(
-        lambda: defaultdict(list)
-    )
-    measured: dict[tuple[tuple[int, ...], int], Mapping[int, int]] = {}
-    for shot, runs in lists.items():
+    grouped: dict[_GroupKey, dict[SupportIds, list[EpisodeId]]] = defaultdict(lambda: defaultdict(list))
+    measured: dict[_GroupKey, Mapping[int, int]] = {}
+    for name, runs in lists.items():
         for run, episodes in enumerate(runs):
             for number, spec in enumerate(episodes.specs):
-                key = spec.class_ids, spec.query
-                grouped[key][spec.supports].append(EpisodeId(shot, run, number))
+                key = spec.shown or spec.class_ids, spec.class_ids, spec.query
+                grouped[key][spec.supports].append(EpisodeId(name, run, number))
                 measured.setdefault(key, episodes.measured(spec))
     return [
-        QueryGroup(Query(query), class_ids, measured[class_ids, query], dict(grouped[class_ids, query]))
-        for class_ids, query in sorted(grouped)
+        QueryGroup(Query(query), classes, measured[key], dict(grouped[key]), () if shown == classes else shown)
+        for key in sorted(grouped)
+        for shown, classes, query in [key]
     ]
 
 

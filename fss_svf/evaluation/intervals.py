@@ -36,7 +36,7 @@ def resampled(tables: Sequence[EpisodeTable], zero: bool, resamples: int = RESAM
     Which episodes are drawn depends on the numbers of seeds and episodes alone: results of the same episodes have the
     same resamples, and their difference is a paired one.
     """
-    return mean_scores([scores(_resampled_sums(t, number, resamples), zero) for number, t in enumerate(tables)])
+    return mean_scores([scores(resampled_sums(t, number, resamples), zero) for number, t in enumerate(tables)])
 
 
 def interval(values: np.ndarray, level: float = LEVEL) -> tuple[float, float] | None:
@@ -78,8 +78,8 @@ def weights(episodes: int, number: int, resamples: int) -> Iterator[np.ndarray]:
         yield np.bincount(drawn.ravel(), minlength=rows * episodes).reshape(rows, episodes)
 
 
-def _resampled_sums(table: EpisodeTable, number: int, resamples: int) -> np.ndarray:
-    """(R, 2 + C, 2) sums of the episodes' counts."""
+def resampled_sums(table: EpisodeTable, number: int, resamples: int = RESAMPLES) -> np.ndarray:
+    """(R, 2 + C, 2) sums of the episodes' counts in each resample; `number` of the seed, from 0."""
     # In float64, which is exact up to 2^53 and multiplies matrices fast; sums of pixels stay far below.
     columns = table.counts.reshape(len(table), -1).astype(np.float64)
     sums = [chunk.astype(np.float64) @ columns for chunk in weights(len(table), number, resamples)]
