@@ -38,6 +38,7 @@ from fss_svf.evaluation.subject import make_subject, require_tested
 from fss_svf.evaluation.task import EngineOptions, EvaluationTask
 from fss_svf.evaluation.timer import Timer
 from fss_svf.model import choose_device, place
+from fss_svf.packed import chosen
 from fss_svf.provenance import write_run_folder
 from fss_svf.registry import DATASETS
 from fss_svf.reporting.gallery import save_gallery
@@ -60,7 +61,8 @@ def evaluate(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:
     model, subject = make_subject(config)
     protocol = replace(config.protocol, seed=config.seed, runs=config.seeds)
     # Without a checkpoint the weights themselves may have been trained on these classes.
-    source = f"checkpoint={config.checkpoint}" if config.checkpoint else "backbone.weights"
+    trained = chosen(config.checkpoint, config.model)
+    source = "backbone.weights" if trained is None else trained[1]
     require_tested(subject, source)
     dataset: Dataset = DATASETS.build(subject.dataset)
     split = dataset.split("val")
