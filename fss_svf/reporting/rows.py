@@ -46,7 +46,7 @@ class Row:
 
     def cell(self, shot: int, fold: int, key: str = "miou") -> Estimate | None:
         """The estimate over the seeds of a cell; None if there is no number."""
-        values = (number(r, key) for r in self.of(shot, fold))
+        values = (entry(r, key) for r in self.of(shot, fold))
         return estimate([value for value in values if value is not None])
 
     def mean(self, shot: int, folds: Sequence[int], key: str = "miou") -> Estimate | None:
@@ -54,19 +54,19 @@ class Row:
         of_folds = [self.cells.get((shot, fold), {}) for fold in folds]
         means = []
         for seed in self.seeds:
-            values = [number(cell[seed], key) for cell in of_folds if seed in cell]
+            values = [entry(cell[seed], key) for cell in of_folds if seed in cell]
             known = [value for value in values if value is not None]
             if len(known) == len(folds):
                 means.append(fmean(known))
         return estimate(means)
 
 
-def number(result: Result, key: str) -> float | None:
-    """The number under a dotted key such as reliance.in_query.difference; None where the result has none."""
+def entry(result: Result, key: str) -> Any:
+    """What a result has under a dotted key such as reliance.in_query.difference; None where it has none."""
     found: Any = result
     for part in key.split("."):
         found = None if found is None else found.get(part)
-    return None if found is None else float(found)
+    return found
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:

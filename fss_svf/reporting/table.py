@@ -8,7 +8,7 @@ from string import ascii_lowercase
 from typing import Any, Literal
 
 from fss_svf.reporting.published import FOLDS, Published, differences, published, why_none
-from fss_svf.reporting.rows import Estimate, Result, Row, rows_of, ways
+from fss_svf.reporting.rows import Estimate, Result, Row, entry, rows_of, ways
 
 ABSENT = "-"
 # Columns of support reliance (docs/results.md): in percentage points of mIoU.
@@ -120,7 +120,8 @@ def _lines(
             pairs.append((_cell(row, shot, folds[0], "fb_iou", value), value, None))
         for key in further[shot]:
             value = row.mean(shot, folds, key)
-            pairs.append((Cell(_in_words(value, len(row.seeds))), value, None))
+            cell = Cell(_in_words(value, len(row.seeds)))
+            pairs.append((cell if len(folds) > 1 else _cell(row, shot, folds[0], key, value), value, None))
         for cell, value, number in pairs:
             measured.append(cell)
             printed.append(Cell(percent(number)))
@@ -192,10 +193,11 @@ def _seeds(seeds: Sequence[int]) -> str:
 
 
 def _cell(row: Row, shot: int, fold: int, key: str, value: Estimate | None) -> Cell:
-    """A number; for a single training with its interval over episodes."""
+    """A number; for a single training with its interval over episodes, by the number's key."""
+    of_interval = f"{key.removesuffix('.difference')}.interval" if key.endswith(".difference") else f"interval.{key}"
     text, interval = _in_words(value, len(row.seeds)), ""
     if value is not None and value.seeds == 1:
-        low, high = row.of(shot, fold)[0].get("interval", {}).get(key) or (None, None)
+        low, high = entry(row.of(shot, fold)[0], of_interval) or (None, None)
         interval = "" if low is None else f"{percent(low)} to {percent(high)}"
     return Cell(text, interval)
 
