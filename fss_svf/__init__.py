@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fss_svf.config import Protocol
     from fss_svf.episode import Episode, Prediction
     from fss_svf.official import load_official
+    from fss_svf.packed import packaged
     from fss_svf.prediction.segmenter import Segmenter
 
 __version__ = "0.1.0"
@@ -32,6 +33,7 @@ __all__ = [
     "load_dataset",
     "load_model",
     "load_official",
+    "packaged",
     "train",
 ]
 _MODULES = {
@@ -40,6 +42,7 @@ _MODULES = {
     "Protocol": "fss_svf.config",
     "Segmenter": "fss_svf.prediction.segmenter",
     "load_official": "fss_svf.official",
+    "packaged": "fss_svf.packed",
 }
 
 

@@ -64,6 +64,14 @@ def values(
     return plain
 
 
+def plain_values(group: str, option: str) -> dict[str, Any] | None:
+    """The values of conf/GROUP/OPTION.yaml as it stands, without Hydra's defaults; None where there is no such file."""
+    paths = [folder / group / f"{option}.yaml" for folder in conf_folders()]
+    path = next((path for path in paths if path.is_file()), None)
+    found: Any = None if path is None else OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    return found
+
+
 def join_search_path() -> None:
     """Let Hydra look into the `conf` folders of plugins, from now on. Raises PluginError where two hold the same file."""
     seen: dict[Path, Path] = {}

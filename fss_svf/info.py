@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 
 from fss_svf import plugins
-from fss_svf.conf_files import conf_folders, options
+from fss_svf.conf_files import options, plain_values
 from fss_svf.config import InfoConfig, from_mapping
 from fss_svf.data.build import cores
 from fss_svf.data.dataset import Dataset, DatasetOptions, Split
@@ -119,11 +118,9 @@ def _datasets(chosen: Mapping[str, Any]) -> Iterator[Line]:
 
 def _defaults(name: str) -> dict[str, Any]:
     """The values of conf/dataset/NAME.yaml."""
-    paths = [folder / "dataset" / f"{name}.yaml" for folder in conf_folders()]
-    path = next((path for path in paths if path.is_file()), None)
-    if path is None:
+    values = plain_values("dataset", name)
+    if values is None:
         raise ConfigError(f"no {name}.yaml in conf/dataset; run fss-svf info dataset={name} --config-dir=YOURS")
-    values: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     return values
 
 

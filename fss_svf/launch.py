@@ -52,12 +52,13 @@ VERBS = {
     "report": Verb("reporting", config.ReportConfig, "gathers results into tables and a page"),
     "predict": Verb("prediction", config.PredictConfig, "segments your photographs by a few examples of yours"),
     "demo": Verb("prediction", config.DemoConfig, "does so in the browser: paint the object, drop a photograph"),
+    "models": Verb("prediction", config.ModelsConfig, "lists the trained models in this package, or prints a card"),
     "info": Verb("", config.InfoConfig, "says what is installed, which datasets are ready, what can be chosen"),
 }
 # Verbs that share their work among the processes of torchrun.
 _SHARED = ("pretrain", "train", "evaluate")
 # Verbs without a run folder.
-_NOWHERE = ("predict", "demo", "info")
+_NOWHERE = ("predict", "demo", "models", "info")
 # Verbs that leave something to put in order when they end.
 _ORDERLY = ("pretrain", "train", "evaluate", "reproduce", "demo")
 

@@ -46,11 +46,15 @@ def restore_model(
 ) -> FewShotMethod:
     """The model of a checkpoint. Raises WeightsError naming the tensors that do not fit; `what` is the file.
 
-    base     the checkpoint's entry of that name, where it holds what trained alone (base_weights.py)
+    base     the checkpoint's entry of that name, where it holds what trained alone (base_weights.py); with `adapter`, a
+             file of svf.save_adapter that holds it in place of `state` (packed.py)
     weights  backbone.weights in place of those that `base` names. Raises ConfigError where the checkpoint holds them all
     """
     if base is not None:
         model, _, _ = start_on_base(method, backbone, tuning, state, base, what, weights)
+        if "adapter" in base:
+            svf.load_adapter(model.backbone.body, base["adapter"])
+            return model
         load_state(model, completed(model, state, base, what), what)
         return model
     if weights is not None:

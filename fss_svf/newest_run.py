@@ -37,7 +37,7 @@ def _run(value: str) -> str:
     folder = Path(value).expanduser()
     if value == LATEST and not folder.exists():
         folder = _TRAININGS
-    elif not folder.is_dir() or (folder / "checkpoints").exists():
+    elif not folder.is_dir() or (folder / "checkpoints").exists() or (folder / "model.yaml").exists():  # a packed model
         return value
     finished, saved = (_newest(folder, name) for name in ("finished.json", "checkpoints/last.pt"))
     if finished is None:

@@ -115,10 +115,12 @@ def _earlier(verb: str, runs: Path, root: DictConfig) -> Path | None:
     return None
 
 
-def _subject(checkpoint: str | None, *, _root_: Any) -> str:
-    """A name for what is evaluated: the training run's name, or the parts chosen on the command line."""
+def _subject(checkpoint: str | None, model: str | None, *, _root_: Any) -> str:
+    """A name for what is evaluated: the training run's, the packed model's, or the parts chosen on the command line."""
     if checkpoint is not None:
         folder = folder_of(checkpoint)  # outputs/train/NAME/STAMP
         return f"{folder.parent.name}-{folder.name}"
+    if model is not None:
+        return model
     parts = (OmegaConf.select(_root_, key) for key in ("dataset.name", "fold", "method.name", "backbone.name"))
     return "-".join(str(part) for part in parts if part is not None) or "unnamed"

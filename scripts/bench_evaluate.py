@@ -145,7 +145,7 @@ def compare(task: EvaluationTask, sides: dict[str, FewShotMethod], lists: Lists,
     def run_plain(places: Sequence[EpisodeId]) -> None:
         for where in places:
             for name, model in sides.items():
-                done[name][where] = plain_loop(task, model, lists[where.shot][where.run], where.number)
+                done[name][where] = plain_loop(task, model, lists[where.lists][where.run], where.number)
 
     run_plain(sample[:1])  # warms up, and is measured again
     run_plain(sample[::2])
@@ -168,7 +168,7 @@ def compare(task: EvaluationTask, sides: dict[str, FewShotMethod], lists: Lists,
     print(f"  engine    {work.episodes / wall:8.3f} episodes/s, {wall:.0f} s")
     equal = True
     for name, plain in done.items():
-        each = {shot: mean(p.seconds for where, p in plain.items() if where.shot == shot) for shot in lists}
+        each = {shot: mean(p.seconds for where, p in plain.items() if where.lists == shot) for shot in lists}
         total = sum(each[shot] * sum(map(len, of_shot)) for shot, of_shot in lists.items())
         shown = ", ".join(f"{s:.2f} s at {shot}-shot" for shot, s in each.items())
         print(
@@ -216,7 +216,7 @@ def difference(plain: dict[EpisodeId, Plain], watch: Watch, tables: dict[int, li
     """Pixels that turned in the masks, and at least so many in the counts of further outputs; and all counted ones."""
     turned = counted = 0
     for where, one in plain.items():
-        table = tables[where.shot][where.run]
+        table = tables[where.lists][where.run]
         in_mask = int(((one.mask != watch.masks[where]) & (one.truth != IGNORE)).sum())
         for name, counts in {"": table.counts, **table.further}.items():
             (background, ours), (of_background, theirs) = counts[where.number, :2], one.counts[name][:2].numpy()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fss_svf import cli
+from fss_svf import cli, provenance
 
 # No test writes to the cache folder of whoever runs it.
 os.environ["FSS_SVF_CACHE"] = "off"
@@ -51,6 +51,7 @@ def fss(monkeypatch, tmp_path, capsys):
     def call(*arguments: str):
         monkeypatch.setattr(sys, "argv", ["fss-svf", *map(str, arguments)])
         monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+        monkeypatch.setattr(provenance, "command", {})  # a refused command leaves its own, and ends its process
         status = 0
         try:
             cli.main()

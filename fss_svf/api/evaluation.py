@@ -16,10 +16,13 @@ from fss_svf.api.choosing import compose
 from fss_svf.api.data import Episodes, LoadedFold, drawn
 from fss_svf.api.models import origins
 from fss_svf.config import EvaluateConfig, FeaturesDtype, Precision, Protocol, WayRule, from_mapping
+from fss_svf.data.manifest import EpisodeList
 from fss_svf.episode import Episode, Features, Prediction
 from fss_svf.errors import ConfigError
 from fss_svf.evaluation.conditions import warn_of_width
+from fss_svf.evaluation.groups import ListKey
 from fss_svf.evaluation.prepare_task import check_subject, make_task
+from fss_svf.evaluation.reliance import measure_reliance, save_wrong_episodes, wrong_lists
 from fss_svf.evaluation.result import data_source, make_result, save_result, warn_of_absent
 from fss_svf.evaluation.runs import evaluate_lists
 from fss_svf.evaluation.subject import Subject
@@ -47,6 +50,7 @@ def evaluate(
     cache_gb: float = 4,
     precision: Precision = "float32",
     features_dtype: FeaturesDtype | None = None,
+    reliance: bool = False,
     method: str | None = None,
     backbone: str = "custom",
     tuning: str = "custom",
@@ -61,11 +65,11 @@ def evaluate(
     size       of the input in pixels; None: the protocol's, or that of the training of load_model's model
     way        classes an episode; None: those of the training of load_model's model, else 1
     way_rule   how several classes become one mask (conf/evaluate.yaml); argmax: the model gets episodes of one class
-    device, batch_size, workers, cache_gb, precision, features_dtype
+    device, batch_size, workers, cache_gb, precision, features_dtype, reliance
                as in conf/evaluate.yaml
     method, backbone, tuning
                how the result names a model that was not made by this package; method=None: by its class
-    out        a folder for result.json and episodes.csv, which `fss-svf report` and `compare` read
+    out        a folder for result.json and episodes.csv (and reliance.csv), which `fss-svf report` and `compare` read
 
     Raises ConfigError, DataError and WeightsError as `fss-svf evaluate` does.
 
@@ -88,6 +92,7 @@ def evaluate(
         "cache_gb": cache_gb,
         "precision": precision,
         "features_dtype": features_dtype,
+        "reliance": reliance,
     }
     config = from_mapping(EvaluateConfig, compose("evaluate", {"protocol": protocol}, keys))
     if out is not None and (Path(out) / "checkpoints").exists():
@@ -106,18 +111,25 @@ def evaluate(
     modes = {module: module.training for module in seam.modules()}
     place(seam, where, channels_last=not whole)
     task = make_task(seam, subject, data.split, fold.fold, plan, base)
+    wrong = wrong_lists(plan, fold.fold) if reliance else {}
+    lists: dict[ListKey, list[EpisodeList]] = dict(plan.episodes.items())
+    lists.update(wrong)
     try:
         with tempfile.TemporaryDirectory() as folder:
             features = Path(folder) / "features"
             how = EngineOptions(where, batch_size, workers, cache_gb, features, precision, features_dtype)
-            tables = evaluate_lists(task, how, plan.episodes)[shot]
+            of_lists = evaluate_lists(task, how, lists)
     finally:
         for module, training in modes.items():
             module.training = training
-    result = make_result(subject, plan, shot, tables, data_source(data.dataset, plan), how)
+    tables = of_lists[shot]
+    measured = measure_reliance(shot, tables, wrong, of_lists, fold.fold.base) if reliance else None
+    result = make_result(subject, plan, shot, tables, data_source(data.dataset, plan), how, measured)
     warn_of_absent(result)
     warn_of_width(result, plan.protocol.half_width)
     if out is not None:
+        if reliance:
+            save_wrong_episodes(Path(out) / "reliance.csv", shot, wrong, of_lists)
         save_result(Path(out), result, tables)
     return result
 

@@ -33,7 +33,7 @@ class PrepareConfig:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """What is null comes from the checkpoint; without a checkpoint nothing may be null but `checkpoint`."""
+    """What is null comes from the checkpoint or the packed model; without one nothing may be null but these two."""
 
     name: str
     checkpoint: Path | None
@@ -57,6 +57,8 @@ class EvaluateConfig:
     method: dict[str, Any]
     way: int | None = None
     way_rule: WayRule = "auto"
+    reliance: bool = False
+    model: str | None = None
     plugins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -163,7 +165,7 @@ class CompareConfig:
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """conf/predict.yaml says what each key means. Given are support, query, out, and checkpoint or method."""
+    """conf/predict.yaml says what each key means. Given are support, query, out, and checkpoint, model or method."""
 
     checkpoint: Path | None
     method: dict[str, Any]
@@ -178,6 +180,7 @@ class PredictConfig:
     precision: Precision
     batch_size: int
     overwrite: bool
+    model: str | None = None
     plugins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -194,7 +197,7 @@ class PredictConfig:
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """conf/demo.yaml says what each key means. Given is checkpoint or method."""
+    """conf/demo.yaml says what each key means. Given is checkpoint, model or method."""
 
     checkpoint: Path | None
     method: dict[str, Any]
@@ -205,12 +208,20 @@ class DemoConfig:
     precision: Precision
     host: str
     port: int
+    model: str | None = None
     plugins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.size is not None:
             check_size(self.size)
         require(1 <= self.port <= 65535, "port", "a number from 1 to 65535", self.port)
+
+
+@dataclass(frozen=True)
+class ModelsConfig:
+    """model: the one whose card is printed; None: a list of all."""
+
+    model: str | None
 
 
 @dataclass(frozen=True)

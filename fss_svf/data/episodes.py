@@ -18,7 +18,7 @@ Order = Literal["in_order", "pairs", "random", "shuffled_epochs", "by_class", "i
 WALKS: tuple[Order, ...] = ("in_order", "pairs")
 
 # Independent random streams of one seed.
-_EPISODE, _EPOCH, AUGMENTATION, _WAYS, _PASS, WHOLE_LIST = 0, 1, 2, 3, 4, 5
+_EPISODE, _EPOCH, AUGMENTATION, _WAYS, _PASS, WHOLE_LIST, RELIANCE = 0, 1, 2, 3, 4, 5, 6
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class EpisodeSpec:
     supports   N * K images, way by way
     alone      whether a support's mask shows its class alone, and the other classes are background; else those of the
                episode are ignored in it
+    shown      the classes that the supports show where they are others than class_ids (evaluation/reliance.py), or ()
     """
 
     number: int
@@ -36,6 +37,7 @@ class EpisodeSpec:
     query: int
     supports: tuple[int, ...]
     alone: bool = False
+    shown: tuple[int, ...] = ()
 
     @property
     def class_id(self) -> int:
@@ -64,7 +66,7 @@ class EpisodeSpec:
     @property
     def masked_classes(self) -> tuple[int, ...]:
         """The classes that are ignored in the mask of a support of another class, ascending."""
-        return () if self.alone else tuple(sorted(self.class_ids))
+        return () if self.alone else tuple(sorted(self.shown or self.class_ids))
 
     def first_supports(self, shot: int) -> EpisodeSpec:
         """The same episode with the first `shot` supports of each way."""

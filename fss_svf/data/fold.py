@@ -68,6 +68,15 @@ class Fold:
         large: np.ndarray = index.having(self.classes(split), self.options.min_area)
         return large & self.usable(index, split)
 
+    def supports(self, index: Index, split: SplitName, by_pair: bool) -> np.ndarray:
+        """(N, C + 1) bool: the classes of which each image may be a support, by the dataset's list or by the area rule.
+
+        by_pair: whether the episodes walk pairs of image and class.
+        """
+        pairs = self.options.pairs(index, split, by_pair)
+        large = index.areas >= self.options.min_area if pairs is None else pairs
+        return large & self.usable(index, split)[:, None]
+
     def sampler(
         self,
         index: Index,

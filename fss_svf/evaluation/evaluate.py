@@ -20,16 +20,25 @@ from fss_svf.data.manifest import EpisodeList
 from fss_svf.data.synonyms import warn_of_twice
 from fss_svf.errors import ConfigError, listing
 from fss_svf.evaluation.conditions import warn_of_width
+from fss_svf.evaluation.groups import ListKey
 from fss_svf.evaluation.pictures import pick, pictures_of
 from fss_svf.evaluation.plan import make_plan
 from fss_svf.evaluation.prepare_task import check_subject, make_task
 from fss_svf.evaluation.records import delete_records, has_records
+from fss_svf.evaluation.reliance import (
+    measure_reliance,
+    reliance_in_words,
+    require_one_way,
+    save_wrong_episodes,
+    wrong_lists,
+)
 from fss_svf.evaluation.result import data_source, in_words, make_result, save_result, shares, warn_of_absent
 from fss_svf.evaluation.runs import evaluate_lists
 from fss_svf.evaluation.subject import make_subject, require_tested
 from fss_svf.evaluation.task import EngineOptions, EvaluationTask
 from fss_svf.evaluation.timer import Timer
 from fss_svf.model import choose_device, place
+from fss_svf.packed import chosen
 from fss_svf.provenance import write_run_folder
 from fss_svf.registry import DATASETS
 from fss_svf.reporting.gallery import save_gallery
@@ -52,7 +61,8 @@ def evaluate(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:
     model, subject = make_subject(config)
     protocol = replace(config.protocol, seed=config.seed, runs=config.seeds)
     # Without a checkpoint the weights themselves may have been trained on these classes.
-    source = f"checkpoint={config.checkpoint}" if config.checkpoint else "backbone.weights"
+    trained = chosen(config.checkpoint, config.model)
+    source = "backbone.weights" if trained is None else trained[1]
     require_tested(subject, source)
     dataset: Dataset = DATASETS.build(subject.dataset)
     split = dataset.split("val")
@@ -60,7 +70,12 @@ def evaluate(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:
     warn_of_twice(fold.class_names, dataset.options.synonyms)
     subject, base = check_subject(model, subject, fold, protocol, config.shots, source)
     place(model, device)
+    if config.reliance:
+        require_one_way(subject.way)
     plan = make_plan(split.index, fold, config.shots, protocol, config.episodes, subject.way, base is not None)
+    wrong = wrong_lists(plan, fold) if config.reliance else {}
+    lists: dict[ListKey, list[EpisodeList]] = dict(plan.episodes.items())
+    lists.update(wrong)
     if distributed.rank() == 0:
         if config.resume is None:
             _delete_earlier(out)
@@ -68,7 +83,7 @@ def evaluate(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:
     task, options = make_task(model, subject, split, fold, plan, base), _options(config, device, out)
     timer = Timer(device)
     try:
-        of_shots = evaluate_lists(task, options, plan.episodes, out, timer)
+        of_lists = evaluate_lists(task, options, lists, out, timer)
     except KeyboardInterrupt:
         if has_records(out):
             log.info("what is finished is kept; go on with resume=%s", out)
@@ -79,14 +94,19 @@ def evaluate(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:
     if seconds := timer.seconds():  # unless all was done before
         log.info("%s", shares(seconds))
     results, data = [], data_source(dataset, plan)
-    for shot, tables in of_shots.items():
-        result = make_result(subject, plan, shot, tables, data, options)
-        folder = _folder(config, out, shot)
+    for shot in plan.episodes:
+        tables, folder = of_lists[shot], _folder(config, out, shot)
+        reliance = measure_reliance(shot, tables, wrong, of_lists, fold.base) if wrong else None
+        result = make_result(subject, plan, shot, tables, data, options, reliance)
+        if wrong:
+            save_wrong_episodes(folder / "reliance.csv", shot, wrong, of_lists)
         save_result(folder, result, tables)
         if config.pictures:
             _draw(folder, task, options, pick(plan.episodes[shot][0], tables[0], config.pictures))
         warn_of_absent(result)
         log.info("%s", in_words(result))
+        if reliance is not None:
+            log.info("%d-shot: %s", shot, reliance_in_words(reliance, result["interval"]["level"]))
         warn_of_width(result, protocol.half_width)
         results.append(result)
     delete_records(out)
@@ -120,7 +140,7 @@ def _folder(config: EvaluateConfig, out: Path, shot: int) -> Path:
 def _delete_earlier(out: Path) -> None:
     """Delete the results of an evaluation that this one replaces: of other shots, they would stay beside the new ones."""
     for folder in [out, *out.glob("*shot")]:
-        for name in ("result.json", "episodes.csv", "episodes.png", "best.png", "worst.png"):
+        for name in ("result.json", "episodes.csv", "reliance.csv", "episodes.png", "best.png", "worst.png"):
             (folder / name).unlink(missing_ok=True)
         shutil.rmtree(folder / "gallery", ignore_errors=True)
         if folder != out and not any(folder.iterdir()):

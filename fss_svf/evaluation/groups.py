@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from fss_svf.data.manifest import EpisodeList
 
 # The image numbers of an episode's supports, way by way.
 SupportIds = tuple[int, ...]
+# What tells lists of episodes apart: the shot, and with wrong supports (reliance.py) also which class these show.
+ListKey = int | tuple[int, str]
+Key = TypeVar("Key", bound=ListKey)
 
 
 class Support(NamedTuple):
@@ -38,10 +41,14 @@ class Label:
     image: int
 
 
-class EpisodeId(NamedTuple):
-    """An episode by its shot, the number of its run, and its number in that run."""
+# The classes that the supports show, those to be segmented, and the query.
+_GroupKey = tuple[tuple[int, ...], tuple[int, ...], int]
 
-    shot: int
+
+class EpisodeId(NamedTuple):
+    """An episode by its lists (by their shot, as a rule), the number of its run, and its number in that run."""
+
+    lists: ListKey
     run: int
     number: int
 
@@ -50,9 +57,11 @@ class EpisodeId(NamedTuple):
 class QueryGroup:
     """All episodes of one query and the same classes.
 
-    measured  ways and their classes, as far as the query holds them
-    episodes  the different ones by their supports, each with every number that it has
-    masked    the classes that are ignored in the mask of a support of another one
+    class_ids  the classes that are to be segmented
+    measured   ways and their classes, as far as the query holds them
+    episodes   the different ones by their supports, each with every number that it has
+    masked     the classes that are ignored in the mask of a support of another one
+    shown      the classes that the supports show where they are others, or ()
     """
 
     query: Query
@@ -60,6 +69,7 @@ class QueryGroup:
     measured: Mapping[int, int]
     episodes: Mapping[SupportIds, Sequence[EpisodeId]]
     masked: tuple[int, ...] = ()
+    shown: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return sum(map(len, self.episodes.values()))
@@ -67,7 +77,8 @@ class QueryGroup:
     def supports(self, images: SupportIds) -> list[Support]:
         """The supports of an episode of this group, way by way."""
         shot = len(images) // len(self.class_ids)
-        return [Support(image, self.class_ids[i // shot], self.masked) for i, image in enumerate(images)]
+        shown = self.shown or self.class_ids
+        return [Support(image, shown[i // shot], self.masked) for i, image in enumerate(images)]
 
     def all_supports(self) -> list[Support]:
         """Each different one once, in the order of the episodes."""
@@ -78,26 +89,26 @@ class QueryGroup:
         return [self.query, *self.all_supports()]
 
 
-def group_episodes(lists: Mapping[int, Sequence[EpisodeList]]) -> list[QueryGroup]:
-    """Groups in the order of their classes, so that features of a class's supports are needed for a short while.
+def group_episodes(lists: Mapping[Key, Sequence[EpisodeList]]) -> list[QueryGroup]:
+    """Groups in the order of the classes that their supports show, whose features are then needed for a short while.
 
-    lists: of each shot, one a run.
+    lists: of each key, one a run.
     """
-    grouped: dict[tuple[tuple[int, ...], int], dict[SupportIds, list[EpisodeId]]] = defaultdict(
-        lambda: defaultdict(list)
-    )
-    of_first: dict[tuple[tuple[int, ...], int], tuple[Mapping[int, int], tuple[int, ...]]] = {}
-    for shot, runs in lists.items():
+    grouped: dict[_GroupKey, dict[SupportIds, list[EpisodeId]]] = defaultdict(lambda: defaultdict(list))
+    of_first: dict[_GroupKey, tuple[Mapping[int, int], tuple[int, ...]]] = {}
+    for name, runs in lists.items():
         for run, episodes in enumerate(runs):
             for number, spec in enumerate(episodes.specs):
-                key = spec.class_ids, spec.query
-                grouped[key][spec.supports].append(EpisodeId(shot, run, number))
+                key = spec.shown or spec.class_ids, spec.class_ids, spec.query
+                grouped[key][spec.supports].append(EpisodeId(name, run, number))
                 if key not in of_first:
                     # Whatever the order of the ways, a support's mask is the same.
                     of_first[key] = episodes.measured(spec), spec.masked_classes
     return [
-        QueryGroup(Query(key[1]), key[0], of_first[key][0], dict(grouped[key]), of_first[key][1])
+        QueryGroup(Query(query), classes, measured, dict(grouped[key]), masked, () if shown == classes else shown)
         for key in sorted(grouped)
+        for shown, classes, query in [key]
+        for measured, masked in [of_first[key]]
     ]
 
 

@@ -41,7 +41,7 @@ def resampled(tables: Sequence[EpisodeTable], zero: bool, resamples: int = RESAM
 
 def resampled_seeds(tables: Sequence[EpisodeTable], zero: bool, resamples: int = RESAMPLES) -> list[Scores]:
     """Those of each seed."""
-    return [scores(_resampled_sums(t, number, resamples), zero) for number, t in enumerate(tables)]
+    return [scores(resampled_sums(t, number, resamples), zero) for number, t in enumerate(tables)]
 
 
 def interval(values: np.ndarray, level: float = LEVEL) -> tuple[float, float] | None:
@@ -83,8 +83,8 @@ def weights(episodes: int, number: int, resamples: int) -> Iterator[np.ndarray]:
         yield np.bincount(drawn.ravel(), minlength=rows * episodes).reshape(rows, episodes)
 
 
-def _resampled_sums(table: EpisodeTable, number: int, resamples: int) -> np.ndarray:
-    """(R, 2 + C, 2) sums of the episodes' counts."""
+def resampled_sums(table: EpisodeTable, number: int, resamples: int = RESAMPLES) -> np.ndarray:
+    """(R, 2 + C, 2) sums of the episodes' counts in each resample; `number` of the seed, from 0."""
     # In float64, which is exact up to 2^53 and multiplies matrices fast; sums of pixels stay far below.
     columns = table.counts.reshape(len(table), -1).astype(np.float64)
     sums = [chunk.astype(np.float64) @ columns for chunk in weights(len(table), number, resamples)]

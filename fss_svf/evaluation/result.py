@@ -34,10 +34,11 @@ def make_result(
     tables: Sequence[EpisodeTable],
     data: Mapping[str, Any],
     options: EngineOptions,
+    reliance: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """result.json, as docs/results.md says: every number a fraction; means over the seeds, whose own stand in `runs`.
 
-    tables: one a seed, of plan.classes. data: of data_source.
+    tables: one a seed, of plan.classes. data: of data_source. reliance: of measure_reliance, where it was asked for.
     """
     protocol = plan.protocol
     zero = protocol.never_drawn == "zero"
@@ -68,6 +69,7 @@ def make_result(
         "seeds": [protocol.seed + i for i in range(protocol.runs)],
         "episodes_per_class": {name: drawn.get(name, 0) for name in names},
         "also": _also(tables, len(plan.classes), zero, len(plan.base)),
+        **({} if reliance is None else {"reliance": reliance}),
         "runs": runs,
         "data": data,
         "images_listed": plan.listed,

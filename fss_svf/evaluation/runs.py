@@ -8,6 +8,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from fss_svf.data.episodes import EpisodeSpec
 from fss_svf.data.manifest import EpisodeList
 from fss_svf.evaluation.engine import Engine, GroupCounts
 from fss_svf.evaluation.episode_table import EpisodeTable, empty_table
-from fss_svf.evaluation.groups import QueryGroup, SupportIds, group_episodes, share
+from fss_svf.evaluation.groups import Key, QueryGroup, SupportIds, group_episodes, share
 from fss_svf.evaluation.metric import CLASSES, class_iou, mean_iou
 from fss_svf.evaluation.records import Records
 from fss_svf.evaluation.task import EngineOptions, EvaluationTask
@@ -32,11 +33,11 @@ log = logging.getLogger(__name__)
 def evaluate_lists(
     task: EvaluationTask,
     options: EngineOptions,
-    lists: Mapping[int, Sequence[EpisodeList]],
+    lists: Mapping[Key, Sequence[EpisodeList]],
     records: Path | None = None,
     timer: Timer | None = None,
-) -> dict[int, list[EpisodeTable]]:
-    """Evaluate the episodes of every shot and seed: of each shot the tables, one a seed.
+) -> dict[Key, list[EpisodeTable]]:
+    """Evaluate the episodes of every list and seed: of each list's key, such as the shot, the tables, one a seed.
 
     records  a folder to keep finished work in until all is done
     timer    measures what this process spends its time on
@@ -96,7 +97,10 @@ def predicted(
 
 
 def _add(total: np.ndarray, task: EvaluationTask, group: QueryGroup, counts: GroupCounts[np.ndarray]) -> None:
-    """Add the episodes of a group to the pixels (C, 2) of the classes that are measured."""
+    """Add the episodes of a group to the pixels (C, 2) of the classes that are measured. Wrong supports are not of the
+    mIoU."""
+    if group.shown:
+        return
     times = np.array([len(ids) for ids in group.episodes.values()])
     for row, column in _columns(task, group).items():
         total[column] += times @ counts.prediction[:, row]
@@ -111,17 +115,19 @@ def _columns(task: EvaluationTask, group: QueryGroup) -> dict[int, int]:
 
 def _tables(
     task: EvaluationTask,
-    lists: Mapping[int, Sequence[EpisodeList]],
+    lists: Mapping[Key, Sequence[EpisodeList]],
     groups: Sequence[QueryGroup],
     counts: Mapping[int, GroupCounts[np.ndarray]],
-) -> dict[int, list[EpisodeTable]]:
-    tables = {shot: [empty_table(run, task.classes, task.further) for run in runs] for shot, runs in lists.items()}
+) -> dict[Key, list[EpisodeTable]]:
+    tables: dict[Any, list[EpisodeTable]] = {
+        name: [empty_table(run, task.classes, task.further) for run in runs] for name, runs in lists.items()
+    }
     for position, of_group in sorted(counts.items()):
         group = groups[position]
         columns = _columns(task, group)
         for i, ids in enumerate(group.episodes.values()):
             for one in ids:
-                table = tables[one.shot][one.run]
+                table = tables[one.lists][one.run]
                 pairs = [(table.counts, of_group.prediction)]
                 pairs += [(table.further[name], of_group.further[name]) for name in task.further]
                 for of_table, rows in pairs:
@@ -156,7 +162,12 @@ def _subject(task: EvaluationTask, options: EngineOptions, groups: Sequence[Quer
     # Where all episodes of a run have the same supports, these stand once.
     numbers: dict[SupportIds, int] = {}
     episodes = [
-        [group.query.image, group.class_ids, [numbers.setdefault(images, len(numbers)) for images in group.episodes]]
+        [
+            group.query.image,
+            group.class_ids,
+            [numbers.setdefault(images, len(numbers)) for images in group.episodes],
+            *([group.shown] if group.shown else []),
+        ]
         for group in groups
     ]
     how = [task.annotation, vars(task.transform), to_mapping(task.protocol), task.base]

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fss_svf.checkpoint import load_checkpoint
 from fss_svf.config import EvaluateConfig, FoldNumber, Protocol, TrainConfig, check_fold, from_mapping, to_mapping
 from fss_svf.data.fold import Fold
 from fss_svf.errors import ConfigError
@@ -18,6 +17,7 @@ from fss_svf.evaluation.ways import ChosenRule, choose_rule
 from fss_svf.methods.base_classes import BaseClassMethod
 from fss_svf.methods.method import FewShotMethod, method_class
 from fss_svf.model import restore_model, trainable_values
+from fss_svf.packed import chosen, load_trained
 from fss_svf.registry import DATASETS, METHODS, Choice
 
 log = logging.getLogger(__name__)
@@ -52,13 +52,14 @@ class Subject:
 
 
 def make_subject(config: EvaluateConfig) -> tuple[FewShotMethod, Subject]:
-    """The model of a checkpoint, or a method without a trained parameter. Raises ConfigError, WeightsError."""
-    return _from_checkpoint(config) if config.checkpoint else _from_config(config)
+    """The model of a checkpoint, a packed one, or a method without a trained parameter. Raises ConfigError, WeightsError."""
+    trained = chosen(config.checkpoint, config.model)
+    return _from_config(config) if trained is None else _from_checkpoint(config, *trained)
 
 
-def _from_checkpoint(config: EvaluateConfig) -> tuple[FewShotMethod, Subject]:
-    assert config.checkpoint is not None
-    content = load_checkpoint(config.checkpoint, "train")
+def _from_checkpoint(config: EvaluateConfig, path: Path, what: str) -> tuple[FewShotMethod, Subject]:
+    """The model of a checkpoint or a packed one, at `path`; messages call it `what`."""
+    content = load_trained(path)
     trained = from_mapping(TrainConfig, content["config"])
     trained_class = method_class(trained.method.name)
     changeable = trained_class.evaluation_options if issubclass(trained_class, BaseClassMethod) else ()
@@ -66,17 +67,17 @@ def _from_checkpoint(config: EvaluateConfig) -> tuple[FewShotMethod, Subject]:
         others = set(getattr(config, key)) - set(allowed)
         if others:
             raise ConfigError(
-                f"{key}: checkpoint={config.checkpoint} was trained with {key}={getattr(trained, key).name} and its own "
+                f"{key}: {what} was trained with {key}={getattr(trained, key).name} and its own "
                 f"options of it; leave {key}{'' if 'name' in others else '.' + min(others)} out"
             )
     method = choose(METHODS, {**to_mapping(trained.method), **config.method})
     # Another dataset has other folds; whether its novel classes were seen is told by their names.
     if config.fold not in (None, trained.fold) and trained.fold != "all" and "name" not in config.dataset:
         raise ConfigError(
-            f"fold={config.fold}: checkpoint={config.checkpoint} was trained on fold {trained.fold} and has seen the "
+            f"fold={config.fold}: {what} was trained on fold {trained.fold} and has seen the "
             f"novel classes of fold {config.fold}; leave fold out, or give a checkpoint of fold {config.fold}"
         )
-    what, way = f"checkpoint={config.checkpoint}", _way(config, trained.way)
+    way = _way(config, trained.way)
     dataset = _dataset(config.dataset, trained.dataset)
     warn_of_drawings(what, trained.dataset.name, dataset.name)
     base, weights = content.get("base"), config.backbone.get("weights")
@@ -94,7 +95,7 @@ def _from_checkpoint(config: EvaluateConfig) -> tuple[FewShotMethod, Subject]:
         weights_hash=content["trained_on"].get("weights_hash"),
         trainable=trainable_values(model.backbone),
         checkpoint={
-            "path": str(config.checkpoint),
+            "path": config.model or str(path),
             "step": content["step"],
             "way": trained.way,
             "shot": trained.shot,
@@ -106,7 +107,7 @@ def _from_checkpoint(config: EvaluateConfig) -> tuple[FewShotMethod, Subject]:
                 **{f"method.{key}": value for key, value in config.method.items()},
             },
             "method_options_changed": dict(config.method),
-            "selection": content.get("selection") or _selection_of_before(config.checkpoint, content["step"]),
+            "selection": content.get("selection") or _selection_of_before(path, content["step"]),
         },
         trained_on=content["trained_on"],
     )
@@ -197,7 +198,9 @@ def _from_config(config: EvaluateConfig) -> tuple[FewShotMethod, Subject]:
     """A method without a trained parameter, on a backbone as it is."""
     for key in ("dataset", "method", "backbone"):
         if "name" not in getattr(config, key):
-            raise ConfigError(f"evaluate: give checkpoint=PATH, or {key}=NAME (with dataset, method, backbone, size)")
+            raise ConfigError(
+                f"evaluate: give checkpoint=PATH, model=NAME, or {key}=NAME (with dataset, method, backbone, size)"
+            )
     size = config.size or config.protocol.size
     if size is None:
         raise ConfigError("size: without a checkpoint evaluate needs the input size in pixels, such as size=473")

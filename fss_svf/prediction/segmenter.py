@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from fss_svf import tuned
-from fss_svf.checkpoint import load_checkpoint
 from fss_svf.config import Precision, Protocol, TrainConfig, from_mapping, to_mapping
 from fss_svf.data.augment import EvalTransform
 from fss_svf.episode import Features
@@ -35,6 +34,7 @@ from fss_svf.evaluation.untrained import untrained_model
 from fss_svf.evaluation.ways import foreground_odds, join_ways
 from fss_svf.methods.method import FewShotMethod
 from fss_svf.model import choose_device, place, restore_model, without_weights
+from fss_svf.packed import load_trained
 from fss_svf.prediction.support import MOST_CLASSES, SupportFeatures
 
 log = logging.getLogger(__name__)
@@ -80,13 +80,15 @@ class Segmenter:
         size: int | None = None,
         weights: str | None = None,
     ) -> Segmenter:
-        """Of a run folder of train or a checkpoint file; the input is as in the validation of its training.
+        """Of a run folder of train, a checkpoint file, or the folder of a packed model (fss_svf.packaged(NAME)).
+
+        The input is as in the validation of its training.
 
         shots: as in conf/predict.yaml. size: of the input, where it is to be another. weights: where the pretrained weights
         are now, where they have moved since the training. Raises WeightsError, ConfigError.
         """
         where = choose_device(device)
-        content = load_checkpoint(Path(checkpoint), "train")
+        content = load_trained(Path(checkpoint))
         trained = from_mapping(TrainConfig, content["config"])
         what, protocol = f"checkpoint={checkpoint}", trained.protocol
         warn_of_drawings(what, trained.dataset.name)

@@ -46,17 +46,27 @@ class Row:
 
     def cell(self, shot: int, fold: int, key: str = "miou") -> Estimate | None:
         """The estimate over the seeds of a cell; None if there is no number."""
-        return estimate([r[key] for r in self.of(shot, fold) if r[key] is not None])
+        values = (entry(r, key) for r in self.of(shot, fold))
+        return estimate([value for value in values if value is not None])
 
     def mean(self, shot: int, folds: Sequence[int], key: str = "miou") -> Estimate | None:
         """The estimate of the mean over folds, over the seeds that have all folds."""
         of_folds = [self.cells.get((shot, fold), {}) for fold in folds]
         means = []
         for seed in self.seeds:
-            values = [cell[seed][key] for cell in of_folds if seed in cell and cell[seed][key] is not None]
-            if len(values) == len(folds):
-                means.append(fmean(values))
+            values = [entry(cell[seed], key) for cell in of_folds if seed in cell]
+            known = [value for value in values if value is not None]
+            if len(known) == len(folds):
+                means.append(fmean(known))
         return estimate(means)
+
+
+def entry(result: Result, key: str) -> Any:
+    """What a result has under a dotted key such as reliance.in_query.difference; None where it has none."""
+    found: Any = result
+    for part in key.split("."):
+        found = None if found is None else found.get(part)
+    return found
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:

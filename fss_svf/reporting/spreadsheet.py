@@ -10,6 +10,7 @@ from typing import Any
 from fss_svf.reporting.published import differences, published
 from fss_svf.reporting.rows import Result
 
+_INTERVALS = ("interval.miou", "interval.fb_iou", "reliance.in_query.interval", "reliance.random.interval")
 # These are tables, which are in result.json.
 _LEFT_OUT = ("per_class_counts", "runs")
 _FIRST = (
@@ -53,7 +54,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             continue
         if isinstance(value, Mapping):
             yield from _flat(value, f"{path}.")
-        elif path in ("interval.miou", "interval.fb_iou") and value:
+        elif path in _INTERVALS and value:
             yield from zip((f"{path}.low", f"{path}.high"), value)
         elif isinstance(value, list):
             yield path, ";".join(map(str, value))

@@ -8,11 +8,13 @@ from string import ascii_lowercase
 from typing import Any, Literal
 
 from fss_svf.reporting.published import FOLDS, Published, differences, published, why_none
-from fss_svf.reporting.rows import Estimate, Result, Row, rows_of, ways
+from fss_svf.reporting.rows import Estimate, Result, Row, entry, rows_of, ways
 
 ABSENT = "-"
 # Rows of their own below the mean of base and novel classes (protocol.classes=all).
 _PARTS = {"base_miou": "base classes", "novel_miou": "novel classes", "harmonic_mean": "harmonic mean"}
+# Columns of support reliance (docs/results.md): in percentage points of mIoU.
+_RELIANCE = {"reliance.in_query.difference": "reliance", "reliance.random.difference": "reliance, random class"}
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,8 @@ def make_tables(results: Sequence[Result]) -> list[Table]:
 
 def _with_further(result: Result) -> list[Result]:
     """The result, and a copy for each of its further predictions."""
-    # Only the main prediction has intervals.
-    copied = {key: value for key, value in result.items() if key not in ("interval", "per_class")}
+    # Only the main prediction has intervals and reliance.
+    copied = {key: value for key, value in result.items() if key not in ("interval", "per_class", "reliance")}
     rows = [result, *_parts(result, result, result["method"])]
     for what, scores in result.get("also", {}).items():
         named = {"method": f"{result['method']} ({what})", "prediction": what}
@@ -88,15 +90,26 @@ def _one_table(results: Sequence[Result]) -> Table:
         header += [f"{shot}-shot fold {fold}" for fold in folds]
         header += [f"{shot}-shot mean"] if len(folds) > 1 else []
         header += [f"{shot}-shot FB-IoU"]
+        header += [f"{shot}-shot {what}" for what in _reliance(results, shot).values()]
     rows = rows_of(results)
     lines, notes = [], _Notes()
     for row in rows:
-        lines += _lines(row, shots, folds, notes)
+        lines += _lines(row, shots, folds, notes, {shot: list(_reliance(results, shot)) for shot in shots})
     return Table(_caption(results, rows, lines), tuple(header), tuple(lines), notes.by_letter(), tuple(rows))
 
 
-def _lines(row: Row, shots: Sequence[int], folds: Sequence[int], notes: _Notes) -> list[Line]:
-    """The measured line, and if a paper prints numbers, the published line and the difference."""
+def _reliance(results: Sequence[Result], shot: int) -> dict[str, str]:
+    """Columns of support reliance by the key of their number, if a result of this shot has it."""
+    return _RELIANCE if any("reliance" in r for r in results if r["shot"] == shot) else {}
+
+
+def _lines(
+    row: Row, shots: Sequence[int], folds: Sequence[int], notes: _Notes, further: Mapping[int, Sequence[str]]
+) -> list[Line]:
+    """The measured line, and if a paper prints numbers, the published line and the difference.
+
+    further: of each shot the keys of numbers that no paper prints, a column each.
+    """
     known = {(r["shot"], r["fold"]): (r, p) for r in _results(row) if (p := published(r)) is not None}
     measured, printed, less = [], [], []
     for shot in shots:
@@ -119,6 +132,10 @@ def _lines(row: Row, shots: Sequence[int], folds: Sequence[int], notes: _Notes) 
         else:
             value = row.cell(shot, folds[0], "fb_iou")
             pairs.append((_cell(row, shot, folds[0], "fb_iou", value), value, None))
+        for key in further[shot]:
+            value = row.mean(shot, folds, key)
+            cell = Cell(_in_words(value, len(row.seeds)))
+            pairs.append((cell if len(folds) > 1 else _cell(row, shot, folds[0], key, value), value, None))
         for cell, value, number in pairs:
             measured.append(cell)
             printed.append(Cell(percent(number)))
@@ -175,6 +192,8 @@ def _caption(results: Sequence[Result], rows: Sequence[Row], lines: Sequence[Lin
         f"({first['protocol_hash']}): {protocol['runs']} x {episodes} at {first['size']} px, "
         f"{_seeds(first['seeds'])}{ways(first, ', {} classes at once')}."
     )
+    if any("reliance" in r for r in results):
+        text += " Reliance: mIoU by the right supports less mIoU by supports of another class, in percentage points."
     if any(len(row.seeds) > 1 for row in rows):
         text += " Rows of several training seeds: mean ± standard deviation over them; (n): over n of them only."
     if not any(line.kind == "published" for line in lines):
@@ -192,10 +211,11 @@ def _seeds(seeds: Sequence[int]) -> str:
 
 
 def _cell(row: Row, shot: int, fold: int, key: str, value: Estimate | None) -> Cell:
-    """A number; for a single training with its interval over episodes."""
+    """A number; for a single training with its interval over episodes, by the number's key."""
+    of_interval = f"{key.removesuffix('.difference')}.interval" if key.endswith(".difference") else f"interval.{key}"
     text, interval = _in_words(value, len(row.seeds)), ""
     if value is not None and value.seeds == 1:
-        low, high = row.of(shot, fold)[0].get("interval", {}).get(key) or (None, None)
+        low, high = entry(row.of(shot, fold)[0], of_interval) or (None, None)
         interval = "" if low is None else f"{percent(low)} to {percent(high)}"
     return Cell(text, interval)
 

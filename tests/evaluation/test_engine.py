@@ -302,7 +302,7 @@ def test_groups_hold_every_episode_once(toy_root):
     for group in groups:
         for images, of_one in group.episodes.items():
             for place in of_one:
-                spec = lists[place.shot][place.run][place.number]
+                spec = lists[place.lists][place.run][place.number]
                 assert (spec.query, spec.class_ids, spec.supports) == (group.query.image, group.class_ids, images)
     assert [group.class_ids for group in groups] == sorted(group.class_ids for group in groups)
 

@@ -289,7 +289,7 @@ def test_defaults_are_those_of_the_yaml():
 
     values = compose("evaluate", {}, {})
     given = {name: p.default for name, p in inspect.signature(fss_svf.evaluate).parameters.items() if name in values}
-    given = {key: default for key, default in given.items() if key not in ("fold", "method", "backbone")}
+    given = {key: default for key, default in given.items() if key not in ("model", "fold", "method", "backbone")}
     assert len(given) > 10
     assert given == {**{key: values[key] for key in given}, "protocol": values["protocol"]["name"]}
 

@@ -149,6 +149,28 @@ def test_training_seeds_are_joined_with_mean_deviation_and_their_number():
     assert row[-1] == "50.00 ± 0.00 (2)"
 
 
+def with_reliance(one, in_query, random):
+    numbers = {"in_query": in_query, "random": random}
+    ends = {kind: None if value is None else (value - 0.01, value + 0.02) for kind, value in numbers.items()}
+    return {**one, "reliance": {k: {"difference": v, "interval": ends[k]} for k, v in numbers.items()}}
+
+
+def test_reliance_has_columns_of_its_own_with_intervals():
+    one = with_reliance(result(0.4), 0.1, None)
+    (table,) = make_tables([one, result(0.5, tuning="frozen")])
+    assert table.header[-3:] == ("1-shot FB-IoU", "1-shot reliance", "1-shot reliance, random class")
+    measured, without = (line.cells[-2:] for line in table.lines if line.kind == "measured")
+    assert [(cell.text, cell.interval) for cell in measured] == [("10.00", "9.00 to 12.00"), ("-", "")]
+    assert [cell.text for cell in without] == ["-", "-"]
+    assert "Reliance: mIoU by the right supports less" in table.caption
+
+
+def test_reliance_of_several_folds_is_their_mean():
+    results = [with_reliance(result(0.4, fold), *numbers) for fold, numbers in enumerate([(0.1, 0.2), (0.3, None)])]
+    (row,) = cells(markdown_table(results))
+    assert row[-5:] == ["40.00", "40.00", "50.00", "20.00", "-"]
+
+
 def test_seeds_that_share_no_whole_set_of_folds_have_no_mean():
     (row,) = cells(markdown_table([result(0.2, 0, seed=1), result(0.4, 1, seed=2)]))
     assert row[-4:] == ["20.00 (1)", "40.00 (1)", "-", "-"]

@@ -44,7 +44,8 @@ def test_documented_keys_are_those_of_a_result(fss, toy_root, tmp_path):
         err,
     )
     control = ("method=background", "backbone=tiny", *TOY, toy, "size=65")
-    assert fss("evaluate", *control, *few, "name=control", "dataset.too_few_images=skip", "episodes.save=e.csv")[0] == 0
+    assert fss("evaluate", *control, *few, "name=control", "reliance=true", "dataset.too_few_images=skip",
+               "episodes.save=e.csv")[0] == 0  # fmt: skip
 
     documented = table_under("result.json")
     required = {key for key, row in documented.items() if "*optional*" not in row}
