@@ -84,9 +84,7 @@ def of_row(episodes: Episodes, row: Row, shot: int, fold: int) -> dict[Any, Meas
     """The episodes of a row's results by the seed of their training; a row of further predictions has none."""
     of_seeds = row.cells.get((shot, fold), {})
     return {
-        seed: episodes[r["path"]]
-        for seed, r in of_seeds.items()
-        if "prediction" not in r and r.get("path") in episodes
+        seed: episodes[r["path"]] for seed, r in of_seeds.items() if "prediction" not in r and r.get("path") in episodes
     }
 
 

@@ -66,7 +66,11 @@ def _pair(row: Row, reference: Row, cells: Mapping[int, Cells]) -> Paired | None
     """None where no fold has the same episodes in both. What was not trained is paired with every training."""
     a, b = cells[id(reference)], cells[id(row)]
     folds = [fold for fold in b if fold in a and _seeds(a[fold], b[fold])]
-    seeds = [pair for pair in _seeds(a[folds[0]], b[folds[0]]) if all(pair in _seeds(a[f], b[f]) for f in folds)] if folds else []
+    seeds = (
+        [pair for pair in _seeds(a[folds[0]], b[folds[0]]) if all(pair in _seeds(a[f], b[f]) for f in folds)]
+        if folds
+        else []
+    )
     if not seeds:
         return None
     pairs = {fold: [(a[fold][of_a], b[fold][of_b]) for of_a, of_b in seeds] for fold in folds}

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fss_svf.page.looks import Look
 
@@ -71,7 +71,9 @@ def draw(name: str, caption: str, paint: Callable[[Axes], None], height: float =
             figure.legend(handles, [_shortened(text, 60) for text in labels], loc="outside lower left", ncols=columns)
         figure.set_size_inches(WIDTH / 72, (height + 15 * lines) / 72)
         text = io.StringIO()
-        figure.savefig(text, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+        figure.savefig(
+            text, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        )
     return Plot(name, caption, _clean(text.getvalue(), name, caption))
 
 
@@ -90,7 +92,7 @@ def dark_style() -> str:
     return f"@media screen and (prefers-color-scheme: dark){{{rules}}}"
 
 
-def _settings() -> dict[str, object]:
+def _settings() -> dict[Any, Any]:
     return {
         "svg.fonttype": "none",
         "svg.hashsalt": "fss-svf",  # the same drawing is the same file
@@ -108,7 +110,9 @@ def _settings() -> dict[str, object]:
         "xtick.color": SOFT[0],
         "ytick.color": SOFT[0],
         "legend.frameon": False,
-        "legend.fontsize": _FONT - 1,
+        "legend.fontsize": _FONT,
+        "legend.handlelength": 1.5,
+        "legend.columnspacing": 1.2,
         "legend.borderpad": 0.1,
         "lines.linewidth": 1.6,
         "lines.markersize": 4.5,

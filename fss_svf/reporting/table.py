@@ -54,9 +54,11 @@ class Table:
         """(line, column) of the highest measured numbers of each column that belongs to a number of shots, as printed."""
         found = set()
         for column, name in enumerate(self.header):
-            of = {n: cell for n, line in enumerate(self.lines) if line.kind == "measured" for cell in [line.cells[column]]}
+            of = {
+                n: cell for n, line in enumerate(self.lines) if line.kind == "measured" for cell in [line.cells[column]]
+            }
             numbers = {n: cell.number for n, cell in of.items() if cell.number is not None}
-            if shots_of(name) and len(numbers) > 1:
+            if shots_of(name) and len(set(numbers.values())) > 1:
                 found |= {(n, column) for n, number in numbers.items() if number == max(numbers.values())}
         return frozenset(found)
 

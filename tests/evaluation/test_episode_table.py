@@ -83,8 +83,6 @@ def test_a_failing_write_leaves_the_old_file(of_two_ways, tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-
-
 def sizes(damaged):
     return lambda text: text.replace(",40,40,", f",{damaged},", 1)
 
@@ -116,9 +114,8 @@ DAMAGES = [
 def test_damaged_file_names_its_line(message, damage, tmp_path):
     path = tmp_path / "episodes.csv"
     rows = [f"7,{n},dog,q{n},s{n},30,50,40,40,30,50,90" for n in range(3)]
-    header = (
-        "seed,number,class,query,supports,intersection,union,true,predicted,foreground_intersection,foreground_union,counted"
-    )
+    header = "seed,number,class,query,supports,intersection,union,true,predicted,"
+    header += "foreground_intersection,foreground_union,counted"
     whole = "\n".join([header, *rows]) + "\n"
     path.write_text(whole)
     assert len(load_episode_table(path, ["dog"])[0]) == 3

@@ -9,14 +9,14 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from fss_svf.reporting.charts import ticks
+from fss_svf.reporting.curves import read_curves, run_folder, thinned
+from fss_svf.reporting.page import page
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from fss_svf.reporting import page_gallery
-from fss_svf.reporting.charts import ticks
-from fss_svf.reporting.curves import read_curves, run_folder, thinned
 from fss_svf.reporting.gallery import read_gallery, save_gallery
-from fss_svf.reporting.page import page
 from fss_svf.reporting.pictures import EpisodePicture
 from fss_svf.reporting.table import make_tables
 from tests.reporting.test_report import result

@@ -14,9 +14,9 @@ import pytest
 
 from fss_svf.config import ReportConfig
 from fss_svf.errors import ConfigError, DataError
+from fss_svf.page.report import report
 from fss_svf.reporting.latex import latex
 from fss_svf.reporting.markdown import markdown_table
-from fss_svf.reporting.report import report
 from fss_svf.reporting.rows import seeds_in_words
 from fss_svf.reporting.spreadsheet import spreadsheet
 from fss_svf.reporting.table import make_tables

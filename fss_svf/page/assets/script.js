@@ -47,13 +47,15 @@
     const others = new Map(of(beside.value).map((f) => [f.dataset.episode, f]));
     return of(result.value).filter((f) => others.has(f.dataset.episode)).map((f) => [f, others.get(f.dataset.episode)]);
   };
+  const difference = ([a, b]) => Math.abs(number(a, "iou") - number(b, "iou"));
   const update = () => {
     const ofClass = (f) => name.value === "" || JSON.parse(f.dataset.classes).includes(name.value);
     const paired = result.value !== "" && beside.value !== "" && result.value !== beside.value;
     const chosen = paired
-      ? pairs().filter(([f]) => ofClass(f)).sort(([a], [b]) => orders[order.value](a, b)).flat()
+      ? pairs().filter(([f]) => ofClass(f)).sort(order.value === "difference"
+        ? (a, b) => difference(b) - difference(a) : ([a], [b]) => orders[order.value](a, b)).flat()
       : figures.filter((f) => ofClass(f) && (result.value === "" ? controls?.checked || f.dataset.control === "0"
-        : f.dataset.result === result.value)).sort(orders[order.value]);
+        : f.dataset.result === result.value)).sort(orders[order.value] ?? orders.worst);
     for (const figure of figures) figure.hidden = true;
     for (const figure of chosen) figure.hidden = false;
     gallery.append(...chosen);

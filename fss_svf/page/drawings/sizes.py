@@ -26,7 +26,9 @@ def size_plot(name: str, caption: str, rows: Sequence[tuple[Look, np.ndarray, np
     def paint(axes: Axes) -> None:
         for look, shares, ious in rows:
             bins = np.clip(np.searchsorted(edges, shares, side="right") - 1, 0, max(0, len(edges) - 2))
-            points = [_point(shares[chosen], ious[chosen]) for b in range(len(edges)) if (chosen := bins == b).sum() > 1]
+            points = [
+                _point(shares[chosen], ious[chosen]) for b in range(len(edges)) if (chosen := bins == b).sum() > 1
+            ]
             if not points:
                 continue
             x, y, half = 100 * np.array(points).T
@@ -35,12 +37,20 @@ def size_plot(name: str, caption: str, rows: Sequence[tuple[Look, np.ndarray, np
                 elinewidth=1, label=look.name,
             )  # fmt: skip
         axes.set_xscale("log")
+        axes.minorticks_off()
+        axes.set_xticks(_ticks(*axes.get_xlim()), minor=False)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.set_ylim(bottom=0)
         axes.set_xlabel("object, in % of the image")
         axes.set_ylabel("mean IoU of episodes (%)")
 
     return draw(name, caption, paint)
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """1, 2, 5, 10, 20, ... between the ends."""
+    every = [digit * 10.0**power for power in range(-5, 3) for digit in (1, 2, 5)]
+    return [value for value in every if low <= value <= high]
 
 
 def _point(shares: np.ndarray, ious: np.ndarray) -> tuple[float, float, float]:

@@ -37,6 +37,7 @@ def steps_plot(name: str, caption: str, courses: Sequence[Course]) -> Plot | Non
                         steps, [100 * value for value in values], color=colour(course.look), linestyle=dashes,
                         marker=MARKERS[course.look.style], markersize=3, label=None if number else label,
                     )  # fmt: skip
+        axes.locator_params(axis="x", integer=True)
         axes.set_xlabel("step")
         axes.set_ylabel("mIoU (%)")
 

@@ -22,12 +22,11 @@ def trainable_plot(
         for look, values, miou, ends in rows:
             if ends is not None:
                 axes.plot([values, values], [100 * end for end in ends], color=colour(look), linewidth=1.4)
-            axes.plot(
-                values, 100 * miou, MARKERS[look.style], color=colour(look), markersize=7, label=look.name
-            )
+            axes.plot(values, 100 * miou, MARKERS[look.style], color=colour(look), markersize=7, label=look.name)
         axes.set_xscale("symlog", linthresh=smallest / 3, linscale=0.3)
         axes.set_xlim(left=-smallest / 20)
         axes.minorticks_off()
+        axes.set_xticks(_ticks([values for _, values, _, _ in rows]))
         axes.xaxis.set_major_formatter(lambda value, _: _short(value))
         axes.set_xlabel("trainable values of the backbone")
         axes.set_ylabel("mIoU (%)")
@@ -35,8 +34,17 @@ def trainable_plot(
     return draw(name, caption, paint)
 
 
+def _ticks(values: Sequence[int]) -> list[float]:
+    """The values themselves where they are few, else 0 and powers of ten."""
+    known = sorted(set(values))
+    if len(known) < 4:
+        return [float(value) for value in known]
+    powers = [10.0**n for n in range(12) if known[0] <= 10**n <= known[-1]]
+    return [0.0, *(power for power in powers if power >= min(filter(None, known)) / 2)]
+
+
 def _short(value: float) -> str:
     for size, letter in ((1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
-            return f"{value / size:g}{letter}"
+            return f"{value / size:.3g}{letter}"
     return f"{value:g}"

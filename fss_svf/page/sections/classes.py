@@ -15,7 +15,7 @@ from fss_svf.page.plots import Plot
 from fss_svf.reporting.rows import Result, estimate
 from fss_svf.reporting.table import Table
 
-_SAYS = "IoU of each class, the mean over training seeds. Lines: 95 % intervals over episodes, for results with an episodes.csv."
+_SAYS = "IoU of each class, the mean over training seeds. Lines: 95 % intervals over episodes, where there is an episodes.csv."
 
 
 def classes(content: Content) -> str:
@@ -33,8 +33,12 @@ def _plot(content: Content, table: Table, shot: int, fold: int) -> Plot | None:
     if not rows:
         return None
     names = list(dict.fromkeys(name for row in rows for r in row.of(shot, fold) for name in r["per_class"]))
-    drawn = [(content.look(row), _values(row.of(shot, fold), of_row(content.episodes, row, shot, fold))) for row in rows]
-    return class_plot(name_of("classes", table, f"{shot}shot", f"fold{fold}"), f"Classes of fold {fold}, {shot}-shot", names, drawn)
+    drawn = [
+        (content.look(row), _values(row.of(shot, fold), of_row(content.episodes, row, shot, fold))) for row in rows
+    ]
+    return class_plot(
+        name_of("classes", table, f"{shot}shot", f"fold{fold}"), f"Classes of fold {fold}, {shot}-shot", names, drawn
+    )
 
 
 def _values(results: Sequence[Result], episodes: Mapping[Any, Measured]) -> Values:
@@ -43,7 +47,9 @@ def _values(results: Sequence[Result], episodes: Mapping[Any, Measured]) -> Valu
         resamples = over_trainings(episodes).per_class
         measured = next(iter(episodes.values())).tables[0].classes
         # A class in few episodes is missing in some resamples.
-        intervals = {name: interval(resamples[:, c]) for c, name in enumerate(measured) if not np.isnan(resamples[:, c]).all()}
+        intervals = {
+            name: interval(resamples[:, c]) for c, name in enumerate(measured) if not np.isnan(resamples[:, c]).all()
+        }
     names = dict.fromkeys(name for r in results for name in r["per_class"])
     return {name: (_mean(results, name), intervals.get(name)) for name in names}
 
@@ -51,5 +57,3 @@ def _values(results: Sequence[Result], episodes: Mapping[Any, Measured]) -> Valu
 def _mean(results: Sequence[Result], name: str) -> float | None:
     mean = estimate([value for r in results if (value := r["per_class"].get(name)) is not None])
     return None if mean is None else mean.value
-
-

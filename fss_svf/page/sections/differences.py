@@ -11,14 +11,16 @@ from fss_svf.reporting.rows import Row
 from fss_svf.reporting.table import Table
 
 _SAYS = (
-    "mIoU of each row less that of another one, on the same episodes, the mean over the folds that both have. Intervals are "
-    "of 95 %: over episodes (thick) by the bootstrap, and over training seeds (thin) by Student's t where both have several. "
+    "mIoU of each row less that of another one, on the same episodes, the mean over the folds that both have. Intervals "
+    "of 95 %: over episodes (thick) by the bootstrap, and over training seeds (thin) by Student's t where there are several. "
     "Bold: no interval holds 0. Of many differences some are bold by chance."
 )
 
 
 def differences(content: Content) -> str:
-    parts = [part for table in content.tables for shot in shots_of_table(table) for part in _of_shot(content, table, shot)]
+    parts = [
+        part for table in content.tables for shot in shots_of_table(table) for part in _of_shot(content, table, shot)
+    ]
     if not parts:
         return "<p>No two rows of a table have the same episodes in an episodes.csv.</p>"
     # Opening one closes the others: the page shows one reference at a time.

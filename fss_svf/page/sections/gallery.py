@@ -38,6 +38,7 @@ def gallery(results: Sequence[tuple[Result, Path]]) -> str:
     more = f" {left_out:,} more are in the results' gallery folders." if left_out else ""
     names = [(_name(result), _name(result)) for result, _, _ in kept]
     sorts = [("worst", "lowest IoU first"), ("best", "highest IoU first"), ("number", "by number")]
+    sorts.append(("difference", "largest difference first, of two results"))
     with_controls = (
         f'<label class="tick"><input type="checkbox" id="with-controls" autocomplete="off"> controls '
         f"({escape(', '.join(sorted(controls)))})</label>"
@@ -61,11 +62,13 @@ def gallery(results: Sequence[tuple[Result, Path]]) -> str:
 
 
 def _spread(entries: Sequence[Entry], most: int) -> list[Entry]:
-    """At most `most` entries, evenly spread over their IoU."""
+    """At most `most` entries: half are the first by number, which other results show too, the rest is spread over IoU."""
     if len(entries) <= most:
         return list(entries)
-    ranked = sorted(entries, key=lambda entry: entry.iou)
-    return [ranked[i * len(ranked) // most] for i in range(most)]
+    numbered = sorted(entries, key=lambda entry: (entry.seed, entry.number))
+    first, rest = numbered[: most // 2], numbered[most // 2 :]
+    ranked, more = sorted(rest, key=lambda entry: entry.iou), most - len(first)
+    return [*first, *(ranked[i * len(ranked) // more] for i in range(more))]
 
 
 def _name(result: Result) -> str:
@@ -97,7 +100,7 @@ def _figure(result: Result, folder: Path, entry: Entry, control: bool) -> str:
     marked = " ".join(f'data-{key}="{escape(str(value), quote=True)}"' for key, value in data.items())
     return (
         f"<figure {marked}{' hidden' if control else ''}>"
-        f'<img loading="lazy" width="{width}" height="{height}" tabindex="0" role="button" '
+        f'<img decoding="async" width="{width}" height="{height}" tabindex="0" role="button" '
         f'alt="{escape(description, quote=True)}" src="data:image/jpeg;base64,{image}">'
         f"<figcaption><strong>{escape(classes)}</strong>, IoU {100 * entry.iou:.0f}, episode {entry.number}<br>"
         f"{escape(name)}</figcaption></figure>"

@@ -25,9 +25,10 @@ def overview(content: Content) -> str:
 
 
 def _trainable(content: Content, table: Table, shot: int) -> Plot | None:
-    folds = folds_of(table, shot)
+    # Means over other folds are no comparison.
+    folds = [fold for fold in folds_of(table, shot) if all(row.of(shot, fold) for row in table.rows)]
     rows = []
-    for row in table.rows:
+    for row in table.rows if folds else ():
         mean = row.mean(shot, folds)
         if mean is None or "prediction" in row.first:
             continue
@@ -35,8 +36,10 @@ def _trainable(content: Content, table: Table, shot: int) -> Plot | None:
         rows.append((content.look(row), int(row.first["trainable_backbone_values"]), mean.value, ends))
     if len({values for _, values, _, _ in rows}) < 2:
         return None
-    what = f"fold {folds[0]}" if len(folds) == 1 else f"mean of {len(folds)} folds"
-    caption = f"mIoU against trainable values, {shot}-shot, {what}; 95 % intervals over trainings, or over episodes of one"
+    what = f"fold {folds[0]}" if len(folds) == 1 else f"mean of folds {', '.join(map(str, folds))}"
+    caption = (
+        f"mIoU against trainable values, {shot}-shot, {what}; 95 % intervals over trainings, or over episodes of one"
+    )
     return trainable_plot(name_of("trainable", table, f"{shot}shot"), caption, rows)
 
 

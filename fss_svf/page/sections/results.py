@@ -46,7 +46,9 @@ def _head(table: Table, columns: list[int]) -> str:
     """The shots above their columns, then a name for each column."""
     groups = [(shots, len(list(of))) for shots, of in groupby(shots_of(table.header[c]) for c in columns)]
     above = "".join(
-        f'<th scope="colgroup" colspan="{n}" class="group">{escape(shots)}</th>' if shots else f'<td colspan="{n}"></td>'
+        f'<th scope="colgroup" colspan="{n}" class="group">{escape(shots)}</th>'
+        if shots
+        else f'<td colspan="{n}"></td>'
         for shots, n in groups
     )
     names = [("method, tuning", "")]
@@ -71,4 +73,4 @@ def _line(table: Table, number: int, line: Line, columns: list[int], key: str) -
 def _kind(table: Table, column: int) -> str:
     if column >= table.words:
         return ' class="number"'
-    return ' class="training"' if column == table.words - 1 else ""
+    return ' class="training"' if column == table.words - 1 else ' class="words"'

@@ -81,7 +81,9 @@ def _title(result: Result) -> str:
 
 def _of_run(name: str, curves: Curves) -> list[Plot | None]:
     losses = {key.removeprefix("loss/"): [curve] for key, curve in curves.items() if key.startswith("loss/")}
-    scores = {title: [_percent(curves[key])] for key, title in (("miou", "mIoU"), ("fb_iou", "FB-IoU")) if key in curves}
+    scores = {
+        title: [_percent(curves[key])] for key, title in (("miou", "mIoU"), ("fb_iou", "FB-IoU")) if key in curves
+    }
     stages: dict[str, list[Curve]] = defaultdict(list)
     for layer, curve in _drifts(curves).items():
         stages[layer.split(".")[0]].append(_percent(curve))
@@ -90,7 +92,9 @@ def _of_run(name: str, curves: Curves) -> list[Plot | None]:
         line_plot(f"{name}-loss", "Loss", _coloured(losses)),
         line_plot(f"{name}-scores", "On the validation episodes", _coloured(scores), "%"),
         line_plot(f"{name}-drift", "Drift of singular values, mean of a layer's |S - S0| / S0", _coloured(stages), "%"),
-        drift_plot(f"{name}-layers", "Drift at the end, by layer", [(Look("at the end", 0, 0), last)]) if last else None,
+        drift_plot(f"{name}-layers", "Drift at the end, by layer", [(Look("at the end", 0, 0), last)])
+        if last
+        else None,
     ]
 
 
