@@ -15,7 +15,7 @@ STYLES = 4
 
 @dataclass(frozen=True)
 class Look:
-    """colour: of the page's COLOURS. style: of the STYLES of lines and markers, for rows that share a colour."""
+    """colour: of the page's COLOURS. style: of the STYLES of lines and markers, for rows of a table that share a colour."""
 
     name: str
     colour: int
@@ -29,13 +29,11 @@ def looks_of(tables: Sequence[Table]) -> dict[int, Look]:
     found = {}
     for table in tables:
         names = _names(table.rows)
-        shared: dict[tuple[str, str], int] = {}
+        shown = [0] * COLOURS
         for row in table.rows:
-            kind = row.words[0], row.words[1]
-            repeat, colour = divmod(number[kind], COLOURS)
-            style = repeat + shared.get(kind, 0)
-            shared[kind] = shared.get(kind, 0) + 1
-            found[id(row)] = Look(names[id(row)], colour, style % STYLES)
+            colour = number[row.words[0], row.words[1]] % COLOURS
+            found[id(row)] = Look(names[id(row)], colour, shown[colour] % STYLES)
+            shown[colour] += 1
     return found
 
 

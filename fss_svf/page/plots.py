@@ -95,6 +95,7 @@ def dark_style() -> str:
 def _settings() -> dict[Any, Any]:
     return {
         "svg.fonttype": "none",
+        "text.parse_math": False,  # a name may hold a dollar sign
         "svg.hashsalt": "fss-svf",  # the same drawing is the same file
         "font.size": _FONT,
         "text.color": TEXT[0],
