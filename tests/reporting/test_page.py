@@ -333,3 +333,15 @@ def test_the_page_prints_on_a_few_sheets(made, tmp_path):
     subprocess.run(command, capture_output=True, timeout=120, check=True)
     sheets = re.findall(rb"/Type\s*/Page\b", (tmp_path / "page.pdf").read_bytes())
     assert 1 <= len(sheets) <= 8
+
+
+def test_base_and_novel_classes_over_steps_come_from_the_log(made, tmp_path):
+    (tmp_path / "run" / "log.csv").write_text(
+        "step,val/base_miou,val/novel_miou\n10,0.5,0.25\n15,,\n20,0.625,0.375\n", encoding="utf-8"
+    )
+    figures = page(make_tables([made]), [made]).figures
+    (steps,) = (svg for name, svg in figures.items() if name.startswith("steps-"))
+    strokes = re.findall(
+        r'<path d="([^"]+)" clip-path[^>]+style="fill: none; (?:stroke-dasharray[^;]+;[^;]+; )?stroke: (#\w+)', steps
+    )
+    assert [len(path.split("L")) for path, colour in strokes if colour == COLOURS[0]] == [2, 2]

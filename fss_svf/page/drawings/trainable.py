@@ -24,7 +24,7 @@ def trainable_plot(
                 axes.plot([values, values], [100 * end for end in ends], color=colour(look), linewidth=1.4)
             axes.plot(values, 100 * miou, MARKERS[look.style], color=colour(look), markersize=7, label=look.name)
         axes.set_xscale("symlog", linthresh=smallest / 3, linscale=0.3)
-        axes.set_xlim(left=-smallest / 20)
+        axes.set_xlim(-smallest / 10, 2 * max(values for _, values, _, _ in rows))
         axes.minorticks_off()
         axes.set_xticks(_ticks([values for _, values, _, _ in rows]))
         axes.xaxis.set_major_formatter(lambda value, _: _short(value))

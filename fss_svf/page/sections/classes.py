@@ -15,7 +15,7 @@ from fss_svf.page.plots import Plot
 from fss_svf.reporting.rows import Result, estimate
 from fss_svf.reporting.table import Table
 
-_SAYS = "IoU of each class, the mean over training seeds. Lines: 95 % intervals over episodes, where there is an episodes.csv."
+_SAYS = "IoU of each class, the mean over training seeds. Lines: 95 % intervals over episodes, of results with episodes.csv."
 
 
 def classes(content: Content) -> str:

@@ -12,7 +12,7 @@ from fss_svf.reporting.table import Table
 
 _SAYS = (
     "mIoU of each row less that of another one, on the same episodes, the mean over the folds that both have. 95 % "
-    "intervals: over episodes (thick) by the bootstrap, and over training seeds (thin) by Student's t where there are several. "
+    "intervals: over episodes (thick) by the bootstrap, and over training seeds (thin) by Student's t, of several. "
     "Bold: no interval holds 0. Of many differences some are bold by chance."
 )
 
