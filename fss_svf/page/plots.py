@@ -7,6 +7,7 @@ show the light ones. Text stays text, so that a browser draws it in its own font
 from __future__ import annotations
 
 import io
+import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -56,6 +57,7 @@ def draw(name: str, caption: str, paint: Callable[[Axes], None], height: float =
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it logs that it looked for fonts
     with matplotlib.rc_context(_settings()):
         figure = Figure(layout="constrained")
         FigureCanvasSVG(figure)
