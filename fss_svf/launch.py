@@ -49,7 +49,7 @@ VERBS = {
     "evaluate": Verb("evaluation", config.EvaluateConfig, "measures mIoU and FB-IoU by a protocol"),
     "reproduce": Verb("reproduction", config.ReproduceConfig, "runs what a table still lacks, and reports"),
     "compare": Verb("evaluation", config.CompareConfig, "tells two results, or trainings of two things, apart"),
-    "report": Verb("reporting", config.ReportConfig, "gathers results into tables and a page"),
+    "report": Verb("page", config.ReportConfig, "gathers results into tables and a page"),
     "predict": Verb("prediction", config.PredictConfig, "segments your photographs by a few examples of yours"),
     "demo": Verb("prediction", config.DemoConfig, "does so in the browser: paint the object, drop a photograph"),
     "models": Verb("prediction", config.ModelsConfig, "lists the trained models in this package, or prints a card"),

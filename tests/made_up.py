@@ -20,7 +20,9 @@ def made_up_table(random, episodes, classes=CLASSES, seed=0, drawn=None):
     measured = np.zeros((episodes, len(classes)), bool)
     measured[every, drawn] = True
     names = tuple(EpisodeNames((classes[c],), f"q{n}", (f"s{n}",)) for n, c in enumerate(drawn))
-    return EpisodeTable(seed, tuple(classes), names, measured, counts)
+    true = np.zeros(measured.shape, np.int64)
+    true[every, drawn] = true_pixels
+    return EpisodeTable(seed, tuple(classes), names, measured, counts, true=true)
 
 
 def plain_scores(table, order=None, zero=False):

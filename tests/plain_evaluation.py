@@ -50,6 +50,18 @@ def plain_counts(task, episodes, name=""):
     return counts
 
 
+def plain_true(task, episodes):
+    """(E, C) pixels of each class in the label of an EpisodeList's episodes, 0 where it is not measured."""
+    make = EvalEpisodes(task.split, episodes, task.transform, task.annotation)
+    true = np.zeros((len(episodes), len(task.classes)), np.int64)
+    for n in range(len(episodes)):
+        one = make(n)
+        truth = one.episode.query_mask[0] if task.protocol.label == "resized" else one.original_mask
+        for way, c in episodes.measured(episodes[n]).items():
+            true[n, list(task.classes).index(c)] = (truth == way).sum()
+    return true
+
+
 def plain_count(mask, truth, measured, classes):
     """(2 + C, 2) pixels of one episode: background, foreground, and each of `classes`, by the definitions."""
     counts = np.zeros((2 + len(classes), 2), np.int64)

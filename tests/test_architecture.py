@@ -29,7 +29,7 @@ LAYERS = [
     {"model", "official", "packing"},
     {"reporting"},
     {"evaluation"},
-    {"training", "prediction"},
+    {"training", "prediction", "page"},
     {
         "api",
         "cli",

@@ -17,11 +17,12 @@ import numpy as np
 from fss_svf.config import CompareConfig
 from fss_svf.errors import ConfigError, DataError, did_you_mean, listing
 from fss_svf.evaluation.differences import differences, verdict
-from fss_svf.evaluation.episode_table import EpisodeTable, load_episode_table, total_counts
+from fss_svf.evaluation.episode_table import EpisodeTable
 from fss_svf.evaluation.intervals import LEVEL, RESAMPLES
+from fss_svf.evaluation.saved import saved_tables
 from fss_svf.provenance import write_json, write_run_folder
 from fss_svf.reporting.comparison import comparison_table
-from fss_svf.reporting.report import read_result
+from fss_svf.reporting.results import read_result
 from fss_svf.reporting.rows import LAST_STEP
 
 log = logging.getLogger(__name__)
@@ -115,19 +116,7 @@ def _training(name: str, path: Path) -> _Training:
             f"{name}={path}: of base and novel classes at once (protocol={result['protocol']['name']}), which compare does "
             "not take; their intervals stand in each result.json"
         )
-    table = path.with_name("episodes.csv")
-    missing = [key for key in ("per_class_counts", "way", "num_episodes", "data") if key not in result]
-    if missing:
-        raise DataError(f"{path}: has no {', '.join(missing)}, as results of older versions; evaluate again")
-    counts = result["per_class_counts"]
-    tables = load_episode_table(table, list(counts))
-    found = {t.seed: len(t) for t in tables}
-    expected = dict.fromkeys(result["seeds"], result["num_episodes"] // len(result["seeds"]))
-    if found != expected:
-        raise DataError(f"{table}: holds {_by_seed(found)}, its result.json is of {_by_seed(expected)}; evaluate again")
-    if total_counts(tables) != counts:
-        raise DataError(f"{table}: its counts are not those of the result.json beside it; evaluate again")
-    return _Training(name, path, result, tables)
+    return _Training(name, path, result, saved_tables(path, result))
 
 
 def _result_file(name: str, path: Path) -> Path:
@@ -141,10 +130,6 @@ def _result_file(name: str, path: Path) -> Path:
         folders = listing(str(p.parent.relative_to(path)) for p in found)
         raise ConfigError(f"{name}={path}: holds {len(found)} results ({folders}); give the folder of one")
     return found[0]
-
-
-def _by_seed(lengths: Mapping[int, int]) -> str:
-    return listing(f"{episodes} episodes of seed {seed}" for seed, episodes in lengths.items())
 
 
 def _require_pairs(a: Sequence[_Training], b: Sequence[_Training]) -> None:

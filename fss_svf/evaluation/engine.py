@@ -24,7 +24,7 @@ from fss_svf.evaluation.base_classes import count_fusions, fused
 from fss_svf.evaluation.features import ImageFeatures
 from fss_svf.evaluation.groups import QueryGroup, Support, SupportIds
 from fss_svf.evaluation.inference import Inference
-from fss_svf.evaluation.metric import count_classes, count_labels, count_masks
+from fss_svf.evaluation.metric import count_classes, count_labels, count_masks, count_true
 from fss_svf.evaluation.task import EngineOptions, EvaluationTask
 from fss_svf.evaluation.timer import Timer
 from fss_svf.evaluation.vote import vote
@@ -46,12 +46,14 @@ class GroupCounts(Generic[Counts]):
     further     the same of its further predictions, by name
     base        (n + 1, 2) of the base classes in the query, as count_labels; None where they are not measured
     fusions     (E, n + 2, 2) of base classes and the novel one, as count_labels, by the names of count_fusions
+    true        (N,) pixels of each way in the label, the same for all E, as count_true
     """
 
     prediction: Counts
     further: dict[str, Counts]
     base: Counts | None
     fusions: dict[str, Counts]
+    true: Counts
 
 
 class Engine:
@@ -122,7 +124,7 @@ class Engine:
             counts = {name: count_classes(found, truth, len(classes)) for name, found in labels.items()}
         self.features.release(group)
         masks = {images: (mask.to(torch.uint8), truth) for images, mask in zip(group.episodes, labels[""])}
-        return _on_host(GroupCounts(counts.pop(""), counts, None, {})), masks
+        return _on_host(GroupCounts(counts.pop(""), counts, None, {}, count_true(truth, len(classes)))), masks
 
     def count(
         self, group: QueryGroup, query: Features, supports: Mapping[Support, Features], label: Tensor
@@ -150,7 +152,8 @@ class Engine:
             of_episodes |= {images: (mask, truth) for images, mask in zip(episodes, masks[0])}
         prediction, *further = map(torch.cat, of_predictions)
         fusions = {name: torch.cat(parts) for name, parts in of_fusions.items()}
-        return GroupCounts(prediction, dict(zip(names, further)), base_counts, fusions), of_episodes
+        counts = GroupCounts(prediction, dict(zip(names, further)), base_counts, fusions, count_true(truth, ways))
+        return counts, of_episodes
 
     def _segmented(
         self, group: QueryGroup, query: Features, supports: Mapping[Support, Features], label: Tensor
@@ -243,7 +246,7 @@ def _of_as_many_supports(episodes: Sequence[SupportIds], size: int) -> Iterator[
 def _on_host(counts: GroupCounts[Tensor]) -> GroupCounts[np.ndarray]:
     """All counts in one copy."""
     base = [] if counts.base is None else [counts.base]
-    parts = [counts.prediction, *counts.further.values(), *counts.fusions.values(), *base]
+    parts = [counts.prediction, *counts.further.values(), *counts.fusions.values(), counts.true, *base]
     flat = torch.cat([part.flatten() for part in parts]).cpu().numpy()
     ends = np.cumsum([part.numel() for part in parts])
     arrays = iter([one.reshape(part.shape) for one, part in zip(np.split(flat, ends[:-1]), parts)])
@@ -251,5 +254,6 @@ def _on_host(counts: GroupCounts[Tensor]) -> GroupCounts[np.ndarray]:
         prediction=next(arrays),
         further={name: next(arrays) for name in counts.further},
         fusions={name: next(arrays) for name in counts.fusions},
+        true=next(arrays),
         base=next(arrays, None),
     )

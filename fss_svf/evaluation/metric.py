@@ -38,6 +38,11 @@ def count_masks(predicted: Tensor, truth: Tensor, ways: int = 1) -> Tensor:
     return torch.stack([background, torch.stack([both, either], dim=1), *counts], dim=1)
 
 
+def count_true(truth: Tensor, ways: int = 1) -> Tensor:
+    """int64 (N,): pixels of each way in truth (H, W), {0..N, 255}."""
+    return torch.stack([(truth == way).sum() for way in range(1, ways + 1)])
+
+
 def _overlap(predicted: Tensor, true: Tensor) -> Tensor:
     """Bool masks (B, H, W) and (H, W) to pixels of intersection and union, (B, 2)."""
     both = (predicted & true).sum((1, 2))

@@ -57,13 +57,14 @@ class Records:
             self.finished[position] = counts
 
 
-def _counts(prediction: Any, further: Any, base: Any, fusions: Any) -> GroupCounts[np.ndarray]:
+def _counts(prediction: Any, further: Any, base: Any, fusions: Any, true: Any) -> GroupCounts[np.ndarray]:
     """The counts that a line holds. Raises TypeError and others for a line of another version."""
     return GroupCounts(
         _array(prediction),
         {name: _array(one) for name, one in further.items()},
         None if base is None else _array(base),
         {name: _array(one) for name, one in fusions.items()},
+        _array(true),
     )
 
 

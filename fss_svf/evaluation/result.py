@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import isnan
 from pathlib import Path
 from statistics import fmean as mean
@@ -78,7 +78,7 @@ def make_result(
     }
 
 
-def save_result(folder: Path, result: Mapping[str, Any], tables: Iterable[EpisodeTable]) -> None:
+def save_result(folder: Path, result: Mapping[str, Any], tables: Sequence[EpisodeTable]) -> None:
     """Write result.json and episodes.csv, of whole lists also supports.csv."""
     folder.mkdir(parents=True, exist_ok=True)
     tables = list(tables)

@@ -134,6 +134,9 @@ def _tables(
                     of_table[one.number, :CLASSES] = rows[i, :CLASSES]
                     for row, column in columns.items():
                         of_table[one.number, CLASSES + column] = rows[i, row]
+                assert table.true is not None
+                for row, column in columns.items():
+                    table.true[one.number, column] = of_group.true[row - CLASSES]
                 if of_group.base is not None:
                     assert task.base is not None
                     _add_base(table, task.base, task.classes.index(group.class_ids[0]), of_group, i)

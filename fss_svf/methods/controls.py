@@ -16,6 +16,8 @@ from fss_svf.methods.read_taps import require_tap
 from fss_svf.precision import in_float32
 from fss_svf.registry import METHODS
 
+CONTROLS = ("background", "prototype")
+
 
 @dataclass(frozen=True)
 class BackgroundOptions:

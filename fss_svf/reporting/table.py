@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from string import ascii_lowercase
@@ -15,6 +16,7 @@ ABSENT = "-"
 _PARTS = {"base_miou": "base classes", "novel_miou": "novel classes", "harmonic_mean": "harmonic mean"}
 # Columns of support reliance (docs/results.md): in percentage points of mIoU.
 _RELIANCE = {"reliance.in_query.difference": "reliance", "reliance.random.difference": "reliance, random class"}
+_NUMBER = re.compile(r"[+-]?[\d,]*\d(\.\d+)?")
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,12 @@ class Cell:
 
     text: str
     interval: str = ""
+
+    @property
+    def number(self) -> float | None:
+        """The number that the text begins with, as printed; None for words and a dash."""
+        found = _NUMBER.match(self.text)
+        return None if found is None else float(found[0].replace(",", ""))
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,24 @@ class Table:
     notes: dict[str, str] = field(default_factory=dict)
     rows: tuple[Row, ...] = ()
     words: int = 4
+
+    @property
+    def best(self) -> frozenset[tuple[int, int]]:
+        """(line, column) of the highest measured numbers of each column that belongs to a number of shots, as printed."""
+        found = set()
+        for column, name in enumerate(self.header):
+            of = {
+                n: cell for n, line in enumerate(self.lines) if line.kind == "measured" for cell in [line.cells[column]]
+            }
+            numbers = {n: cell.number for n, cell in of.items() if cell.number is not None}
+            if shots_of(name) and len(set(numbers.values())) > 1:
+                found |= {(n, column) for n, number in numbers.items() if number == max(numbers.values())}
+        return frozenset(found)
+
+
+def shots_of(name: str) -> str:
+    """ "1-shot" of the column "1-shot fold 0"; empty for a column that belongs to no number of shots."""
+    return found[0] if (found := re.match(r"\d+-shot(?= )", name)) else ""
 
 
 def make_tables(results: Sequence[Result]) -> list[Table]:

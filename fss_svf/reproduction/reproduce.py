@@ -9,8 +9,8 @@ from typing import get_args
 from fss_svf.config import EvaluateConfig, ReportConfig, ReportFormat, ReproduceConfig
 from fss_svf.errors import TrainingError, listing
 from fss_svf.evaluation.untrained import choose
+from fss_svf.page.report import report
 from fss_svf.registry import DATASETS
-from fss_svf.reporting.report import report
 from fss_svf.reproduction.jobs import make_jobs
 from fss_svf.reproduction.plan import commands, plan_table
 from fss_svf.reproduction.running import Runner, read_seconds

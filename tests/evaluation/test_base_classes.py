@@ -99,6 +99,7 @@ def test_both_fusions_equal_loops():
                 further={},
                 base=count_labels(said[None], labels[i], 4)[0].numpy(),
                 fusions={name: rows.numpy() for name, rows in fusions.items()},
+                true=None,
             ),
             0,
         )

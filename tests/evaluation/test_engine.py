@@ -28,7 +28,7 @@ from tests.conftest import toy_options
 from tests.evaluation.test_plan import protocol
 from tests.methods import test_methods
 from tests.pixels import assert_hardly_any_turned
-from tests.plain_evaluation import EvalEpisodes, as_float, mask_at_label, plain_counts
+from tests.plain_evaluation import EvalEpisodes, as_float, mask_at_label, plain_counts, plain_true
 from tests.training.test_precision import tf32
 
 pytestmark = pytest.mark.numeric
@@ -114,6 +114,7 @@ def compare(task, lists, evaluated):
     for shot, tables in evaluated.items():
         for table, episodes in zip(tables, lists[shot], strict=True):
             assert np.array_equal(table.counts, plain_counts(task, episodes))
+            assert np.array_equal(table.true, plain_true(task, episodes))
             # Some pixels are predicted to be the object and some are not, or a comparison would say little.
             both = table.counts[table.counts[:, 1, 1] < table.counted, 1, 0]
             assert len(both) > 3

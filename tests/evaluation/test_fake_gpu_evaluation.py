@@ -119,14 +119,16 @@ def test_votes_ways_and_stored_features_wait_no_more(tmp_path, changes):
 
 def test_the_counts_of_a_query_are_one_copy():
     with FakeGPU() as gpu:
-        zeros = gpu.tensors({name: torch.zeros(1, 3, 2, dtype=torch.int64) for name in ("own", "meta")})
+        zeros = gpu.tensors({name: torch.zeros(1, 3, 2, dtype=torch.int64) for name in ("own", "meta", "true")})
         with pytest.raises(HostSync, match=r"evaluation/engine\.py:_on_host: .* copy to the host"):
-            engine_module._on_host(GroupCounts(zeros["own"], {"meta": zeros["meta"]}, None, {}))
+            engine_module._on_host(GroupCounts(zeros["own"], {"meta": zeros["meta"]}, None, {}, zeros["true"]))
     base = torch.arange(4).view(2, 2)
     counts = [torch.arange(6).view(1, 3, 2) + start for start in (0, 10, 20)]
-    host = engine_module._on_host(GroupCounts(counts[0], {"meta": counts[1]}, base, {"base first": counts[2]}))
+    true = torch.tensor([40])
+    host = engine_module._on_host(GroupCounts(counts[0], {"meta": counts[1]}, base, {"base first": counts[2]}, true))
     assert host.prediction.tolist() == [[[0, 1], [2, 3], [4, 5]]]
     assert host.further["meta"].tolist() == [[[10, 11], [12, 13], [14, 15]]]
     assert host.fusions["base first"].tolist() == [[[20, 21], [22, 23], [24, 25]]]
     assert host.base.tolist() == [[0, 1], [2, 3]]
-    assert engine_module._on_host(GroupCounts(counts[0], {}, None, {})).base is None
+    assert host.true.tolist() == [40]
+    assert engine_module._on_host(GroupCounts(counts[0], {}, None, {}, true)).base is None

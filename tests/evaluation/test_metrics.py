@@ -5,7 +5,7 @@ import pytest
 import torch
 from torchmetrics import JaccardIndex
 
-from fss_svf.evaluation.metric import count_masks, scores
+from fss_svf.evaluation.metric import count_masks, count_true, scores
 from tests.plain_evaluation import plain_count
 
 pytestmark = pytest.mark.numeric
@@ -113,6 +113,7 @@ def test_episodes_are_counted_together_as_one_by_one(ways):
     truth[0] = 255
     predicted = torch.randint(0, ways + 1, (5, 9, 7), generator=g, dtype=torch.uint8)
     counts = count_masks(predicted, truth, ways)
+    assert count_true(truth, ways).tolist() == [(truth == way).sum() for way in range(1, ways + 1)]
     for i in range(5):
         measured = {way: way for way in range(1, ways + 1)}
         expected = plain_count(predicted[i].numpy(), truth.numpy(), measured, tuple(measured))

@@ -12,15 +12,16 @@ import pytest
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from fss_svf.reporting import page_gallery
-from fss_svf.reporting.charts import ticks
-from fss_svf.reporting.curves import read_curves, run_folder, thinned
+from fss_svf.page.curves import read_curves, read_log, run_folder, thinned
+from fss_svf.page.page import page
+from fss_svf.page.plots import SERIES
+from fss_svf.page.sections import gallery
 from fss_svf.reporting.gallery import read_gallery, save_gallery
-from fss_svf.reporting.page import page
 from fss_svf.reporting.pictures import EpisodePicture
 from fss_svf.reporting.table import make_tables
 from tests.reporting.test_report import result
 
+COLOURS = [light for light, _ in SERIES]
 EVIL = "</script><img src=x onerror='alert(1)'>\"&"
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 VOID = {"meta", "link", "img", "br", "input", "hr"}
@@ -74,7 +75,7 @@ def made(tmp_path):
 
 
 def of(*results):
-    return page(make_tables(results), results)
+    return page(make_tables(results), results).html
 
 
 def test_everything_is_there_and_nothing_is_loaded(made):
@@ -85,15 +86,15 @@ def test_everything_is_there_and_nothing_is_loaded(made):
     ]
     assert all(a["src"].startswith("data:image/jpeg;base64,") and a["alt"] for tag, a in tags if tag == "img")
     assert "default-src 'none'" in text
-    assert not re.search(r"@import|url\(|fetch\(", text)
-    charts = [a["aria-label"] for tag, a in tags if tag == "svg"]
-    assert [label.split(":")[0] for label in charts] == [
+    assert not re.search(r"@import|url\((?!#)|fetch\(", text)
+    plots = [a["aria-label"] for tag, a in tags if tag == "svg"]
+    assert plots == [
+        "Classes of fold 0, 1-shot",
         "Loss",
-        "In training, on the validation episodes (%)",
-        "Drift of the singular values, mean of a layer's |S - S0| / S0 (%)",
+        "On the validation episodes",
+        "Drift of singular values, mean of a layer's |S - S0| / S0",
+        "Drift at the end, by layer",
     ]
-    assert "main 0.1" in charts[0]
-    assert "mIoU 50" in charts[1]
     assert "<small>20.00 to 30.00</small>" in text
     ids = [a["id"] for _, a in tags if "id" in a]
     assert len(ids) == len(set(ids))
@@ -123,6 +124,8 @@ def test_missing_curves_and_pictures_are_listed(tmp_path, monkeypatch, checkpoin
     Tags(text)
     assert message in text
     assert "No pictures" in text
+    assert "No two rows of a table have the same episodes" in text
+    assert "No result has an episodes.csv" in text
     assert "No result has numbers by class" in text
 
 
@@ -147,12 +150,17 @@ def test_rows_stand_side_by_side_with_a_colour_each_and_a_line_a_seed(tmp_path):
     assert titles.index("Side by side: coco, resnet50, fold 0") < titles.index(
         "baseline, frozen, coco, resnet50, fold 0, 1-shot, seed 1"
     )
-    loss, score = [a["aria-label"] for tag, a in Tags(text).found if tag == "svg"][:2]
-    assert loss.startswith("Main loss: baseline, frozen, ")
-    assert score.startswith("mIoU in training, on the validation episodes (%): baseline, frozen, ")
-    assert loss.count("(2 seeds)") == score.count("(2 seeds)") == 2
-    first = re.search(r'aria-label="mIoU in training.*?</svg>', text, re.DOTALL).group()
-    assert re.findall(r'polyline class="(c\d)', first) == ["c0", "c0", "c1", "c1"]
+    plots = [a["aria-label"] for tag, a in Tags(text).found if tag == "svg"]
+    assert plots.index("Main loss") == plots.index("mIoU on the validation episodes") - 1
+    first = re.search(r'aria-label="mIoU on the validation.*?</svg>', text, re.DOTALL).group()
+    strokes = re.findall(r'<path d="[^"]+" clip-path[^>]+stroke: (#\w+)', first)
+    curves = [colour for colour in strokes if colour in COLOURS]
+    # The last two are those of the legend, which has no clip path.
+    assert curves == [COLOURS[0], COLOURS[0], COLOURS[1], COLOURS[1]]
+    assert [name for name in re.findall(r">([^<]+)</text>", first) if "baseline" in name] == [
+        "baseline, frozen",
+        "baseline, svf",
+    ]
     # The same trainings measured by another protocol are the same curves, and stand there once.
     again = of(*every, *(trained(t, seed, protocol_hash="bbbb") for t in ("frozen", "svf") for seed in (1, 2)))
     assert again.count("<summary>Side by side") == 1
@@ -181,11 +189,10 @@ def test_thinned_curves_keep_their_course():
     assert thinned(curve[:50], 100) == curve[:50]
 
 
-@pytest.mark.parametrize(("low", "high"), [(0, 1), (-3, 7), (0.6931, 0.6932), (5, 5), (0, 0), (1, 123456)])
-def test_ticks_hold_the_values(low, high):
-    found = ticks(low, high, 5)
-    assert found[0] <= low <= high <= found[-1]
-    assert 2 <= len(found) <= 8
+def test_a_log_is_read_by_column_without_what_is_empty(tmp_path):
+    (tmp_path / "log.csv").write_text("step,loss/main,val/novel_miou\n1,0.5,\n2,0.25,0.125\n3,0.\n")
+    assert read_log(tmp_path) == {"loss/main": [(1, 0.5), (2, 0.25), (3, 0.0)], "val/novel_miou": [(2, 0.125)]}
+    assert read_log(tmp_path / "nowhere") == {}
 
 
 def test_the_gallery_is_small_and_indexed(made, tmp_path):
@@ -212,40 +219,129 @@ def test_an_index_that_leads_elsewhere_or_is_broken_gives_no_picture(made, tmp_p
 
 
 def test_too_many_pictures_are_thinned_and_counted(made, monkeypatch):
-    monkeypatch.setattr(page_gallery, "MOST", 2)
+    monkeypatch.setattr(gallery, "MOST", 2)
     text = of(made)
     assert text.count("<img ") == 2
     assert "1 more are in the results" in text
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no chromium here: filter and sort of the gallery are not tried")
-def test_the_gallery_filters_and_sorts_in_a_browser(made, tmp_path):
-    steps = """<script>
-      const seen = [], choose = (id, value) => {
-        const control = document.getElementById(id);
-        control.value = value;
-        control.dispatchEvent(new Event("change"));
-        const figures = [...document.querySelectorAll("#gallery figure")].filter((f) => !f.hidden);
-        seen.push([figures.map((f) => Number(f.dataset.number)), document.getElementById("count").textContent]);
-      };
-      choose("by-order", "worst"); choose("by-order", "best"); choose("by-order", "number");
-      choose("by-class", "cat"); choose("by-class", EVIL); choose("by-result", "0"); choose("by-class", "");
-      document.title = JSON.stringify(seen);
-    </script></body>""".replace("EVIL", json.dumps(EVIL).replace("</", "<\\/"))
-    path = tmp_path / "page.html"
-    path.write_text(of(made).replace("</body>", steps))
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+def in_a_browser(path, steps, *arguments):
+    """What `steps` put into `seen`, run when the page is loaded."""
+    script = f"<script>const seen = []; {steps} document.title = JSON.stringify(seen);</script></body>"
+    path.write_text(path.read_text().replace("</body>", script))
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={path.parent / 'profile'}"]
     done = subprocess.run(
-        [*command, "--dump-dom", path.as_uri()], capture_output=True, text=True, timeout=120, check=True
-    )
-    seen = json.loads(html.unescape(re.search("<title>(.*?)</title>", done.stdout, re.S)[1]))
-    every = "3 of 3 episodes"
-    assert seen == [
-        [[7, 9, 4], every],
-        [[4, 9, 7], every],
-        [[4, 7, 9], every],
-        [[4, 9], "2 of 3 episodes"],
-        [[7], "1 of 3 episodes"],
-        [[7], "1 of 3 episodes"],
-        [[4, 7, 9], every],
+        [*command, *arguments, "--dump-dom", path.as_uri() + "?class=cat&order=best"],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    return json.loads(html.unescape(re.search("<title>(.*?)</title>", done.stdout, re.S)[1]))
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium here: the page is not opened")
+def test_the_gallery_filters_sorts_pairs_and_enlarges_in_a_browser(made, tmp_path):
+    for name in ("other", "control"):
+        (tmp_path / name).mkdir()
+    other = {**made, "method": "panet", "path": str(tmp_path / "other" / "result.json")}
+    save_gallery(tmp_path / "other" / "gallery", [picture(9, "cat", 0.8), picture(4, "cat", 0.7)], seed=321)
+    control = {**made, "method": "prototype", "path": str(tmp_path / "control" / "result.json")}
+    save_gallery(tmp_path / "control" / "gallery", [picture(4, "cat", 0.05)], seed=321)
+    path = tmp_path / "page.html"
+    path.write_text(of(made, other, control))
+    steps = """
+      const find = (id) => document.getElementById(id);
+      const shown = () => [...document.querySelectorAll("#gallery figure")].filter((f) => !f.hidden);
+      const see = () => seen.push([shown().map((f) => [f.dataset.result.split(",")[0], Number(f.dataset.number)]),
+        find("count").textContent, location.search]);
+      const choose = (id, value) => {
+        find(id)[id === "with-controls" ? "checked" : "value"] = value;
+        find(id).dispatchEvent(new Event("change"));
+        see();
+      };
+      see();
+      choose("by-class", ""); choose("with-controls", true); choose("with-controls", false);
+      choose("by-class", EVIL); choose("by-class", "cat"); choose("by-order", "worst");
+      const [, baseline, panet, prototype] = [...find("by-result").options].map((o) => o.value);
+      choose("by-result", prototype); choose("by-result", baseline); choose("beside", panet);
+      choose("by-order", "difference");
+      document.querySelector("#gallery figure:not([hidden]) img").click();
+      seen.push([find("enlarged").open, [...find("enlarged").querySelectorAll("figure")].map((f) => f.dataset.result)]);
+      find("enlarged").querySelector("img").click();
+      seen.push(find("enlarged").open);
+    """.replace("EVIL", json.dumps(EVIL).replace("</", "<\\/"))
+    *seen, enlarged, still_open = in_a_browser(path, steps)
+    figures, counts, addresses = zip(*seen)
+    base = [["baseline", 4], ["baseline", 9]]
+    assert list(figures) == [
+        [["baseline", 4], ["panet", 9], ["panet", 4], ["baseline", 9]],  # of the address: class=cat, order=best
+        [["baseline", 4], ["panet", 9], ["panet", 4], ["baseline", 9], ["baseline", 7]],
+        [["baseline", 4], ["panet", 9], ["panet", 4], ["baseline", 9], ["baseline", 7], ["prototype", 4]],
+        [["baseline", 4], ["panet", 9], ["panet", 4], ["baseline", 9], ["baseline", 7]],
+        [["baseline", 7]],
+        [["baseline", 4], ["panet", 9], ["panet", 4], ["baseline", 9]],
+        [["baseline", 9], ["panet", 4], ["panet", 9], ["baseline", 4]],
+        [["prototype", 4]],  # chosen by its name, a control is shown
+        base[::-1],
+        [["baseline", 9], ["panet", 9], ["baseline", 4], ["panet", 4]],
+        [["baseline", 9], ["panet", 9], ["baseline", 4], ["panet", 4]],
     ]
+    assert counts[1] == "5 of 6 episodes"
+    assert counts[9].startswith("2 episodes that both results show, baseline, svf, ")
+    assert addresses[0] == "?class=cat&order=best"
+    assert addresses[2] == "?order=best&controls=1"
+    assert "beside=panet" in addresses[10]
+    assert "order=difference" in addresses[10]
+    assert enlarged[0] is True
+    assert [name.split(",")[0] for name in enlarged[1]] == ["baseline", "panet"]
+    assert still_open is False
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium here: the page is not opened")
+def test_tables_sort_and_a_phone_has_names_and_numbers(tmp_path):
+    results = [
+        result(miou, fold, tuning=name) for name, miou in (("a", 0.2), ("b", 0.1), ("c", 0.3)) for fold in (0, 1)
+    ]
+    results = [r for r in results if (r["tuning"], r["fold"]) != ("c", 1)]
+    path = tmp_path / "page.html"
+    path.write_text(of(*results))
+    steps = """
+      const table = document.querySelector("table.sortable"), heads = [...table.tHead.rows[1].cells];
+      const rows = () => [...table.tBodies].map((b) => b.rows[0].cells[0].textContent.slice(-1)).join("");
+      const press = (name) => heads.find((h) => h.textContent === name).querySelector("button").click();
+      for (const name of ["fold 0", "fold 0", "fold 1", "fold 1", "method, tuning"]) { press(name); seen.push(rows()); }
+      const frame = document.querySelector(".scroll"), first = table.tBodies[0].rows[0].cells;
+      frame.scrollLeft = 1000;
+      const [name, last] = [first[0], table.rows[1].cells[2]].map((c) => c.getBoundingClientRect());
+      seen.push(innerWidth, document.documentElement.scrollWidth, name.left >= frame.getBoundingClientRect().left);
+      frame.scrollLeft = 0;
+      seen.push(first[1].getBoundingClientRect().right < innerWidth);
+    """
+    seen = in_a_browser(path, steps, "--window-size=500,800")
+    # A row without a number is last, whichever way. The published rows stay below theirs.
+    assert seen[:5] == ["cab", "bac", "abc", "bac", "abc"]
+    width, page_width, name_stays, number_shows = seen[5:]
+    assert page_width <= width <= 500
+    assert name_stays
+    assert number_shows
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium here: the page is not printed")
+def test_the_page_prints_on_a_few_sheets(made, tmp_path):
+    path = tmp_path / "page.html"
+    path.write_text(of(made, {**made, "shot": 5}, {**made, "tuning": "frozen"}))
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    command += [f"--print-to-pdf={tmp_path / 'page.pdf'}", path.as_uri()]
+    subprocess.run(command, capture_output=True, timeout=120, check=True)
+    sheets = re.findall(rb"/Type\s*/Page\b", (tmp_path / "page.pdf").read_bytes())
+    assert 1 <= len(sheets) <= 8
+
+
+def test_base_and_novel_classes_over_steps_come_from_the_log(made, tmp_path):
+    (tmp_path / "run" / "log.csv").write_text(
+        "step,val/base_miou,val/novel_miou\n10,0.5,0.25\n15,,\n20,0.625,0.375\n", encoding="utf-8"
+    )
+    figures = page(make_tables([made]), [made]).figures
+    (steps,) = (svg for name, svg in figures.items() if name.startswith("steps-"))
+    strokes = re.findall(
+        r'<path d="([^"]+)" clip-path[^>]+style="fill: none; (?:stroke-dasharray[^;]+;[^;]+; )?stroke: (#\w+)', steps
+    )
+    assert [len(path.split("L")) for path, colour in strokes if colour == COLOURS[0]] == [2, 2]

@@ -14,9 +14,9 @@ import pytest
 
 from fss_svf.config import ReportConfig
 from fss_svf.errors import ConfigError, DataError
-from fss_svf.reporting.latex import latex
+from fss_svf.page.report import report
+from fss_svf.reporting.latex import document, latex
 from fss_svf.reporting.markdown import markdown_table
-from fss_svf.reporting.report import report
 from fss_svf.reporting.rows import seeds_in_words
 from fss_svf.reporting.spreadsheet import spreadsheet
 from fss_svf.reporting.table import make_tables
@@ -189,7 +189,9 @@ def test_a_file_a_format_beside_each_other(tmp_path):
         name="report", runs=tmp_path, out=tmp_path / "r" / "v1.2.md", formats=("md", "tex", "csv", "html")
     )
     report(config, tmp_path / "unused")
-    assert sorted(p.name for p in (tmp_path / "r").iterdir()) == ["v1.2.csv", "v1.2.html", "v1.2.md", "v1.2.tex"]
+    files = ["v1.2.csv", "v1.2.html", "v1.2.md", "v1.2.tex", "v1.2_document.tex"]
+    assert sorted(p.name for p in (tmp_path / "r").iterdir()) == files
+    assert r"\input{v1.2.tex}" in (tmp_path / "r" / "v1.2_document.tex").read_text()
     # Without a format's suffix it is a folder, whether it exists or not.
     for name in ("new", "v1.2", "r"):
         report(replace(config, out=tmp_path / name, formats=("md", "csv")), tmp_path / "unused")
@@ -213,16 +215,42 @@ def test_latex_holds_no_character_that_would_stop_it():
     assert text.isascii()
     columns = re.search(r"begin{tabular}{(\w+)}", text)[1]
     assert len(re.findall(r"(?<!\\)&", row)) == len(columns) - 1
-    for name in ("document", "table", "tabular"):
+    for name in ("table", "tabular"):
         assert text.count(f"\\begin{{{name}}}") == text.count(f"\\end{{{name}}}") == 1
     unescaped = text.replace(r"\{", "").replace(r"\}", "")
     assert unescaped.count("{") == unescaped.count("}")
 
 
+def test_latex_has_shots_above_folds_and_the_best_in_bold():
+    frozen = {(fold, shot): result(0.1 * (fold + 1), fold, shot, "frozen") for fold in (0, 1) for shot in (1, 5)}
+    svf = [result(0.15, fold, shot) for fold in (0, 1) for shot in (1, 5)]
+    lines = latex(make_tables([*frozen.values(), *svf])).splitlines()
+    above = lines.index("\\toprule") + 1
+    assert lines[above : above + 3] == [
+        r" &  &  & \multicolumn{4}{c}{1-shot} & \multicolumn{4}{c}{5-shot} \\",
+        r"\cmidrule(lr){4-7} \cmidrule(lr){8-11}",
+        r"method & tuning & trainable & fold 0 & fold 1 & mean & FB-IoU & fold 0 & fold 1 & mean & FB-IoU \\",
+    ]
+    rows = [line.split(" & ")[3:7] for line in lines if line.startswith("baseline")]
+    # Of two equal numbers neither is better.
+    assert rows == [["10.00", r"\textbf{20.00}", "15.00", "50.00"], [r"\textbf{15.00}", "15.00", "15.00", "50.00"]]
+    text = "\n".join(lines)
+    assert "Training: 1-shot, svf, seed 321, last step." in text  # in the caption, since it is the same in all rows
+
+
+def test_latex_has_a_note_where_rows_were_trained_differently():
+    text = latex(make_tables([result(0.1), result(0.2, trained_at=5)]))
+    rows = [line.split(" & ")[0] for line in text.splitlines() if line.startswith("baseline")]
+    assert rows == [r"baseline\textsuperscript{1}", r"baseline\textsuperscript{2}"]
+    assert r"\textsuperscript{2}training: 5-shot, svf, seed 321, last step" in text
+
+
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex here")
 def test_latex_compiles(tmp_path):
-    (tmp_path / "report.tex").write_text(latex(make_tables([result(0.1, tuning="a_b&50%^~\\")])))
-    command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "report.tex"]
+    folds = [result(0.1 + fold / 10, fold, shot, tuning) for fold in (0, 1) for shot in (1, 5) for tuning in ("a", "b")]
+    (tmp_path / "report.tex").write_text(latex(make_tables([result(0.1, tuning="a_b&50%^~\\"), *folds])))
+    (tmp_path / "shown.tex").write_text(document("report.tex"))
+    command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "shown.tex"]
     assert subprocess.run(command, cwd=tmp_path, capture_output=True).returncode == 0
 
 

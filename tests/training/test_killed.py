@@ -13,7 +13,7 @@ import torch
 
 from fss_svf.checkpoint import keep_checkpoint, load_checkpoint, save_checkpoint
 from fss_svf.errors import Stopped, TrainingError
-from fss_svf.reporting.curves import read_curves
+from fss_svf.page.curves import read_curves
 from fss_svf.training import stopping
 from fss_svf.training.log_table import LogTable
 from fss_svf.training.step import Step

@@ -1,4 +1,4 @@
-"""The page's gallery: pictures of episodes, to be filtered and sorted."""
+"""The gallery: pictures of episodes, to be filtered, sorted, enlarged, and laid beside those of another result."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from PIL import Image
+
+from fss_svf.methods.controls import CONTROLS
 from fss_svf.reporting.gallery import Entry, read_gallery
 from fss_svf.reporting.rows import Result
 
@@ -22,35 +25,50 @@ def gallery(results: Sequence[tuple[Result, Path]]) -> str:
         return "<p>No pictures: no result has a gallery folder; evaluate with pictures=N writes one.</p>"
     each = max(1, MOST // len(galleries))
     kept = [(result, folder, _spread(entries, each)) for result, folder, entries in galleries]
+    # The controls are there to be beaten, and few want to look at them. Alone, they are all there is.
+    controls = {result["method"] for result, _, _ in kept} & set(CONTROLS)
+    controls = controls if any(result["method"] not in controls for result, _, _ in kept) else set()
     figures = [
-        _figure(number, _name(result), folder, entry)
-        for number, (result, folder, entries) in enumerate(kept)
+        _figure(result, folder, entry, result["method"] in controls)
+        for result, folder, entries in kept
         for entry in entries
     ]
     classes = sorted({name for _, _, entries in kept for entry in entries for name in entry.classes})
     left_out = sum(len(entries) for _, _, entries in galleries) - len(figures)
     more = f" {left_out:,} more are in the results' gallery folders." if left_out else ""
-    results_named = [(str(number), _name(result)) for number, (result, _, _) in enumerate(kept)]
+    names = [(_name(result), _name(result)) for result, _, _ in kept]
     sorts = [("worst", "lowest IoU first"), ("best", "highest IoU first"), ("number", "by number")]
+    sorts.append(("difference", "largest difference first, of two results"))
+    with_controls = (
+        f'<label class="tick"><input type="checkbox" id="with-controls" autocomplete="off"> controls '
+        f"({escape(', '.join(sorted(controls)))})</label>"
+        if controls
+        else ""
+    )
     return (
         '<p class="soft">The first episodes, the best, the worst, and the best and worst of each class. Each picture: one '
         f"support of each class, the query, the true mask, the predicted mask. IoU is that of the foreground.{more}</p>\n"
         '<form class="controls" id="controls" hidden>'
-        + _select("by-result", "Result", [("", "all results"), *results_named])
+        + _select("by-result", "Result", [("", "all results"), *names])
+        + _select("beside", "Beside, on the same episodes", [("", "nothing"), *names])
         + _select("by-class", "Class", [("", "all classes"), *((name, name) for name in classes)])
         + _select("by-order", "Order", sorts)
+        + with_controls
         + '</form>\n<p class="soft" id="count" role="status"></p>\n<div class="gallery" id="gallery">\n'
         + "\n".join(figures)
-        + "\n</div>"
+        + '\n</div>\n<dialog id="enlarged" aria-label="Enlarged episode"><form method="dialog"><button>Close</button></form>'
+        "<div></div></dialog>"
     )
 
 
 def _spread(entries: Sequence[Entry], most: int) -> list[Entry]:
-    """At most `most` entries, evenly spread over their IoU."""
+    """At most `most` entries: half are the first by number, which other results show too, the rest is spread over IoU."""
     if len(entries) <= most:
         return list(entries)
-    ranked = sorted(entries, key=lambda entry: entry.iou)
-    return [ranked[i * len(ranked) // most] for i in range(most)]
+    numbered = sorted(entries, key=lambda entry: (entry.seed, entry.number))
+    first, rest = numbered[: most // 2], numbered[most // 2 :]
+    ranked, more = sorted(rest, key=lambda entry: entry.iou), most - len(first)
+    return [*first, *(ranked[i * len(ranked) // more] for i in range(more))]
 
 
 def _name(result: Result) -> str:
@@ -62,14 +80,28 @@ def _name(result: Result) -> str:
     )
 
 
-def _figure(number: int, name: str, folder: Path, entry: Entry) -> str:
-    image = b64encode((folder / entry.file).read_bytes()).decode()
+def _figure(result: Result, folder: Path, entry: Entry, control: bool) -> str:
+    path, name = folder / entry.file, _name(result)
+    image = b64encode(path.read_bytes()).decode()
+    with Image.open(path) as opened:
+        width, height = opened.size
     classes = ", ".join(entry.classes)
     description = f"Episode {entry.number}, {classes}, IoU {100 * entry.iou:.0f} %: supports, query, truth, prediction"
-    data = {"result": number, "number": entry.number, "iou": f"{entry.iou:.6f}", "classes": json.dumps(entry.classes)}
+    # Results with the same key show the same episode.
+    episode = [result[key] for key in ("dataset", "fold", "shot", "protocol_hash")]
+    data = {
+        "result": name,
+        "episode": json.dumps([*episode, entry.seed, entry.number]),
+        "number": entry.number,
+        "iou": f"{entry.iou:.6f}",
+        "classes": json.dumps(entry.classes),
+        "control": int(control),
+    }
     marked = " ".join(f'data-{key}="{escape(str(value), quote=True)}"' for key, value in data.items())
     return (
-        f'<figure {marked}><img loading="lazy" alt="{escape(description, quote=True)}" src="data:image/jpeg;base64,{image}">'
+        f"<figure {marked}{' hidden' if control else ''}>"
+        f'<img decoding="async" width="{width}" height="{height}" tabindex="0" role="button" '
+        f'alt="{escape(description, quote=True)}" src="data:image/jpeg;base64,{image}">'
         f"<figcaption><strong>{escape(classes)}</strong>, IoU {100 * entry.iou:.0f}, episode {entry.number}<br>"
         f"{escape(name)}</figcaption></figure>"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import logging
 from collections.abc import Mapping
 from math import isfinite
@@ -44,3 +45,21 @@ def thinned(points: Curve, most: int = _MAX_POINTS) -> Curve:
         return finite
     parts = [finite[i : i + width] for i in range(0, len(finite), width)]
     return [(part[-1][0], sum(value for _, value in part) / len(part)) for part in parts]
+
+
+def read_log(run: Path) -> Mapping[str, Curve]:
+    """Curves by column of the run's log.csv; empty cells are left out. Empty without such a file."""
+    path = run / "log.csv"
+    if not path.is_file():
+        return {}
+    found: dict[str, Curve] = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            try:
+                step = int(row.pop("step"))
+                for name, text in row.items():
+                    if text:
+                        found.setdefault(name, []).append((step, float(text)))
+            except (KeyError, TypeError, ValueError):
+                continue  # a line that was being written
+    return {name: thinned(curve) for name, curve in found.items()}
