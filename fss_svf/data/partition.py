@@ -1,10 +1,13 @@
-"""The novel classes of a fold, and the base classes held out of a training."""
+"""The novel classes of a fold, the base classes held out of a training, and the part of the images that trains."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from math import ceil
 from typing import Literal
+
+import numpy as np
 
 from fss_svf.errors import ConfigError, did_you_mean, listing
 
@@ -47,3 +50,20 @@ def held_out_classes(
             f"{len(base) - 1} or fewer"
         )
     return tuple(sorted(names[name] for name in chosen))
+
+
+def part_of_images(names: Sequence[str], listed: np.ndarray, fraction: float) -> np.ndarray:
+    """(N,) bool: the images of a part that has `fraction` of the listed ones, rounded up, and as large a part of the others.
+
+    names   (N,) of the images
+    listed  (N,) bool
+
+    Images are in the order of the SHA-256 of their names. That order does not depend on seed, shot or fold: the runs of a
+    study train on the same part, and a larger fraction includes the images of a smaller one.
+    """
+    digests = np.array([hashlib.sha256(str(name).encode()).digest() for name in names], dtype="S32")
+    of_listed = np.sort(digests[listed])
+    if not len(of_listed):
+        return np.ones(len(digests), bool)
+    inside: np.ndarray = digests <= of_listed[ceil(fraction * len(of_listed)) - 1]
+    return inside
