@@ -26,6 +26,7 @@ from fss_svf.config.training import (
     differing,
 )
 from fss_svf.config.verbs import (
+    Choosing,
     CompareConfig,
     DemoConfig,
     EvaluateConfig,
@@ -35,6 +36,7 @@ from fss_svf.config.verbs import (
     ReportConfig,
     ReportFormat,
     ReproduceConfig,
+    Row,
     Table,
     WayRule,
 )
@@ -42,6 +44,7 @@ from fss_svf.config.verbs import (
 __all__ = [
     "MACHINE",
     "Augment",
+    "Choosing",
     "CompareConfig",
     "DemoConfig",
     "EpisodeFiles",
@@ -61,6 +64,7 @@ __all__ = [
     "ReportConfig",
     "ReportFormat",
     "ReproduceConfig",
+    "Row",
     "Schedule",
     "Table",
     "TrainConfig",
