@@ -9,7 +9,9 @@ from pathlib import Path
 from fss_svf import config
 from fss_svf.config import EvaluateConfig, PretrainConfig, TrainConfig
 from fss_svf.evaluation.records import has_records
+from fss_svf.evaluation.untrained import choose
 from fss_svf.overrides import given, key_of
+from fss_svf.registry import DATASETS, Choice
 from fss_svf.resume import holds
 
 
@@ -57,7 +59,7 @@ class Job:
         """Raises ConfigError where the folder holds a run of another config."""
         if self.waits:
             return False
-        holds(self.config, self.folder, "move it away, or choose another name=")
+        holds(self.config, self.folder, "move it away, or choose another name=", self.dataset)
         if isinstance(self.config, EvaluateConfig):
             shots = self.config.shots
             folders = [self.folder / f"{shot}shot" for shot in shots] if len(shots) > 1 else [self.folder]
@@ -66,10 +68,20 @@ class Job:
         ends = ("finished.json",) if self.rate is None else ("finished.json", "not_finite.json")
         return any((self.folder / end).exists() for end in ends)
 
+    @property
+    def dataset(self) -> Choice:
+        """Whose data it reads."""
+        if not isinstance(self.config, EvaluateConfig):
+            return self.config.dataset
+        if "name" in self.config.dataset:
+            return choose(DATASETS, self.config.dataset)
+        assert self.needs is not None  # an evaluation of a checkpoint
+        return self.needs.dataset
+
     def command(self) -> list[str]:
         """Arguments of fss-svf that begin the job, or go on with it."""
         if isinstance(self.config, EvaluateConfig) and has_records(self.folder):
-            machine = [o for o in self.overrides if key_of(o) in config.MACHINE]
-            return [self.verb, given("resume", self.folder), *machine]
+            may_change = (*config.MACHINE, *(("dataset.root", "dataset.prepared") if self.needs else ()))
+            return [self.verb, given("resume", self.folder), *(o for o in self.overrides if key_of(o) in may_change)]
         resume = [] if isinstance(self.config, EvaluateConfig) else ["resume=auto"]
         return [self.verb, *self.overrides, given("hydra.run.dir", self.folder), *resume]

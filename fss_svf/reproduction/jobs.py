@@ -164,7 +164,10 @@ class _Grid:
 
     def _evaluation(self, train: Job, shots: tuple[object, ...], test: str, dataset: Sequence[str]) -> Job:
         best = self.table.checkpoint == "best"
-        cell = {"checkpoint": train.folder / "checkpoints" / "best.pt" if best else train.folder}
+        cell: dict[str, object] = {"checkpoint": train.folder / "checkpoints" / "best.pt" if best else train.folder}
+        if not any(key_of(o) == "dataset" for o in dataset):
+            # A training of another machine had its data elsewhere.
+            cell |= {f"dataset.{key}": getattr(train.dataset.options, key) for key in ("root", "prepared")}
         folder = self.out / "evaluate" / (f"{train.folder.name}-{test}" if test else train.folder.name)
         overrides = (self._shots(shots), *dataset, *self.table.evaluate, *self._machine())
         return self._job("evaluate", train.group, folder, overrides, cell, train)

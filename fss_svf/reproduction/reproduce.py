@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from fss_svf.config import EvaluateConfig, ReportConfig, ReportFormat, ReproduceConfig
+from fss_svf.config import ReportConfig, ReportFormat, ReproduceConfig
 from fss_svf.errors import TrainingError, listing
-from fss_svf.evaluation.untrained import choose
 from fss_svf.registry import DATASETS
 from fss_svf.reporting.report import report
 from fss_svf.reproduction.choosing import choices_table
@@ -38,14 +37,10 @@ def reproduce(config: ReproduceConfig, out: Path) -> None:
         finished = len(jobs) - len(missing)
         log.info("%d of %d jobs are finished; the others' commands: %s", finished, len(jobs), out / "commands.txt")
         return
-    datasets = {str(c.dataset): c.dataset for job in missing if not isinstance(c := job.config, EvaluateConfig)}
-    for dataset in datasets.values():
-        for split in ("train", "val"):
+    for split in ("train", "val"):
+        datasets = {str(job.dataset): job.dataset for job in missing if split == "val" or job.stage != "evaluate"}
+        for dataset in datasets.values():
             DATASETS.build(dataset).split(split)  # one that is not prepared is an error here, not in every job
-    evaluations = [job.config for job in missing if isinstance(job.config, EvaluateConfig)]
-    others = {str(c.dataset): choose(DATASETS, c.dataset) for c in evaluations if "name" in c.dataset}
-    for dataset in others.values():
-        DATASETS.build(dataset).split("val")
     failed = _run(config, out, missing, times)
     if not missing:
         log.info("all %d jobs are finished, nothing to run", len(jobs))

@@ -8,6 +8,7 @@ from typing import Any
 
 from fss_svf.backbones.weights import LoadReport
 from fss_svf.config import PretrainConfig, TrainConfig
+from fss_svf.data.dataset import DatasetOptions
 from fss_svf.data.index import Index
 from fss_svf.errors import DataError
 
@@ -26,7 +27,7 @@ def seen_in_training(
         "dataset": config.dataset.name,
         "fold": config.fold,
         "classes": own + sorted(earlier - set(own)),
-        "index": data_hash(config, index),
+        "index": data_hash(config.dataset.options, index),
         "backbone_weights": weights.label,
         "weights_hash": weights.digest,
         "weights_origin": (weights.trained_on or {}).get("origin"),
@@ -34,9 +35,9 @@ def seen_in_training(
     }
 
 
-def data_hash(config: TrainConfig | PretrainConfig, index: Index) -> str:
+def data_hash(options: DatasetOptions, index: Index) -> str:
     """16 hex digits over the training images: the index, and the part of it that trains."""
-    fraction = config.dataset.options.train_fraction
+    fraction = options.train_fraction
     return index.hash if fraction == 1 else sha256(f"{index.hash} {fraction!r}".encode()).hexdigest()[:16]
 
 

@@ -62,7 +62,7 @@ def pretrain(config: PretrainConfig, out: Path) -> float:
     sampler = fold.sampler(train.index, "train", 0, config.seed, "shuffled_epochs")
     names = fold.names(sampler.classes)
     if resumed is not None:
-        check_same_data(resumed, data_hash(config, train.index))
+        check_same_data(resumed, data_hash(dataset.options, train.index))
     backbone, loaded = build_backbone(without_weights(config.backbone) if resumed else config.backbone)
     backbone.requires_grad_(True)  # but what comes behind the deep map, where no loss reaches
     known, synonyms = fold.class_names, dataset.options.synonyms

@@ -71,7 +71,7 @@ def _build(
     fold, synonyms = selection.fold, selection.fold.options.synonyms
     pretrained: tuple[Choice, LoadReport] | None = None  # the weights that checkpoints may leave out
     if resumed is not None and resumed.get("base"):
-        check_same_data(resumed, data_hash(config, index))
+        check_same_data(resumed, data_hash(config.dataset.options, index))
         what, was = f"resume={config.resume}", resumed["config"]["backbone"].get("weights")
         now = getattr(config.backbone.options, "weights", None)
         choices = config.method, config.backbone, config.tuning
@@ -81,7 +81,7 @@ def _build(
         resumed["model"] = completed(model, resumed["model"], resumed["base"], what)
         trained_on = resumed["trained_on"]
     elif resumed is not None:
-        check_same_data(resumed, data_hash(config, index))
+        check_same_data(resumed, data_hash(config.dataset.options, index))
         # Built like a new one and then filled by `fit`, not restored: resuming is exact to the bit.
         model, _ = build_model(*map(without_weights, (config.method, config.backbone, config.tuning)))
         if isinstance(model, BaseClassMethod):

@@ -33,7 +33,7 @@ TABLES = sorted(path.stem for path in (conf_dir() / "table").glob("*.yaml"))
 
 def wanted(table="toy", **changes):
     values = OmegaConf.to_container(OmegaConf.load(conf_dir() / "table" / f"{table}.yaml"))
-    of_table = {key: changes.pop(key) for key in list(changes) if key in values}
+    of_table = {key: changes.pop(key) for key in list(changes) if key in (*values, "choose", "tests")}
     base = {"name": table, "plan": False, "only": (), "overrides": (), "jobs": 1, "processes": 1}
     return ReproduceConfig(table=config.from_mapping(Table, {**values, **of_table}), **{**base, **changes})
 

@@ -3,17 +3,16 @@
 import csv
 import json
 import shutil
-from dataclasses import replace
 
 import pytest
 import yaml
 
 from fss_svf import config
-from fss_svf.config import Table
 from fss_svf.errors import ConfigError, TrainingError
 from fss_svf.reproduction.choosing import choices_table, chosen, score
 from fss_svf.reproduction.jobs import make_jobs
 from fss_svf.reproduction.plan import commands, plan_table
+from fss_svf.reproduction.reproduce import reproduce
 from tests.cli.test_reproduce import small, wanted
 
 PANET = "dataset=toy backbone=tiny backbone.width=8 method=panet recipe=toy"
@@ -28,10 +27,6 @@ CHOOSE = {
 
 def study(tmp_path, rows, choose=CHOOSE, **changes):
     return make_jobs(wanted(rows=rows, choose=choose, **changes), tmp_path)
-
-
-def wanted_with(**changes):
-    return wanted(**changes)
 
 
 def named(jobs, stage):
@@ -183,7 +178,7 @@ def test_a_score_that_cannot_be_read_is_an_error(tmp_path):
 def test_jobs_with_rates_are_what_their_commands_compose_to(tmp_path):
     from tests.cli.test_config import compose
 
-    jobs = make_jobs(wanted("evidence", only=("panet",), folds=[1], seeds=[2]), tmp_path)
+    jobs = make_jobs(wanted("evidence", only=("panet", "lora"), folds=[1], seeds=[2]), tmp_path)
     for job in {(job.stage, job.rate): job for job in jobs}.values():
         assert compose(job.verb, *job.overrides) == job.config
 
@@ -231,10 +226,10 @@ def table_file(tmp_path_factory):
     return folder
 
 
+@pytest.mark.long
 def test_a_study_from_one_command_in_parts(fss, toy_root, tmp_path, table_file):
     behind = [a for a in small(toy_root) if a.startswith(("dataset.", "recipe.", "workers"))]
     arguments = ("reproduce", "table=study", f"hydra.searchpath=[file://{table_file}]")
-    # Killed after its first candidate: as if it had been, one job at a time.
     status, out, err = fss(*arguments, "table.seeds=[1]", "--", *behind)
     assert status == 0, err
     folder = tmp_path / "outputs/reproduce/study"
@@ -260,3 +255,101 @@ def test_a_study_from_one_command_in_parts(fss, toy_root, tmp_path, table_file):
     status, out, err = fss(*arguments, "--", *behind)
     assert status == 0
     assert "all 7 jobs are finished, nothing to run" in err
+
+
+def test_trainings_run_after_the_choice(tmp_path, toy_root, monkeypatch, capsys):
+    """In two passes; what has no rate is named at the end."""
+    ran = []
+
+    def run(runner, jobs):
+        ran.append([job.name for job in jobs])
+        for job in jobs:
+            if job.rate is not None and job.group == "one":
+                finish(job, job.rate)
+            elif job.rate is not None:
+                job.folder.mkdir(parents=True)
+                (job.folder / "not_finite.json").touch()
+        return [job for job in jobs if job.group == "two"]
+
+    monkeypatch.setattr("fss_svf.reproduction.running.Runner.run", run)
+    rows = {"one": RATES, "two": {**RATES, "folds": [0]}}
+    overrides = tuple(a for a in small(toy_root) if a.startswith("dataset."))
+    table = wanted(rows=rows, choose=CHOOSE, folds=[0], seeds=[1], train_shot=1, tests={}, overrides=overrides)
+    with pytest.raises(TrainingError, match="2 of 10 jobs failed .*: train/two-fold0-1shot-seed1, evaluate/two"):
+        reproduce(table, tmp_path)
+    assert [name.split("/")[0] for name in ran[0]] == ["choose"] * 6
+    assert ran[1] == ["train/one-fold0-1shot-seed1", "evaluate/one-fold0-1shot-seed1"]
+    plan = " ".join((tmp_path / "plan.md").read_text().split())
+    assert "0.1: 10.0 | 0.1 (the outermost)" in plan
+    assert "0.1: not finite | - |" in plan
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A study that goes on elsewhere
+
+
+def in_place(out, data):
+    """The training and the evaluation of a study whose folder and data lie there."""
+    overrides = [a for a in small(data) if a.startswith(("dataset.", "recipe.", "workers"))]
+    row = {"panet-svf": f"{PANET} tuning=svf"}
+    evaluate = ["protocol.episodes=10", "protocol.never_drawn=leave_out"]
+    train = ["validate.every=2", "validate.episodes=4"]
+    arguments = {"shots": [1], "folds": [0], "seeds": [1], "train": train, "evaluate": evaluate}
+    return study(out, row, overrides=tuple(overrides), **arguments)
+
+
+def moved(path, to):
+    shutil.copytree(path, to)
+    shutil.rmtree(path)
+    return to
+
+
+def test_a_study_goes_on_in_a_copy(fss, toy_root, tmp_path):
+    data, out = shutil.copytree(toy_root, tmp_path / "a" / "data"), tmp_path / "a" / "study"
+    for job in in_place(out, data):
+        status, _, err = fss(*job.command())
+        assert status == 0, err
+    data, out = moved(data, tmp_path / "elsewhere" / "toy"), moved(out, tmp_path / "b" / "study")
+    train, evaluate = in_place(out, data)
+    assert train.done
+    assert evaluate.done
+    # Killed before its end, and there without the trees it knew.
+    (train.folder / "finished.json").unlink()
+    result = json.loads((evaluate.folder / "result.json").read_text())
+    (evaluate.folder / "result.json").unlink()
+    (evaluate.folder / "finished-0.jsonl").touch()
+    assert not train.done
+    for job in (train, evaluate):
+        status, _, err = fss(*job.command())
+        assert status == 0, err
+    train, evaluate = in_place(out, data)
+    assert train.done
+    assert evaluate.done
+    again = json.loads((evaluate.folder / "result.json").read_text())
+    assert again["miou"] == result["miou"]
+    assert again["checkpoint"]["path"] == str(train.folder)
+
+
+def test_a_copy_of_another_study_is_refused(fss, toy_root, tmp_path):
+    out = tmp_path / "study"
+    train, evaluate = in_place(out, toy_root)
+    assert fss(*train.command())[0] == 0
+    assert fss(*evaluate.command())[0] == 0
+    data = shutil.copytree(toy_root, tmp_path / "data")
+    train, evaluate = in_place(out, data)
+    assert train.done
+    assert evaluate.done
+    for job, name, keys in (
+        (train, "provenance.json", ("starts", -1, "index")),
+        (evaluate, "result.json", ("data", "index")),
+    ):
+        values = json.loads((job.folder / name).read_text())
+        inner = values
+        for key in keys[:-1]:
+            inner = inner[key]
+        inner[keys[-1]] = "0123456789abcdef"  # of other data
+        (job.folder / name).write_text(json.dumps(values))
+        with pytest.raises(ConfigError, match="holds a run with another dataset; move it away"):
+            _ = job.done
+    # In its own place it is what it was: nothing is opened.
+    assert all(job.done for job in in_place(out, toy_root))

@@ -90,7 +90,7 @@ def test_a_run_says_which_part(toy_root, tmp_path):
     whole = train_config(toy_root, "frozen")
     part = replace(whole, dataset=Choice("toy", toy_options(toy_root, train_fraction=0.5)))
     index = DATASETS.build(whole.dataset).split("train").index
-    hashes = [data_hash(config, index) for config in (whole, part)]
+    hashes = [data_hash(config.dataset.options, index) for config in (whole, part)]
     assert hashes[0] == index.hash
     assert hashes[1] != index.hash
     assert "dataset.train_fraction" not in _options(whole)  # as in results of before the key
