@@ -25,8 +25,8 @@ _PLACE = ("root", "prepared")
 def differing(then: Any, now: Any, folder: Path, dataset: Choice | None) -> list[str]:
     """The keys in which the run `then` of a folder is another than `now`, as config.differing, wherever it was run.
 
-    dataset: whose data `now` reads; None: it is not known, and its place counts. Raises DataError where the place differs and
-    the data there are not prepared.
+    dataset: whose data `now` reads; None: it is not known, and its place counts. Raises DataError where the place differs
+    and the data there are not prepared.
     """
     others = config.differing(then, now)
     if others:
@@ -86,6 +86,8 @@ def _opened(dataset: str, split: str) -> str:
     from fss_svf.training.data_seen import data_hash  # PyTorch, which no other start of a verb needs here
 
     values = json.loads(dataset)
-    options = config.from_mapping(DATASETS.entry(values["name"]).options, {k: v for k, v in values.items() if k != "name"})
+    options = config.from_mapping(
+        DATASETS.entry(values["name"]).options, {k: v for k, v in values.items() if k != "name"}
+    )
     index = DATASETS.build(Choice(values["name"], options)).split(split).index
     return data_hash(options, index) if split == "train" else index.hash

@@ -145,7 +145,8 @@ class Table:
     train, evaluate  further overrides of every fss-svf train, of every fss-svf evaluate
     train_shot     each: a model for each of `shots`; a number: one model of so many, tested at all of them
     checkpoint     which of a training is evaluated: of its last step, or the best of its validations
-    tests          overrides of fss-svf evaluate by name, an evaluation each: on other datasets, by other protocols; empty: one
+    tests          overrides of fss-svf evaluate by name, an evaluation each: on other datasets, by other protocols; empty:
+                   one, on its own
     choose         how the rates of rows with candidates are chosen
     """
 

@@ -51,8 +51,8 @@ def make_jobs(wanted: ReproduceConfig, out: Path) -> list[Job]:
     if not jobs:
         table = wanted.table
         raise ConfigError(
-            f"table.folds={list(table.folds)}, table.seeds={list(table.seeds)}: no wanted row has one of these folds and seeds; "
-            f"rows are {', '.join(rows)}"
+            f"table.folds={list(table.folds)}, table.seeds={list(table.seeds)}: no wanted row has one of these folds and "
+            f"seeds; rows are {', '.join(rows)}"
         )
     return [*grid.bases.values(), *jobs]
 
@@ -76,7 +76,9 @@ class _Grid:
             untrained = nothing_trains(self._compose("train", overrides))
         if untrained:
             if row.rates:
-                raise ConfigError(f"row {name}: has rates, and nothing that trains (tuning=frozen, no head); leave them out")
+                raise ConfigError(
+                    f"row {name}: has rates, and nothing that trains (tuning=frozen, no head); leave them out"
+                )
             yield from self._untrained(name, overrides, folds if seeds else [])
             return
         for seed, fold in product(seeds, folds):

@@ -69,7 +69,8 @@ def test_jobs_are_what_their_commands_compose_to(tmp_path, table):
     """A row is composed once and filled in; the command of a cell, composed by itself, says the same."""
     from tests.cli.test_config import compose
 
-    jobs = make_jobs(wanted(table, folds=[3], shots=[5], train_shot="each"), tmp_path)
+    only = ("ssp", "svf") if table == "evidence" else ()  # it has many rows
+    jobs = make_jobs(wanted(table, folds=[3], shots=[5], train_shot="each", only=only), tmp_path)
     for job in {job.verb: job for job in jobs}.values():  # the last of each verb
         assert compose(job.verb, *job.overrides) == job.config
         verb, *arguments = job.command()

@@ -230,7 +230,7 @@ def table_file(tmp_path_factory):
 def test_a_study_from_one_command_in_parts(fss, toy_root, tmp_path, table_file):
     behind = [a for a in small(toy_root) if a.startswith(("dataset.", "recipe.", "workers"))]
     arguments = ("reproduce", "table=study", f"hydra.searchpath=[file://{table_file}]")
-    status, out, err = fss(*arguments, "table.seeds=[1]", "--", *behind)
+    status, _, err = fss(*arguments, "table.seeds=[1]", "--", *behind)
     assert status == 0, err
     folder = tmp_path / "outputs/reproduce/study"
     assert sorted(path.name for path in (folder / "evaluate").iterdir()) == [
@@ -241,7 +241,7 @@ def test_a_study_from_one_command_in_parts(fss, toy_root, tmp_path, table_file):
     assert plan.rstrip().splitlines()[-1].split("|")[-2].strip() != "-"
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("finished.json")}
     # The other seed later, in another session: the rate that was chosen.
-    status, out, err = fss(*arguments, "--", *behind)
+    status, _, err = fss(*arguments, "--", *behind)
     assert status == 0, err
     assert all(path.stat().st_mtime_ns == when for path, when in before.items())
     rates = {
@@ -252,7 +252,7 @@ def test_a_study_from_one_command_in_parts(fss, toy_root, tmp_path, table_file):
     assert len(list((folder / "evaluate").glob("*/result.json"))) == 3
     report = (folder / "report.md").read_text()
     assert "2 seeds (1, 2)" in report
-    status, out, err = fss(*arguments, "--", *behind)
+    status, _, err = fss(*arguments, "--", *behind)
     assert status == 0
     assert "all 7 jobs are finished, nothing to run" in err
 
@@ -275,7 +275,7 @@ def test_trainings_run_after_the_choice(tmp_path, toy_root, monkeypatch, capsys)
     rows = {"one": RATES, "two": {**RATES, "folds": [0]}}
     overrides = tuple(a for a in small(toy_root) if a.startswith("dataset."))
     table = wanted(rows=rows, choose=CHOOSE, folds=[0], seeds=[1], train_shot=1, tests={}, overrides=overrides)
-    with pytest.raises(TrainingError, match="2 of 10 jobs failed .*: train/two-fold0-1shot-seed1, evaluate/two"):
+    with pytest.raises(TrainingError, match=r"2 of 10 jobs failed .*: train/two-fold0-1shot-seed1, evaluate/two"):
         reproduce(table, tmp_path)
     assert [name.split("/")[0] for name in ran[0]] == ["choose"] * 6
     assert ran[1] == ["train/one-fold0-1shot-seed1", "evaluate/one-fold0-1shot-seed1"]
