@@ -86,7 +86,7 @@ def _opened(dataset: str, split: str) -> str:
     from fss_svf.training.data_seen import data_hash  # PyTorch, which no other start of a verb needs here
 
     values = json.loads(dataset)
-    options = config.from_mapping(
+    options: Any = config.from_mapping(
         DATASETS.entry(values["name"]).options, {k: v for k, v in values.items() if k != "name"}
     )
     index = DATASETS.build(Choice(values["name"], options)).split(split).index

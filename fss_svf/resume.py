@@ -178,7 +178,7 @@ def _config_of(verb: str, cls: type, run: Path) -> Any:
         return config.from_mapping(cls, load_checkpoint(run, verb)["config"])
     path = folder_of(run) / "config.yaml"
     try:
-        then = config.from_mapping(cls, yaml.safe_load(path.read_text()))
+        then: Any = config.from_mapping(cls, yaml.safe_load(path.read_text()))
     except (ConfigError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())  # YAML's takes several lines
         raise ConfigError(f"resume={run}: no run folder of evaluate; {path.name}: {reason}") from None

@@ -55,7 +55,7 @@ class Fold:
         if split == "train" and self.options.filter_novel:
             keep &= ~index.having(self.novel)
         if split == "train" and self.options.train_fraction < 1:
-            listed = keep & index.having(self.base, self.options.min_area)
+            listed = keep[:, None] & (index.areas[:, list(self.base)] >= self.options.min_area)
             keep &= part_of_images(index.names.tolist(), listed, self.options.train_fraction)
         return keep
 

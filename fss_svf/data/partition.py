@@ -12,6 +12,8 @@ import numpy as np
 from fss_svf.errors import ConfigError, did_you_mean, listing
 
 FOLDS = 4
+# Enough for an episode of five shots.
+KEPT_OF_CLASS = 6
 Partition = Literal["mod4", "contiguous"]
 
 
@@ -53,17 +55,24 @@ def held_out_classes(
 
 
 def part_of_images(names: Sequence[str], listed: np.ndarray, fraction: float) -> np.ndarray:
-    """(N,) bool: the images of a part that has `fraction` of the listed ones, rounded up, and as large a part of the others.
+    """(N,) bool: the images of a part. It has `fraction` of the listed images, rounded up, as large a share of the others,
+    and the first images of each class, KEPT_OF_CLASS of them, so that a part does not lose a class.
 
     names   (N,) of the images
-    listed  (N,) bool
+    listed  (N, C) bool, the images listed for each class
 
     Images are in the order of the SHA-256 of their names. That order does not depend on seed, shot or fold: the runs of a
     study train on the same part, and a larger fraction includes the images of a smaller one.
     """
-    digests = np.array([hashlib.sha256(str(name).encode()).digest() for name in names], dtype="S32")
-    of_listed = np.sort(digests[listed])
-    if not len(of_listed):
-        return np.ones(len(digests), bool)
-    inside: np.ndarray = digests <= of_listed[ceil(fraction * len(of_listed)) - 1]
-    return inside
+    digests = [hashlib.sha256(str(name).encode()).digest() for name in names]
+    order = np.array(sorted(range(len(names)), key=digests.__getitem__), int)
+    listed = listed[order]  # in that order, as all below
+    of_any = np.any(listed, axis=1)
+    in_part = np.zeros(len(names), bool)
+    last = np.flatnonzero(of_any)[: ceil(fraction * np.count_nonzero(of_any))]
+    in_part[: last[-1] + 1 if len(last) else None] = True
+    for of_class in listed.T:
+        in_part[np.flatnonzero(of_class)[:KEPT_OF_CLASS]] = True
+    part = np.zeros(len(names), bool)
+    part[order] = in_part
+    return part

@@ -83,7 +83,8 @@ class _Grid:
             return
         for seed, fold in product(seeds, folds):
             for shot in self.table.shots if each else (self.table.train_shot,):
-                cell, undecided = {"fold": fold, "shot": shot, "seed": seed}, False
+                cell: dict[str, object] = {"fold": fold, "shot": shot, "seed": seed}
+                undecided = False
                 if row.rates:
                     rate = chosen(self._choosing(name, row, fold, shot), self.table.checkpoint)
                     undecided = rate is None

@@ -108,7 +108,7 @@ def make_selection(config: TrainConfig, fold: Fold, train: Index, val: Index) ->
         raise DataError(f"{error}; or hold out others by validate.held_out" if held_out else str(error)) from None
     trained = tuple(c for c in fold.base if c not in held_out)
     of_curves = {"base": trained, "novel": fold.novel}
-    curves = {}
+    curves: dict[str, EpisodeSampler] = {}
     for name in dict.fromkeys(config.validate.curves):
         # The classes that choose are not measured twice.
         same = tuple(of_curves[name]) == tuple(choosing)

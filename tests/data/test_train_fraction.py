@@ -30,7 +30,9 @@ def test_parts_have_their_share_and_lie_within_each_other(tmp_path):
     listed = fold_of(tmp_path, 1.0).listed(index, "train")
     parts = {f: fold_of(tmp_path, f).listed(index, "train") for f in (0.1, 0.25, 0.5, 1.0)}
     for fraction, part in parts.items():
-        assert part.sum() == ceil(fraction * listed.sum())
+        assert ceil(fraction * listed.sum()) <= part.sum() <= ceil(fraction * listed.sum()) + 15 * 6
+        of_class = index.areas[:, 6:] >= MIN_AREA
+        assert ((of_class & part[:, None]).sum(0) >= np.minimum(6, of_class.sum(0))).all()
         assert not (part & ~listed).any()
     assert not (parts[0.1] & ~parts[0.25]).any()
     assert not (parts[0.25] & ~parts[0.5]).any()
@@ -41,16 +43,31 @@ def test_parts_have_their_share_and_lie_within_each_other(tmp_path):
 
 def test_a_part_follows_the_names_alone():
     names = [f"{n:04d}" for n in range(200)]
-    every = np.ones(200, bool)
+    every = np.ones((200, 1), bool)
     part = set(np.array(names)[part_of_images(names, every, 0.25)])
     assert len(part) == 50
     assert sorted(part)[:6] == ["0004", "0005", "0008", "0010", "0013", "0014"]  # no later version may draw others
     assert set(np.array(names[::-1])[part_of_images(names[::-1], every, 0.25)]) == part
     # Of images that are not listed the part has its share too.
-    listed = np.arange(200) % 2 == 0
-    part = part_of_images(names, listed, 0.5)
-    assert part[listed].sum() == 50
-    assert 30 < part[~listed].sum() < 70
+    even = np.arange(200) % 2 == 0
+    part = part_of_images(names, even[:, None], 0.5)
+    assert part[even].sum() == 50
+    assert 30 < part[~even].sum() < 70
+
+
+def test_a_part_keeps_six_images_of_a_rare_class():
+    names = [f"{n:04d}" for n in range(200)]
+    listed = np.zeros((200, 3), bool)
+    listed[:, 0] = True
+    listed[190:, 1] = True  # ten
+    listed[[3, 4], 2] = True
+    parts = [part_of_images(names, listed, fraction) for fraction in (0.01, 0.1, 0.5)]
+    assert [listed[part].sum(0)[1:].tolist() for part in parts[:2]] == [[6, 2], [6, 2]]
+    assert 2 <= parts[0].sum() <= 6 + 6 + 2
+    assert 20 <= parts[1].sum() <= 20 + 6 + 2
+    assert not (parts[0] & ~parts[1]).any()
+    assert not (parts[1] & ~parts[2]).any()
+    assert not part_of_images(names[:5], np.zeros((5, 2), bool), 0.5).sum() < 5  # nothing is listed: nothing to part
 
 
 def test_episodes_are_of_the_part_alone(tmp_path):
@@ -64,20 +81,20 @@ def test_episodes_are_of_the_part_alone(tmp_path):
 
 @pytest.mark.parametrize("too_few_images", ["error", "skip"])
 def test_a_class_that_the_part_loses_is_an_error(tmp_path, too_few_images):
-    """Class 6 has two images, of which the part has none or one; class 7 has one, in the whole too."""
+    """6-shot episodes need seven images: class 6 has eight, of which the part keeps six; class 7 has one in the whole."""
     many = [{8: MIN_AREA} for _ in range(60)]
-    index = index_of(*many, {6: MIN_AREA}, {6: MIN_AREA}, classes=20)
-    whole = fold_of(tmp_path, 1.0, too_few_images="skip").sampler(index, "train", 1, 0, "shuffled_epochs", (6, 7, 8))
+    index = index_of(*many, *[{6: MIN_AREA}] * 8, {7: MIN_AREA}, classes=20)
+    arguments = (index, "train", 6, 0, "shuffled_epochs")
+    whole = fold_of(tmp_path, 1.0, too_few_images="skip").sampler(*arguments, (6, 7, 8))
     assert whole.skipped == (7,)
-    fold = fold_of(tmp_path, 0.1, too_few_images=too_few_images)
-    with pytest.raises(DataError, match=r"train_fraction=0\.1") as error:
-        fold.sampler(index, "train", 1, 0, "shuffled_epochs", (6, 7, 8))
-    assert index.class_name(6) in str(error.value)
+    fold = fold_of(tmp_path, 0.2, too_few_images=too_few_images)
+    with pytest.raises(DataError, match=r"train_fraction=0\.2.*class6") as error:
+        fold.sampler(*arguments, (6, 7, 8))
     if too_few_images == "skip":  # what the whole lacks is left out as ever
-        assert index.class_name(7) not in str(error.value)
-        assert fold_of(tmp_path, 0.1, too_few_images="skip").sampler(
-            index, "train", 1, 0, "shuffled_epochs", (7, 8)
-        ).skipped == (7,)
+        assert "class7" not in str(error.value)
+        assert fold.sampler(*arguments, (7, 8)).skipped == (7,)
+    # With five shots the part has enough.
+    assert 6 in fold_of(tmp_path, 0.01, too_few_images="skip").sampler(index, "train", 5, 0, "random", (6, 8)).classes
 
 
 @pytest.mark.parametrize("fraction", [0, -0.5, 1.5])
