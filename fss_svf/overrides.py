@@ -64,9 +64,9 @@ def quote(text: str, interpolations: bool = False) -> str:
 
 
 def given(key: str, value: object) -> str:
-    """The override that gives a key this path, word or whole number."""
+    """The override that gives a key this path, word or number."""
     text = str(value)
-    return f"{key}={text if isinstance(value, int) or _PLAIN.fullmatch(text) else quote(text)}"
+    return f"{key}={text if isinstance(value, (int, float)) or _PLAIN.fullmatch(text) else quote(text)}"
 
 
 def understood(argument: str, sweep: bool = False) -> str:

@@ -17,6 +17,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fss_svf import config
 from fss_svf.errors import ConfigError, FssError, did_you_mean, listing
+from fss_svf.moved import differing, relocated
+from fss_svf.registry import Choice
 
 # Verbs that can go on with the run of their config by themselves, and its dataclass.
 TRAINING = {"train": config.TrainConfig, "pretrain": config.PretrainConfig}
@@ -97,10 +99,16 @@ def recorded(cls: type, folder: Path) -> Any:
     return None
 
 
-def holds(checked: Any, folder: Path, way_out: str) -> bool:
-    """Whether `folder` holds the run of this config. Raises ConfigError, which ends with `way_out`, for another's."""
+def holds(checked: Any, folder: Path, way_out: str, dataset: Choice | None = None) -> bool:
+    """Whether `folder` holds the run of this config, or a copy of it. Raises ConfigError, which ends with `way_out`, for
+    another's.
+
+    dataset: that the config reads, where it does not say so itself, as an evaluation of a checkpoint
+    """
     then = recorded(type(checked), folder)
-    others = config.differing(then, checked) if then is not None else []
+    if dataset is None and isinstance(checked.dataset, Choice):
+        dataset = checked.dataset
+    others = differing(then, checked, folder, dataset) if then is not None else []
     if others:
         raise ConfigError(f"{folder}: holds a run with another {', '.join(others)}; {way_out}")
     return then is not None
@@ -130,8 +138,8 @@ def _continued(verb: str, now: Any, overrides: Sequence[str]) -> Any:
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         raise ConfigError("resume: one run goes on at a time; leave -m out")
     machine = tuple(key for key in config.MACHINE if hasattr(now, key))
-    # An evaluation's episodes are drawn again: of the same data.
-    changeable = machine if verb == "evaluate" else (*machine, *_DATA)
+    # The episodes of an evaluation are drawn again; what it has finished is kept under the hash of the data.
+    changeable = (*machine, *_DATA)
     changeable = changeable if verb == "pretrain" else (*changeable, _WEIGHTS)
     changeable = (*changeable, *(f"recipe.{key}" for key in _LENGTHS)) if verb in TRAINING else changeable
     given = [override.split("=")[0].lstrip("+~") for override in overrides]
@@ -143,9 +151,10 @@ def _continued(verb: str, now: Any, overrides: Sequence[str]) -> Any:
         )
     then = _config_of(verb, type(now), now.resume)
     then = replace(then, resume=now.resume, **{key: getattr(now, key) for key in machine if key in given})
-    moved = {key: getattr(now.dataset.options, key) for key in ("root", "prepared") if f"dataset.{key}" in given}
+    place = now.dataset if verb == "evaluate" else vars(now.dataset.options)
+    moved = {key: place[key] for key in ("root", "prepared") if f"dataset.{key}" in given}
     if "root" in moved:  # `prepared` lies under it unless it says otherwise
-        moved.setdefault("prepared", now.dataset.options.prepared)
+        moved.setdefault("prepared", place["prepared"])
     if _WEIGHTS in given and verb == "evaluate":
         then = replace(then, backbone={**then.backbone, "weights": now.backbone.get("weights")})
     elif _WEIGHTS in given:
@@ -154,7 +163,9 @@ def _continued(verb: str, now: Any, overrides: Sequence[str]) -> Any:
     lengths = {key: getattr(now.recipe, key) for key in _LENGTHS if f"recipe.{key}" in given}
     if lengths:  # the loop knows whether it is longer then
         then = replace(then, recipe=replace(then.recipe, **lengths))
-    if moved:
+    if moved and verb == "evaluate":
+        then = replace(then, dataset={**then.dataset, **moved})
+    elif moved:
         then = replace(then, dataset=replace(then.dataset, options=replace(then.dataset.options, **moved)))
     return then
 
@@ -167,7 +178,11 @@ def _config_of(verb: str, cls: type, run: Path) -> Any:
         return config.from_mapping(cls, load_checkpoint(run, verb)["config"])
     path = folder_of(run) / "config.yaml"
     try:
-        return config.from_mapping(cls, yaml.safe_load(path.read_text()))
+        then: Any = config.from_mapping(cls, yaml.safe_load(path.read_text()))
     except (ConfigError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())  # YAML's takes several lines
         raise ConfigError(f"resume={run}: no run folder of evaluate; {path.name}: {reason}") from None
+    there = relocated(then, folder_of(run))
+    # Copied with its checkpoint, which is where it lies now.
+    gone = then.checkpoint is not None and not then.checkpoint.exists()
+    return replace(then, checkpoint=there.checkpoint) if gone and there.checkpoint.exists() else then

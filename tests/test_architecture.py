@@ -37,6 +37,7 @@ LAYERS = [
         "info",
         "launch",
         "messages",
+        "moved",
         "overrides",
         "resume",
         "run_folder",

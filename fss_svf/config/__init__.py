@@ -26,6 +26,7 @@ from fss_svf.config.training import (
     differing,
 )
 from fss_svf.config.verbs import (
+    Choosing,
     CompareConfig,
     DemoConfig,
     EvaluateConfig,
@@ -36,6 +37,7 @@ from fss_svf.config.verbs import (
     ReportConfig,
     ReportFormat,
     ReproduceConfig,
+    Row,
     Table,
     WayRule,
 )
@@ -43,6 +45,7 @@ from fss_svf.config.verbs import (
 __all__ = [
     "MACHINE",
     "Augment",
+    "Choosing",
     "CompareConfig",
     "DemoConfig",
     "EpisodeFiles",
@@ -63,6 +66,7 @@ __all__ = [
     "ReportConfig",
     "ReportFormat",
     "ReproduceConfig",
+    "Row",
     "Schedule",
     "Table",
     "TrainConfig",

@@ -44,6 +44,7 @@ class Validation:
     selection: by the novel classes, as in the papers (on the test fold itself), by all base classes in val images, or by
         base classes that are held out
     held_out: of base_heldout; how many base classes, or their names. They are not trained on.
+    curves: classes that are measured beside, to be looked at: the training classes and the novel ones. They choose nothing.
     """
 
     every: int
@@ -51,6 +52,7 @@ class Validation:
     # Checkpoints from before these keys have none.
     selection: Literal["novel", "base", "base_heldout"] = "novel"
     held_out: tuple[str, ...] | int | None = None
+    curves: tuple[Literal["base", "novel"], ...] = ()
 
     def __post_init__(self) -> None:
         require(self.every >= 1, "every", "a whole number of steps >= 1", self.every)
@@ -149,6 +151,10 @@ class TrainConfig(_TrainingConfig):
         require(protocol.classes == "novel", "protocol", of_episodes, protocol.name)
         chosen, expected = self.validate.selection, "base or base_heldout, as with fold=all no class is novel"
         require(self.fold != "all" or chosen != "novel", "validate.selection", expected, chosen)
+        curves = list(self.validate.curves)
+        require(
+            self.fold != "all" or "novel" not in curves, "validate.curves", "[base] or [], as no class is novel", curves
+        )
 
 
 @dataclass(frozen=True)

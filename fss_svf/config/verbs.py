@@ -95,20 +95,67 @@ class ReportConfig:
 
 
 @dataclass(frozen=True)
+class Row:
+    """A row of a table.
+
+    train   overrides of fss-svf train, separated by blanks; @base stands for the run folder of the base learner of the
+            row's backbone and the fold
+    folds   those of the table's that the row has; None: all
+    seeds   likewise
+    rates   candidates: one is chosen on held-out base classes, as Table.choose says; (): the rates are those of the recipe
+    rate    the keys that take the chosen rate; None: those of Table.choose
+    """
+
+    train: str
+    folds: tuple[FoldNumber, ...] | None = None
+    seeds: tuple[int, ...] | None = None
+    rates: tuple[float, ...] = ()
+    rate: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        several = not self.rates or len(set(self.rates)) == len(self.rates) > 1
+        require(several, "rates", "two or more different rates, or none", list(self.rates))
+        require(self.rate is None or bool(self.rate), "rate", "keys such as [recipe.optimizer.lr], or null", [])
+        require(self.rate is None or bool(self.rates), "rate", "null without rates", list(self.rate or ()))
+
+
+@dataclass(frozen=True)
+class Choosing:
+    """How the rate of a row with candidates is chosen: a training each, of one fold and seed; the best mIoU on held-out base
+    classes wins.
+
+    train  further overrides of these trainings
+    fold   of which the choice is made for all folds; each: every fold has its own
+    seed   of their training
+    rate   the keys that take a rate
+    """
+
+    train: tuple[str, ...]
+    fold: Literal["each"] | int
+    seed: int
+    rate: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+        require(bool(self.rate), "rate", "keys such as [recipe.optimizer.backbone_lr]", list(self.rate))
+
+
+@dataclass(frozen=True)
 class Table:
     """A grid of trainings whose results make a table.
 
-    rows           by their names: overrides of fss-svf train, separated by blanks; @base stands for the run folder of
-                   the base learner of the row's backbone and the fold
+    rows           by their names; a text is a Row of these overrides of fss-svf train
     base_learners  overrides of fss-svf pretrain, by the name of the backbone
     train, evaluate  further overrides of every fss-svf train, of every fss-svf evaluate
     train_shot     each: a model for each of `shots`; a number: one model of so many, tested at all of them
     checkpoint     which of a training is evaluated: of its last step, or the best of its validations
-    tests          overrides of fss-svf evaluate by name, an evaluation each, on other datasets; empty: one, on its own
+    tests          overrides of fss-svf evaluate by name, an evaluation each: on other datasets, by other protocols; empty:
+                   one, on its own
+    choose         how the rates of rows with candidates are chosen
     """
 
     name: str
-    rows: dict[str, str]
+    rows: dict[str, Row | str]
     base_learners: dict[str, str]
     train: tuple[str, ...]
     evaluate: tuple[str, ...]
@@ -118,8 +165,12 @@ class Table:
     train_shot: Literal["each"] | int
     checkpoint: Literal["last", "best"]
     tests: dict[str, str] = field(default_factory=dict)
+    choose: Choosing | None = None
 
     def __post_init__(self) -> None:
+        with_rates = [name for name in self.rows if self.row(name).rates]
+        expected = f"fold, seed, rate and train, as rows have rates: {', '.join(with_rates)}"
+        require(not with_rates or self.choose is not None, "choose", expected, None)
         require(bool(self.rows), "rows", "overrides by names, at least one", self.rows)
         for key in ("folds", "shots", "seeds"):
             values = getattr(self, key)
@@ -130,6 +181,11 @@ class Table:
         require(all(shot >= 1 for shot in self.shots), "shots", "a list of whole numbers >= 1", list(self.shots))
         at = self.train_shot
         require(at == "each" or at >= 1, "train_shot", "each, or a whole number >= 1", at)
+
+    def row(self, name: str) -> Row:
+        """The row of this name, also where overrides are all that it says."""
+        row = self.rows[name]
+        return Row(row) if isinstance(row, str) else row
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ class BinaryOptions(DatasetOptions):
     allow_missing: bool
     class_partition: Partition = field(default="contiguous", init=False)
     filter_novel: bool = field(default=False, init=False)
+    train_fraction: float = field(default=1.0, init=False)
 
     @property
     def num_folds(self) -> int:
@@ -52,6 +53,7 @@ class Fss1000Options(BinaryOptions):
     """One fold that trains on 520 classes and tests 240 others."""
 
     tested: Literal["test", "val"]
+    train_fraction: float = field(default=1.0, kw_only=True)
 
     def novel(self, class_names: Sequence[str], fold: int) -> tuple[int, ...]:
         return _numbers(class_names, FSS_SPLITS[self.tested])

@@ -19,7 +19,9 @@ def counts_of_folds(
     index: Index, options: DatasetOptions, split: SplitName, filtered: bool, partition: Partition
 ) -> tuple[int, ...]:
     """The number of images in each fold of `partition` at the papers' area, with or without the filter of novel classes."""
-    papers = replace(options, filter_novel=filtered, class_partition=partition, min_area=PAPERS_MIN_AREA)
+    papers = replace(
+        options, filter_novel=filtered, class_partition=partition, min_area=PAPERS_MIN_AREA, train_fraction=1.0
+    )
     folds = [Fold(papers, index.class_names, number) for number in range(papers.num_folds)]
     return tuple(int(fold.listed(index, split).sum()) for fold in folds)
 

@@ -38,8 +38,11 @@ class DatasetOptions:
     too_few_images: Literal["error", "skip"]
     support_annotation: SupportAnnotation
     synonyms: tuple[tuple[str, ...], ...] = field(default=(), kw_only=True)
+    # Checkpoints of before this key have none.
+    train_fraction: float = field(default=1.0, kw_only=True)
 
     def __post_init__(self) -> None:
+        require(0 < self.train_fraction <= 1, "train_fraction", "a fraction above 0, at most 1", self.train_fraction)
         require(self.min_area >= 1, "min_area", "a number of pixels >= 1", self.min_area)
         words = all(len(group) > 1 and all(spelling(word) for word in group) for group in self.synonyms)
         require(words, "synonyms", "lists of two or more names, such as [[hen,chicken]]", self.synonyms)

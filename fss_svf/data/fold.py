@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -12,6 +12,7 @@ from fss_svf.config import FoldNumber
 from fss_svf.data.dataset import DatasetOptions, SplitName
 from fss_svf.data.episodes import WALKS, EpisodeSampler, Order
 from fss_svf.data.index import Index
+from fss_svf.data.partition import part_of_images
 from fss_svf.errors import DataError, listing
 
 
@@ -57,10 +58,14 @@ class Fold:
         return [self.class_names[c - 1] for c in classes]
 
     def usable(self, index: Index, split: SplitName) -> np.ndarray:
-        """(N,) bool. With filter_novel (the dagger of BAM and SVF) training leaves out every image with a novel pixel."""
+        """(N,) bool. With filter_novel (the dagger of BAM and SVF) training leaves out every image with a novel pixel; with
+        train_fraction it has a part of what is left."""
         keep = np.ones(len(index), bool)
         if split == "train" and self.options.filter_novel:
             keep &= ~index.having(self.novel)
+        if split == "train" and self.options.train_fraction < 1:
+            listed = keep[:, None] & (index.areas[:, list(self.base)] >= self.options.min_area)
+            keep &= part_of_images(index.names.tolist(), listed, self.options.train_fraction)
         return keep
 
     def listed(self, index: Index, split: SplitName) -> np.ndarray:
@@ -100,8 +105,10 @@ class Fold:
             self.require_novel()
         if split == "train" and not self.base:
             raise DataError(f"fold={self.number}: all classes of this dataset are tested; train on another dataset")
-        without_names = f", in images without {listing(self.names(without))}" if without else ""
-        return EpisodeSampler(
+        condition = f", in images without {listing(self.names(without))}" if without else ""
+        if split == "train" and self.options.train_fraction < 1:
+            condition += f", with dataset.train_fraction={self.options.train_fraction}"
+        sampler = EpisodeSampler(
             index,
             self.classes(split) if classes is None else classes,
             self.usable(index, split) & ~index.having(without),
@@ -110,10 +117,21 @@ class Fold:
             order,
             self.options.min_area,
             self.options.too_few_images,
-            what=f"fold {self.number}, {split}{without_names}",
+            what=f"fold {self.number}, {split}{condition}",
             way=way,
             # Without supports an episode is an image (base learners).
             pairs=self.options.pairs(index, split, order == "pairs") if shot else None,
             places=self.options.query_places(index, split) if order in WALKS else None,
             repeats=repeats,
         )
+        if split == "train" and self.options.train_fraction < 1 and sampler.skipped:
+            # too_few_images=skip is for classes that lack images, not for those that a part has lost.
+            whole = replace(self, options=replace(self.options, train_fraction=1.0))
+            skipped = whole.sampler(index, split, shot, seed, order, classes, way, without, repeats).skipped
+            if lost := [c for c in sampler.skipped if c not in skipped]:
+                raise DataError(
+                    f"dataset.train_fraction={self.options.train_fraction}: fold {self.number}, {split}: too few images are "
+                    f"left of {listing(self.names(lost))}, which have enough in the whole; raise it, or lower "
+                    "dataset.min_area"
+                )
+        return sampler

@@ -1,14 +1,19 @@
-"""The novel classes of a fold, and the base classes held out of a training."""
+"""The novel classes of a fold, the base classes held out of a training, and the part of the images that trains."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from math import ceil
 from typing import Literal
+
+import numpy as np
 
 from fss_svf.errors import ConfigError, did_you_mean, listing
 
 FOLDS = 4
+# Enough for an episode of five shots.
+KEPT_OF_CLASS = 6
 Partition = Literal["mod4", "contiguous"]
 
 
@@ -47,3 +52,27 @@ def held_out_classes(
             f"{len(base) - 1} or fewer"
         )
     return tuple(sorted(names[name] for name in chosen))
+
+
+def part_of_images(names: Sequence[str], listed: np.ndarray, fraction: float) -> np.ndarray:
+    """(N,) bool: the images of a part. It has `fraction` of the listed images, rounded up, as large a share of the others,
+    and the first images of each class, KEPT_OF_CLASS of them, so that a part does not lose a class.
+
+    names   (N,) of the images
+    listed  (N, C) bool, the images listed for each class
+
+    Images are in the order of the SHA-256 of their names. That order does not depend on seed, shot or fold: the runs of a
+    study train on the same part, and a larger fraction includes the images of a smaller one.
+    """
+    digests = [hashlib.sha256(str(name).encode()).digest() for name in names]
+    order = np.array(sorted(range(len(names)), key=digests.__getitem__), int)
+    listed = listed[order]  # in that order, as all below
+    of_any = np.any(listed, axis=1)
+    in_part = np.zeros(len(names), bool)
+    last = np.flatnonzero(of_any)[: ceil(fraction * np.count_nonzero(of_any))]
+    in_part[: last[-1] + 1 if len(last) else None] = True
+    for of_class in listed.T:
+        in_part[np.flatnonzero(of_class)[:KEPT_OF_CLASS]] = True
+    part = np.zeros(len(names), bool)
+    part[order] = in_part
+    return part

@@ -183,6 +183,8 @@ def _data_options(dataset: Choice) -> dict[str, Any]:
     found = {f"dataset.{key}": getattr(dataset.options, key) for key in keys if hasattr(dataset.options, key)}
     if found.get("dataset.train_list") is not None:
         found["dataset.train_list"] = Path(found["dataset.train_list"]).name
+    if dataset.options.train_fraction < 1:
+        found["dataset.train_fraction"] = dataset.options.train_fraction
     return {"dataset.name": dataset.name, **found}
 
 

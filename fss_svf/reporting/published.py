@@ -161,6 +161,7 @@ def _of_training(result: Mapping[str, Any], row: Published) -> Iterator[str]:
         return
     wanted = {"dataset.name": result["dataset"], "dataset.filter_novel": row.dagger, "dataset.allow_missing": False}
     wanted |= {"dataset.train_list": None, "dataset.support_annotation": "mask", "validate.held_out": None}
+    wanted |= {"dataset.train_fraction": 1.0}
     wanted |= {"dataset.min_area": _facts()["datasets"][result["dataset"]]["min_area"], "overfit": None}
     other = []
     for key, value in {**wanted, **expected["options"]}.items():

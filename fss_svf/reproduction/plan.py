@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from statistics import mean
 
 from fss_svf.reporting.markdown import markdown_lines
-from fss_svf.reproduction.jobs import Job
+from fss_svf.reproduction.job import Job
 
-STAGES = ("pretrain", "train", "evaluate")
-_HEADER = ("jobs of", "base learners", "trainings", "evaluations", "hours to do")
+STAGES = ("pretrain", "choose", "train", "evaluate")
+_HEADER = ("jobs of", "base learners", "rates", "trainings", "evaluations", "hours to do")
 
 
 def plan_table(jobs: Sequence[Job], missing: Sequence[Job], seconds: Mapping[str, float], side_by_side: int) -> str:
@@ -29,19 +29,28 @@ def plan_table(jobs: Sequence[Job], missing: Sequence[Job], seconds: Mapping[str
         own = [job for job in jobs if group in (job.group, "all")]
         to_do = [job for job in own if job in missing]
         known = sum(hours.get(job, 0) for job in to_do) / (side_by_side if group == "all" else 1)
-        cells = [_count([job for job in own if job.verb == verb], missing) for verb in STAGES]
+        cells = [_count([job for job in own if job.stage == stage], missing) for stage in STAGES]
         unknown = sum(job not in hours for job in to_do)
         lines.append([group, *cells, f"{known:.1f}" + (f" + {unknown} jobs" if unknown else "")])
     return markdown_lines([_HEADER, *lines], words=1) + (
         "\n\nCells are finished/all. Hours are the mean of the finished jobs of the same row and shot; those of '+ N jobs' "
         "are known when one of their kind has finished here (conf/experiment/ has estimates). The last line is for "
         f"jobs={side_by_side}."
+        + (
+            " Trainings of rows with rates, and what needs them, begin when their rate is chosen."
+            if any(job.waits for job in missing)
+            else ""
+        )
     )
 
 
 def commands(jobs: Sequence[Job]) -> str:
-    """The commands of jobs, a line each, in stages with an empty line between: all of a stage may run at once."""
-    stages = (["fss-svf " + shlex.join(job.command()) for job in jobs if job.verb == verb] for verb in STAGES)
+    """The commands of jobs, a line each, in stages with an empty line between: all of a stage may run at once.
+
+    Those that wait for a rate are left out: their commands are not known before it is chosen.
+    """
+    ready = [job for job in jobs if not job.waits]
+    stages = (["fss-svf " + shlex.join(job.command()) for job in ready if job.stage == stage] for stage in STAGES)
     return "\n\n".join("\n".join(stage) for stage in stages if stage) + "\n"
 
 

@@ -16,7 +16,7 @@ import torch
 
 from fss_svf.errors import STOPPED, ConfigError, Stopped
 from fss_svf.provenance import write_json
-from fss_svf.reproduction.jobs import Job
+from fss_svf.reproduction.job import Job
 
 log = logging.getLogger(__name__)
 _SCREEN = "screen.txt"  # the output of one of several jobs

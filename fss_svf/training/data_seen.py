@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from typing import Any
 
 from fss_svf.backbones.weights import LoadReport
 from fss_svf.config import PretrainConfig, TrainConfig
+from fss_svf.data.dataset import DatasetOptions
 from fss_svf.data.index import Index
 from fss_svf.errors import DataError
 
@@ -25,7 +27,7 @@ def seen_in_training(
         "dataset": config.dataset.name,
         "fold": config.fold,
         "classes": own + sorted(earlier - set(own)),
-        "index": index.hash,
+        "index": data_hash(config.dataset.options, index),
         "backbone_weights": weights.label,
         "weights_hash": weights.digest,
         "weights_origin": (weights.trained_on or {}).get("origin"),
@@ -33,8 +35,16 @@ def seen_in_training(
     }
 
 
+def data_hash(options: DatasetOptions, index: Index) -> str:
+    """16 hex digits over the training images: the index, and the part of it that trains."""
+    fraction = options.train_fraction
+    return index.hash if fraction == 1 else sha256(f"{index.hash} {fraction!r}".encode()).hexdigest()[:16]
+
+
 def check_same_data(resumed: Mapping[str, Any], index_hash: str) -> None:
-    """Raise DataError when the training images are not those that the checkpoint's run began with."""
+    """index_hash: of data_hash.
+
+    Raise DataError when the training images are not those that the checkpoint's run began with."""
     began_with = resumed["trained_on"]["index"]
     if began_with != index_hash:
         raise DataError(

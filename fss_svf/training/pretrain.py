@@ -29,7 +29,7 @@ from fss_svf.methods.method import cross_entropy
 from fss_svf.model import build_backbone, choose_device, refuse_leak, without_weights
 from fss_svf.precision import computing
 from fss_svf.registry import DATASETS
-from fss_svf.training.data_seen import check_same_data, seen_in_training
+from fss_svf.training.data_seen import check_same_data, data_hash, seen_in_training
 from fss_svf.training.loop import Task, fit, prepare
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def pretrain(config: PretrainConfig, out: Path) -> float:
     sampler = fold.sampler(train.index, "train", 0, config.seed, "shuffled_epochs")
     names = fold.names(sampler.classes)
     if resumed is not None:
-        check_same_data(resumed, train.index.hash)
+        check_same_data(resumed, data_hash(dataset.options, train.index))
     backbone, loaded = build_backbone(without_weights(config.backbone) if resumed else config.backbone)
     backbone.requires_grad_(True)  # but what comes behind the deep map, where no loss reaches
     known, synonyms = fold.class_names, dataset.options.synonyms

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fss_svf.config import TrainConfig
@@ -24,12 +24,14 @@ class Selection:
     held_out    numbers of the base classes that are not trained on, ascending; none where other classes choose
     training    the episodes of training
     validating  the episodes that choose
+    curves      further episodes to be looked at, by "base" and "novel": they choose nothing
     """
 
     fold: Fold
     held_out: tuple[int, ...]
     training: EpisodeSampler
     validating: EpisodeSampler
+    curves: Mapping[str, EpisodeSampler]
 
     @property
     def novel_choose(self) -> bool:
@@ -47,12 +49,15 @@ class Selection:
         """Log the classes, the numbers of images, and what is left out."""
         log.info("fold %s: novel classes %s", self.fold.number, self._names(self.fold.novel) or "none")
         if self.held_out:
+            novel = "measured in val/novel_miou, and choose nothing" if "novel" in self.curves else "not evaluated"
             log.info(
-                "held out of training to choose best.pt: %s; the novel classes are not evaluated during training",
+                "held out of training to choose best.pt: %s; the novel classes are %s during training",
                 self._names(self.held_out),
+                novel,
             )
         log.info("%s training queries, %s validation queries", f"{len(self.training):,}", f"{len(self.validating):,}")
-        for what, sampler in (("training", self.training), ("validation", self.validating)):
+        curves = ((f"val/{name}_miou", sampler) for name, sampler in self.curves.items())
+        for what, sampler in (("training", self.training), ("validation", self.validating), *curves):
             if sampler.skipped:
                 count, names = len(sampler.skipped), self._names(sampler.skipped)
                 log.warning("%s leaves out %d classes with too few images: %s", what, count, names)
@@ -80,7 +85,7 @@ def make_selection(config: TrainConfig, fold: Fold, train: Index, val: Index) ->
     are background. Base classes are validated on val images without a novel class: all others are the test fold's own, and
     may not choose. Raises ConfigError and DataError.
     """
-    shot, way, protocol = config.shot, config.way, config.protocol
+    shot, way = config.shot, config.way
     held_out: tuple[int, ...] = ()
     choosing = fold.novel if config.validate.selection == "novel" else fold.base
     if config.validate.selection == "base_heldout":
@@ -98,17 +103,30 @@ def make_selection(config: TrainConfig, fold: Fold, train: Index, val: Index) ->
         without=held_out if fold.options.filter_novel else (),
     )
     try:
-        validating = fold.sampler(
-            val,
-            "val",
-            shot,
-            protocol.seed,
-            protocol.order,
-            classes=choosing,
-            way=way,
-            without=() if config.validate.selection == "novel" else fold.novel,
-            repeats=protocol.supports == "with_replacement",
-        )
+        validating = _of_val(config, fold, val, choosing)
     except DataError as error:
         raise DataError(f"{error}; or hold out others by validate.held_out" if held_out else str(error)) from None
-    return Selection(fold, held_out, training, validating)
+    trained = tuple(c for c in fold.base if c not in held_out)
+    of_curves = {"base": trained, "novel": fold.novel}
+    curves: dict[str, EpisodeSampler] = {}
+    for name in dict.fromkeys(config.validate.curves):
+        # The classes that choose are not measured twice.
+        same = tuple(of_curves[name]) == tuple(choosing)
+        curves[name] = validating if same else _of_val(config, fold, val, of_curves[name])
+    return Selection(fold, held_out, training, validating, curves)
+
+
+def _of_val(config: TrainConfig, fold: Fold, val: Index, classes: Sequence[int]) -> EpisodeSampler:
+    """Episodes of these classes in val images; of base classes without a novel class in the image."""
+    protocol = config.protocol
+    return fold.sampler(
+        val,
+        "val",
+        config.shot,
+        protocol.seed,
+        protocol.order,
+        classes=classes,
+        way=config.way,
+        without=() if set(classes) <= set(fold.novel) else fold.novel,
+        repeats=protocol.supports == "with_replacement",
+    )

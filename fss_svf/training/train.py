@@ -28,7 +28,7 @@ from fss_svf.methods.base_classes import BaseClassMethod
 from fss_svf.methods.method import FewShotMethod, check_way, method_class, require_differentiable
 from fss_svf.model import build_model, choose_device, refuse_leak, start_on_base, trainable_values, without_weights
 from fss_svf.registry import DATASETS, Choice
-from fss_svf.training.data_seen import check_same_data, seen_in_training
+from fss_svf.training.data_seen import check_same_data, data_hash, seen_in_training
 from fss_svf.training.loop import Task, fit, prepare
 from fss_svf.training.selection import Selection, make_selection
 from fss_svf.training.validation import Validation
@@ -71,7 +71,7 @@ def _build(
     fold, synonyms = selection.fold, selection.fold.options.synonyms
     pretrained: tuple[Choice, LoadReport] | None = None  # the weights that checkpoints may leave out
     if resumed is not None and resumed.get("base"):
-        check_same_data(resumed, index.hash)
+        check_same_data(resumed, data_hash(config.dataset.options, index))
         what, was = f"resume={config.resume}", resumed["config"]["backbone"].get("weights")
         now = getattr(config.backbone.options, "weights", None)
         choices = config.method, config.backbone, config.tuning
@@ -81,7 +81,7 @@ def _build(
         resumed["model"] = completed(model, resumed["model"], resumed["base"], what)
         trained_on = resumed["trained_on"]
     elif resumed is not None:
-        check_same_data(resumed, index.hash)
+        check_same_data(resumed, data_hash(config.dataset.options, index))
         # Built like a new one and then filled by `fit`, not restored: resuming is exact to the bit.
         model, _ = build_model(*map(without_weights, (config.method, config.backbone, config.tuning)))
         if isinstance(model, BaseClassMethod):
@@ -108,6 +108,11 @@ def _build(
             raise ConfigError(
                 f"validate.selection=base: the base learner of method={config.method.name} takes every base class for "
                 "background; say validate.selection=base_heldout"
+            )
+        if "base" in selection.curves:
+            raise ConfigError(
+                f"validate.curves: the base learner of method={config.method.name} takes every base class for background, "
+                "so that there is no curve of base; say validate.curves=[novel]"
             )
         model.hold_out([fold.base.index(c) + 1 for c in selection.held_out])
     model.check_shot(config.shot)

@@ -76,6 +76,13 @@ class Validation:
             fold.base if isinstance(model, BaseClassMethod) and selection.novel_choose else None,
             choose_rule(model, config.way, "auto"),
         )
+        self.curves = {
+            name: (
+                replace(self.task, split=splits["val"], classes=sampler.classes, base=None),
+                self.episodes if sampler is self.sampler else EpisodeList.drawn(sampler, config.validate.episodes),
+            )
+            for name, sampler in selection.curves.items()
+        }
         if distributed.rank() == 0:
             for left in out.glob("features-*"):  # by a validation that was killed
                 shutil.rmtree(left)
@@ -98,7 +105,19 @@ class Validation:
             numbers |= {f"miou_{name}": values["miou"] for name, values in of_base.items()}
         of_classes = zip(table.classes, measured.per_class[0].tolist())
         numbers |= {f"iou/{name}": iou for name, iou in of_classes if not isnan(iou)}
+        curves = {f"val/{name}_miou": self._miou(name, numbers["miou"]) for name in self.curves}
+        if curves:
+            log.info("step %d: %s", step, ", ".join(f"{name} {100 * miou:.2f}" for name, miou in curves.items()))
+        numbers |= curves
         return {"score": numbers["miou"], **numbers}
+
+    def _miou(self, curve: str, of_choice: float) -> float:
+        """mIoU of a curve; of_choice: that of the episodes that choose, which may be the same."""
+        task, episodes = self.curves[curve]
+        if episodes is self.episodes:
+            return of_choice
+        (table,) = evaluate_lists(task, self.options, {self.shot: [episodes]})[self.shot]
+        return scores(table.total[None], zero=False).numbers()["miou"]
 
     def _draw(self, step: int, writer: SummaryWriter) -> None:
         """The first four episodes, and how far the singular values of each layer have moved."""

@@ -1,5 +1,6 @@
 """Choosing best.pt by base classes that are held out of training, without the test fold."""
 
+import csv
 import itertools
 import json
 from dataclasses import replace
@@ -19,6 +20,7 @@ from fss_svf.errors import ConfigError, DataError
 from fss_svf.methods.bam import BAM, BAMOptions
 from fss_svf.registry import DATASETS, Choice
 from fss_svf.reporting.markdown import markdown_table
+from fss_svf.training import validation
 from fss_svf.training.pretrain import pretrain
 from fss_svf.training.selection import make_selection
 from fss_svf.training.train import train
@@ -186,7 +188,7 @@ def test_a_run_says_what_chose_and_never_looks_at_novel_classes(toy_root, tmp_pa
     content = load_checkpoint(tmp_path, "train")
     index = DATASETS.build(train_config(toy_root).dataset).split("val").index
     names = ", ".join(index.class_name(c) for c in HELD_OUT)
-    assert f"held out of training to choose best.pt: {names}; the novel classes are not evaluated" in caplog.text
+    assert f"held out of training to choose best.pt: {names}; the novel classes are not evaluated during" in caplog.text
     assert f" on held-out base classes: {names}" in caplog.text
     assert len(content["trained_on"]["classes"]) == 12
     assert not set(content["trained_on"]["classes"]) & set(names.split(", "))
@@ -258,6 +260,74 @@ def test_checkpoints_from_before_the_keys(fss, toy_root, tmp_path):
         assert status == 0, err
         result = json.loads(next(tmp_path.rglob(f"{name}/**/result.json")).read_text())
         assert result["checkpoint"]["selection"] == selection
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Curves of base and novel classes
+
+
+def logged(run):
+    """Rows of validations in log.csv."""
+    with (run / "log.csv").open() as file:
+        return [row for row in csv.DictReader(file) if row["score"]]
+
+
+def with_curves(config, *names):
+    return replace(config, validate=replace(config.validate, curves=names))
+
+
+def test_curves_are_written_and_choose_nothing(toy_root, tmp_path, caplog):
+    config = held_out_config(toy_root)
+    train(config, tmp_path / "without")
+    with caplog.at_level("INFO"):
+        train(with_curves(config, "base", "novel"), tmp_path / "with")
+    assert "the novel classes are measured in val/novel_miou, and choose nothing during training" in caplog.text
+    rows, without = logged(tmp_path / "with"), logged(tmp_path / "without")
+    assert [row["step"] for row in rows] == ["2", "4"]
+    for row in rows:
+        for name in ("base", "novel"):
+            assert 0 <= float(row[f"val/{name}_miou"]) <= 1
+    assert scalars(tmp_path / "with", "val/base_miou") == pytest.approx([float(row["val/base_miou"]) for row in rows])
+    # The training, its score and its choice are those of a run without curves.
+    assert [row["score"] for row in rows] == [row["score"] for row in without]
+    one, other = (load_checkpoint(tmp_path / run, "train") for run in ("with", "without"))
+    assert all(torch.equal(value, other["model"][key]) for key, value in one["model"].items())
+    assert (one["best"], one["trained_on"]) == (other["best"], other["trained_on"])
+
+
+def test_curves_are_of_training_and_of_novel_classes(toy_root):
+    config = with_curves(held_out_config(toy_root), "base", "novel")
+    dataset = DATASETS.build(config.dataset)
+    train_index, val = (dataset.split(name).index for name in ("train", "val"))
+    fold = Fold(dataset.options, val.class_names, 0)
+    curves = make_selection(config, fold, train_index, val).curves
+    assert set(curves["base"].classes) == set(range(6, 21)) - set(HELD_OUT)
+    assert curves["novel"].classes == fold.novel
+    assert not val.having(fold.novel)[[curves["base"][n].query for n in range(100)]].any()
+
+
+@pytest.mark.parametrize(("selection", "curve"), [("novel", "novel"), ("base", "base")])
+def test_the_classes_that_choose_are_not_measured_twice(toy_root, tmp_path, monkeypatch, selection, curve):
+    config = train_config(toy_root, "frozen")
+    config = replace(config, validate=replace(config.validate, selection=selection, curves=(curve,)))
+    measured = []
+    evaluate = validation.evaluate_lists
+    monkeypatch.setattr(validation, "evaluate_lists", lambda *a: measured.append(a) or evaluate(*a))
+    train(config, tmp_path)
+    rows = logged(tmp_path)
+    assert [row[f"val/{curve}_miou"] for row in rows] == [row["miou"] for row in rows]
+    assert len(measured) == len(rows)
+
+
+def test_curves_that_are_not_there(toy_root, tmp_path):
+    config = with_curves(train_config(toy_root, fold=0, validate=Validation(1, 1, "base")), "novel")
+    with pytest.raises(ConfigError, match=r"^validate.curves: expected \[base\] or \[\], as no class is novel"):
+        replace(config, fold="all")
+    pretrain(pretrain_config(toy_root), tmp_path / "base")
+    bam = Choice("bam", BAMOptions(width=8, base_learner=tmp_path / "base"))
+    config = with_curves(train_config(toy_root, "frozen", method=bam), "base", "novel")
+    with pytest.raises(ConfigError, match=r"^validate.curves: the base learner of method=bam .* say validate.curves="):
+        train(config, tmp_path / "run")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
