@@ -32,6 +32,9 @@ format: $(INSTALLED) ## rewrite files in the project's style
 docs: $(INSTALLED) ## the documentation as a site, in site/; a link that leads nowhere is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
+package: $(INSTALLED) ## sdist and wheel, built into dist/, installed and used in fresh environments
+	$(BIN)/python scripts/check_package.py
+
 clean: ## remove the environment; datasets and results stay
 	rm -rf $(VENV)
 
