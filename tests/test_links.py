@@ -44,3 +44,7 @@ def test_every_page_is_linked_or_in_the_navigation():
 
 def test_there_are_links():
     assert sum(len(LINK.findall(prose(page))) for page in PAGES) > 100
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().split()) <= 700
