@@ -11,7 +11,7 @@ from typing import Any
 
 import hydra
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fss_svf.conf_files import conf_dir, conf_folders, options
@@ -60,7 +60,7 @@ def of_experiment(error: ConfigError, choices: Mapping[str, str | None]) -> Conf
         return error
     files = [folder / "experiment" / f"{name}.yaml" for folder in conf_folders()]
     sets = OmegaConf.load(next(file for file in files if file.is_file()))
-    if OmegaConf.select(sets, key) is None:
+    if not isinstance(sets, DictConfig) or OmegaConf.select(sets, key) is None:
         return error
     chosen = [
         f"{group_of.removeprefix('override /')}={option}"

@@ -159,7 +159,7 @@ def verbs_to_complete(known: list[str]) -> list[str]:
 
 
 def experiments_to_complete(verb: str) -> list[str] | None:
-    """What experiment=... may become, in its folders too, where Hydra would offer experiment/FOLDER=; None for other words."""
+    """What experiment=... may become, in its folders too, for which Hydra has experiment/FOLDER=; None: another word."""
     word = os.environ.get("COMP_LINE", "").split(" ")[-1]
     if not word.startswith(("experiment=", "experiment/")):
         return None

@@ -35,7 +35,10 @@ def main() -> None:
     sdist, wheel = (options.dist / f"{name}{ending}" for ending in (".tar.gz", "-py3-none-any.whl"))
     run(sys.executable, "-m", "twine", "check", "--strict", sdist, wheel)
     this = [] if options.complete else [sys.executable]
-    for python, package in [(sys.executable, sdist), *((python, wheel) for python in (*this, *others(options.pythons)))]:
+    for python, package in [
+        (sys.executable, sdist),
+        *((python, wheel) for python in (*this, *others(options.pythons))),
+    ]:
         with tempfile.TemporaryDirectory() as folder:
             check(python, package, Path(folder), options.complete)
     print(f"{sdist.name} and {wheel.name} build, install and run")

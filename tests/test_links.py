@@ -1,4 +1,4 @@
-"""Links of README, CHANGELOG, data/README and docs/ lead to files and headings that are there. `make docs` checks the site."""
+"""Links of README, CHANGELOG, data/ and docs/ lead to files and headings that are there; `make docs` checks the site."""
 
 import re
 from pathlib import Path

@@ -1,8 +1,8 @@
 """An extension of Griffe: the project's docstrings as Markdown, for the pages of docs/reference/.
 
-    name   its meaning, which may        a definition list
-           go on in a second line
-    >>> of examples                      a block of code
+name   its meaning, which may        a definition list
+       go on in a second line
+>>> of examples                      a block of code
 """
 
 from __future__ import annotations

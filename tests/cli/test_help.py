@@ -91,7 +91,10 @@ def test_the_program_shows_its_verbs_and_examples(fss):
         ("fss-svf train experiment=to", {"experiment=toy"}),
         ("fss-svf train fold=0 experiment=pascal/bam", {"experiment=pascal/bam_frozen", "experiment=pascal/bam_svf"}),
         ("fss-svf train experiment/pascal/pan", {"experiment=pascal/panet"}),
-        ("fss-svf pretrain experiment=", {"experiment=toy_pretrain", "experiment=pascal/base_learner", "experiment=coco/base_learner"}),
+        (
+            "fss-svf pretrain experiment=",
+            {"experiment=toy_pretrain", "experiment=pascal/base_learner", "experiment=coco/base_learner"},
+        ),
     ],
 )
 def test_tab_completes(fss, monkeypatch, line, words):
