@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test numeric matrix lint format clean
+.PHONY: quickstart test numeric matrix lint format docs package clean
 
 quickstart: $(INSTALLED) ## the main job on the toy dataset: prepare, evaluate frozen, train, evaluate, report
 	$(BIN)/python scripts/quickstart.py
@@ -28,6 +28,12 @@ lint: $(INSTALLED) ## style and types
 format: $(INSTALLED) ## rewrite files in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(INSTALLED) ## the documentation as a site, in site/; a link that leads nowhere is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+package: $(INSTALLED) ## sdist and wheel, built into dist/, installed and used in fresh environments
+	$(BIN)/python scripts/check_package.py
 
 clean: ## remove the environment; datasets and results stay
 	rm -rf $(VENV)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fss_svf.packed import packaged
     from fss_svf.prediction.segmenter import Segmenter
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "Episode",
     "Prediction",

@@ -48,6 +48,9 @@ def _complete(*arguments: str) -> int:
     if verb is None and arguments[:1] and arguments[0].startswith("query="):
         print("\n".join(usage.verbs_to_complete(list(VERBS))))
         return 0
+    if verb and (experiments := usage.experiments_to_complete(verb)) is not None:
+        print("\n".join(experiments))
+        return 0
     return launch.complete(verb or "train", arguments)
 
 

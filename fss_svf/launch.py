@@ -24,7 +24,7 @@ from fss_svf import config, console, distributed, plugins, sweeps
 from fss_svf.conf_files import conf_dir, join_search_path
 from fss_svf.errors import INTERRUPTED, STOPPED, ConfigError, FssError, PluginError, Stopped
 from fss_svf.lock import locked
-from fss_svf.messages import one_line
+from fss_svf.messages import of_experiment, one_line
 from fss_svf.newest_run import with_newest_run
 from fss_svf.overrides import is_sweep, plugins_of, understood_all
 from fss_svf.resume import TRAINING, WORDS, begin, by_itself
@@ -252,7 +252,10 @@ def _run_in_folder(verb: str, cfg: DictConfig, values: dict[str, Any]) -> Any:
     alone = by_itself(verb, values.get("resume"), _in_sweep())
     if verb in TRAINING and values.get("resume") in WORDS:
         values["resume"] = None
-    checked: Any = config.from_mapping(VERBS[verb].config, values)
+    try:
+        checked: Any = config.from_mapping(VERBS[verb].config, values)
+    except ConfigError as error:
+        raise of_experiment(error, hydra_config.runtime.choices) from None
     out = Path(hydra_config.runtime.output_dir)
     if verb in _NOWHERE:
         return _run(verb, checked, out)

@@ -11,12 +11,12 @@ from typing import Any
 
 import hydra
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fss_svf.conf_files import conf_dir, options
+from fss_svf.conf_files import conf_dir, conf_folders, options
 from fss_svf.console import is_text
-from fss_svf.errors import FssError, did_you_mean, listing
+from fss_svf.errors import ConfigError, FssError, did_you_mean, listing
 from fss_svf.overrides import PATHS, ambiguous
 
 # System errors that only writing causes.
@@ -47,6 +47,32 @@ def one_line(error: BaseException, verb: str, values: Mapping[str, Any] | None =
     if isinstance(error, ValueError) and "Config group override" in str(error):
         return "null is no option of a config group in a sweep, nor one that Hydra needs; leave it out"
     return None
+
+
+def of_experiment(error: ConfigError, choices: Mapping[str, str | None]) -> ConfigError:
+    """A key that is wrong because an experiment sets it, for another method or tuning than chosen, with the way out.
+
+    choices: the option of every config group
+    """
+    key, _, problem = str(error).partition(": ")
+    name, group = choices.get("experiment"), key.partition(".")[0]
+    if name is None or not problem.startswith("no such key"):
+        return error
+    files = [folder / "experiment" / f"{name}.yaml" for folder in conf_folders()]
+    sets = OmegaConf.load(next(file for file in files if file.is_file()))
+    if not isinstance(sets, DictConfig) or OmegaConf.select(sets, key) is None:
+        return error
+    chosen = [
+        f"{group_of.removeprefix('override /')}={option}"
+        for default in sets.get("defaults", [])
+        if isinstance(default, Mapping)
+        for group_of, option in default.items()
+    ]
+    others = " ".join(choice for choice in chosen if not choice.startswith(f"{group}="))
+    return ConfigError(
+        f"{key}: no such key of {group}={choices.get(group)}; experiment={name} sets it, for another {group}. Leave out "
+        f"experiment={name}" + (f", and choose what else it chooses: {others}" if others else "")
+    )
 
 
 def _behind(error: BaseException | None) -> OSError | None:

@@ -156,3 +156,12 @@ def verbs_to_complete(known: list[str]) -> list[str]:
     """The verbs that the line's last word may become; none behind a wrong one."""
     words = os.environ.get("COMP_LINE", "").lstrip().split(" ")
     return [verb for verb in known if verb.startswith(words[-1])] if len(words) == 2 else []
+
+
+def experiments_to_complete(verb: str) -> list[str] | None:
+    """What experiment=... may become, in its folders too, for which Hydra has experiment/FOLDER=; None: another word."""
+    word = os.environ.get("COMP_LINE", "").split(" ")[-1]
+    if not word.startswith(("experiment=", "experiment/")):
+        return None
+    known = [f"experiment={name}" for name in options("experiment") if _takes(verb, "experiment", name)]
+    return [choice for choice in known if choice.startswith(word.replace("/", "=", 1) if word[10] == "/" else word)]

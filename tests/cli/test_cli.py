@@ -327,3 +327,13 @@ def test_padding_after_normalisation_is_another_measurement(fss, toy, tmp_path):
         assert result["protocol"]["pad"] == pad
         found.append((result["protocol_hash"], result["fb_iou"]))
     assert all(a != b for a, b in zip(*found))
+
+
+def test_an_experiment_for_another_method_is_named(fss):
+    status, _, err = fss("train", "experiment=toy", "method=panet")
+    assert status == 1
+    for word in ("method.width", "method=panet", "experiment=toy", "dataset=toy backbone=tiny recipe=toy"):
+        assert word in err
+    _, _, err = fss("train", "experiment=toy", "+tuning.nothing=1")
+    assert "tuning.nothing: no such key" in err
+    assert "experiment" not in err

@@ -88,6 +88,13 @@ def test_the_program_shows_its_verbs_and_examples(fss):
         ("fss-svf nonsense fo", set()),
         ("fss-svf train fold=0 tuning=sv", {"tuning=sv", "tuning=svf", "tuning=svf_official"}),
         ("/some/where/fss-svf evaluate sho", {"shot="}),
+        ("fss-svf train experiment=to", {"experiment=toy"}),
+        ("fss-svf train fold=0 experiment=pascal/bam", {"experiment=pascal/bam_frozen", "experiment=pascal/bam_svf"}),
+        ("fss-svf train experiment/pascal/pan", {"experiment=pascal/panet"}),
+        (
+            "fss-svf pretrain experiment=",
+            {"experiment=toy_pretrain", "experiment=pascal/base_learner", "experiment=coco/base_learner"},
+        ),
     ],
 )
 def test_tab_completes(fss, monkeypatch, line, words):

@@ -1,12 +1,14 @@
-"""What a release says of itself: one version in pyproject.toml, CITATION.cff and CHANGELOG.md."""
+"""What a release says of itself: one version in fss_svf, CITATION.cff and CHANGELOG.md."""
 
 import re
 from pathlib import Path
 
 import yaml
 
+import fss_svf
+
 ROOT = Path(__file__).parents[2]
-VERSION = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+VERSION = fss_svf.__version__
 
 
 def test_the_citation_is_of_this_version():
