@@ -183,7 +183,7 @@ MISTAKES = [
     (("train", "device=tpu9"), "device=tpu9: expected auto, cpu, cuda or cuda:N"),
     (("train", "dataset.root=/nowhere"), "dataset=pascal: not prepared, there is no VOC 2012 under /nowhere; set"),
     (("prepare", "dataset=coco", "dataset.root=/nowhere"), "dataset=coco: no folder /nowhere; set dataset.root"),
-    (("evaluate",), "evaluate: give checkpoint=PATH, or dataset=NAME"),
+    (("evaluate",), "evaluate: give checkpoint=PATH, model=NAME, or dataset=NAME"),
     (("evaluate", "checkpoint=nowhere.pt"), "nowhere.pt: no such checkpoint"),
     (("evaluate", "method=baseline", "backbone=tiny", "dataset=toy", "size=65"), "has parameters to train"),
     (("evaluate", "method=prototype", "backbone=tiny", "dataset=toy"), "size: without a checkpoint"),

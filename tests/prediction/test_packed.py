@@ -283,7 +283,9 @@ def test_a_shipped_model_is_complete(name):
     assert (folder / packed.ADAPTER).stat().st_size < LARGEST
     assert (folder / packed.CARD).read_text().startswith("# ")
     assert not re.search(r"(^|\s|['\"])(/|~)", (folder / packed.MODEL).read_text())
-    assert Segmenter.load(folder, "cpu").model.trainable
+    state = Segmenter.load(folder, "cpu").model.state_dict()
+    scales = torch.cat([value.flatten() for key, value in state.items() if key.endswith("S_scale")])
+    assert (scales != 1).float().mean() > 0.3  # it is a trained one; a method may leave stages unread
 
 
 def test_the_wheel_has_the_models_and_the_configs():

@@ -1,5 +1,6 @@
 """A training's work on a GPU, on fake tensors: one device, and a host that never waits. See tests/fake_gpu.py."""
 
+import math
 from dataclasses import fields, replace
 from functools import partial
 from itertools import product
@@ -149,9 +150,9 @@ def test_the_optimizer_is_fused_and_never_waits(name, precision):
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize(("relu", "top"), [(False, math.inf), (True, math.inf), (True, 6)])
 @pytest.mark.parametrize("shape", [(4, 6, 3, 1, 1), (6, 6, 3, 2, 6), (8, 6, 1, 1, 2)])
-def test_the_backward_of_the_factored_execution_never_waits(shape, relu, precision):
+def test_the_backward_of_the_factored_execution_never_waits(shape, relu, top, precision):
     """Called as autograd calls it. Output channels, input channels, kernel, stride, groups."""
     out, inputs, kernel, stride, groups = shape
     conv = nn.Conv2d(inputs, out, kernel, stride, kernel // 2, groups=groups)
@@ -164,11 +165,11 @@ def test_the_backward_of_the_factored_execution_never_waits(shape, relu, precisi
         with torch.no_grad():
             y = nn.functional.conv2d(x, conv.weight.to(half), None, stride, kernel // 2, 1, groups)
         residual, (scale, shift) = torch.zeros_like(y), torch.ones(2, out, device=CUDA)
-        saved = Saved(needs_input_grad=(True, True, *(False,) * 3, True, True, False, False))
+        saved = Saved(needs_input_grad=(True, True, *(False,) * 3, True, True, False, False, False))
         geometry = Geometry(conv.stride, conv.padding, conv.dilation, groups)
         filters = conv.Vh.reshape(-1, *conv.weight.shape[1:]).to(half)
         with torch.no_grad():
-            made = _Factored.forward(saved, x, conv.S, conv.U, filters, scale, shift, residual, relu, geometry)
+            made = _Factored.forward(saved, x, conv.S, conv.U, filters, scale, shift, residual, relu, top, geometry)
             grads = _Factored.backward(saved, torch.zeros_like(made))
         wanted = {0: x, 1: conv.S, 5: shift, 6: residual}
         assert [i for i, grad in enumerate(grads) if grad is not None] == sorted(wanted)
