@@ -35,11 +35,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class Line:
-    """kind: measured numbers, published ones, or measured - published. marks: letters of the notes about the line."""
+    """kind: measured numbers, published ones, or measured - published. marks: letters of the notes about the line.
+
+    part: measured of something else than the method's own prediction: base classes, BAM's meta learner
+    """
 
     kind: Literal["measured", "published", "difference"]
     cells: tuple[Cell, ...]
     marks: tuple[str, ...] = ()
+    part: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,13 +59,15 @@ class Table:
 
     @property
     def best(self) -> frozenset[tuple[int, int]]:
-        """(line, column) of the highest measured numbers of each column that belongs to a number of shots, as printed."""
+        """(line, column) of the highest measured numbers of each column that belongs to a number of shots, as printed.
+
+        Parts are left out: they measure something else.
+        """
         found = set()
+        own = [n for n, line in enumerate(self.lines) if line.kind == "measured" and not line.part]
         for column, name in enumerate(self.header):
-            of = {
-                n: cell for n, line in enumerate(self.lines) if line.kind == "measured" for cell in [line.cells[column]]
-            }
-            numbers = {n: cell.number for n, cell in of.items() if cell.number is not None}
+            shown = {n: self.lines[n].cells[column].number for n in own}
+            numbers = {n: number for n, number in shown.items() if number is not None}
             if shots_of(name) and len(set(numbers.values())) > 1:
                 found |= {(n, column) for n, number in numbers.items() if number == max(numbers.values())}
         return frozenset(found)
@@ -167,7 +173,7 @@ def _lines(
             printed.append(Cell(percent(number)))
             less.append(Cell(percent(None if value is None or number is None else value.value - number, "+.2f")))
     values = Cell(f"{row.first['trainable_backbone_values']:,}")
-    lines = [Line("measured", (*map(Cell, row.words), values, *measured))]
+    lines = [Line("measured", (*map(Cell, row.words), values, *measured), part="prediction" in row.first)]
     if known:
         sources = [notes.letter(_source(p)) for _, p in known.values()]
         marks = [notes.letter(f"not comparable: {text}.") for r, p in known.values() for text in differences(r, p)]

@@ -19,7 +19,7 @@ from fss_svf.reporting.latex import document, latex
 from fss_svf.reporting.markdown import markdown_table
 from fss_svf.reporting.rows import seeds_in_words
 from fss_svf.reporting.spreadsheet import spreadsheet
-from fss_svf.reporting.table import make_tables
+from fss_svf.reporting.table import Cell, Line, Table, make_tables
 
 PROTOCOL = {"name": "svf", "episodes": 1000, "runs": 1, "seed": 321}
 
@@ -268,3 +268,17 @@ def test_a_file_that_is_no_result_is_named(tmp_path, content):
     (tmp_path / "result.json").write_text(content)
     with pytest.raises(DataError, match=r"result\.json: not"):
         report(ReportConfig(name="report", runs=(Path(tmp_path),), out=None, formats=("md",)), tmp_path)
+
+
+def test_a_part_is_not_the_best_of_the_methods():
+    """Novel classes alone are above the mean of base and novel ones, and no better method."""
+    lines = tuple(
+        Line("measured", (Cell(name), Cell(number)), part=part)
+        for name, number, part in (
+            ("panet", "8.45", False),
+            ("panet (novel classes)", "12.21", True),
+            ("ssp", "8.40", False),
+        )
+    )
+    table = Table("", ("method", "1-shot fold 1"), lines)
+    assert table.best == {(0, 1)}
