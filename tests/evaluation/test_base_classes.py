@@ -25,13 +25,9 @@ from fss_svf.evaluation.subject import base_classes
 from fss_svf.methods.bam import BAM
 from fss_svf.model import restore_model
 from fss_svf.registry import DATASETS
-from fss_svf.training.pretrain import pretrain
-from fss_svf.training.train import train
 from tests.cli.test_cli import one_line
 from tests.conftest import TOY, toy_options
-from tests.methods.test_bam import bam_config
 from tests.plain_evaluation import EvalEpisodes, as_float
-from tests.training.test_training import pretrain_config
 
 pytestmark = pytest.mark.numeric
 
@@ -122,14 +118,6 @@ def test_both_fusions_equal_loops():
     assert {name: score["miou"] for name, score in scores.items()} == pytest.approx(expected, abs=1e-12)
     assert all(value > 0 for value in expected.values())
     assert expected["generalized, final first, base"] != expected["generalized, base first, base"]
-
-
-@pytest.fixture(scope="module")
-def bam_run(toy_root, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("bam")
-    pretrain(pretrain_config(toy_root), folder / "base")
-    train(bam_config(toy_root, folder / "base"), folder / "run")
-    return folder / "run"
 
 
 def test_evaluate_reports_final_meta_and_base(fss, toy_root, bam_run, tmp_path, monkeypatch):

@@ -24,16 +24,13 @@ from fss_svf.evaluation.generalized import generalized, parts
 from fss_svf.evaluation.metric import count_classes, count_masks, scores
 from fss_svf.evaluation.plan import make_plan
 from fss_svf.evaluation.runs import evaluate_lists
-from fss_svf.training.pretrain import pretrain
-from fss_svf.training.train import train
 from tests.conftest import SMALL_TOY, TOY, toy_options
+from tests.evaluation.own_model import OwnModel
 from tests.evaluation.test_engine import SIZE, engine_of, task_of
 from tests.evaluation.test_plan import protocol
 from tests.methods import test_methods
-from tests.methods.test_bam import bam_config
 from tests.one_line import data_error
 from tests.plain_evaluation import as_float
-from tests.training.test_training import pretrain_config
 
 pytestmark = pytest.mark.numeric
 
@@ -378,14 +375,6 @@ def test_evaluate_and_report(fss, toy_root, tmp_path):
     assert "outputs/panet/1shot/result.json: of base and novel classes at once (protocol=gfss)" in err
 
 
-@pytest.fixture(scope="module")
-def bam_run(toy_root, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("bam")
-    pretrain(pretrain_config(toy_root), folder / "base")
-    train(bam_config(toy_root, folder / "base"), folder / "run")
-    return folder / "run"
-
-
 def test_bam_has_both_fusions(fss, toy_root, bam_run, tmp_path):
     few = ("workers=0", "protocol=gfss", "protocol.size=65", "protocol.runs=1", "pictures=0")
     status, out, err = fss("evaluate", f"checkpoint={bam_run}", *few, f"hydra.run.dir={tmp_path}/out")
@@ -454,16 +443,7 @@ def test_a_model_of_ones_own(toy_root):
     fold = fss_svf.load_dataset("toy", root=toy_root, **SMALL_TOY).fold(0)
     panet = test_methods.model("panet").eval().double()
 
-    class Whole(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.panet, self.ways = panet, set()
-
-        def forward(self, episode):
-            self.ways.add(episode.way)
-            return self.panet(episode)
-
-    whole, one_run = Whole(), fss_svf.Protocol.load("gfss", runs=1)
+    whole, one_run = OwnModel(panet), fss_svf.Protocol.load("gfss", runs=1)
     by_seam, by_call = (fss_svf.evaluate(model, fold, one_run, size=65, workers=0) for model in (panet, whole))
     assert whole.ways == {20}
     assert by_seam["per_class_counts"] == by_call["per_class_counts"]

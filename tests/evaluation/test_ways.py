@@ -19,6 +19,7 @@ from fss_svf.evaluation.base_classes import require_base_classes
 from fss_svf.evaluation.runs import evaluate_lists
 from fss_svf.evaluation.ways import choose_rule, foreground_odds, join_ways
 from tests.conftest import SMALL_TOY, TOY
+from tests.evaluation.own_model import OwnModel
 from tests.evaluation.test_engine import engine_of, lists_of, task_of, work_of
 from tests.evaluation.test_plan import protocol
 from tests.methods import test_methods
@@ -244,17 +245,8 @@ def test_a_model_of_ones_own_is_measured_by_either_rule(toy_root):
     measured = partial(fss_svf.evaluate, fold=fold, protocol=protocol, size=65, way=2, workers=0)
     panet, baseline = (test_methods.model(name).eval().double() for name in ("panet", "baseline"))
 
-    class Whole(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.panet, self.ways = panet, set()
-
-        def forward(self, episode):
-            self.ways.add(episode.way)
-            return self.panet(episode)
-
     for rule, expected in (("joint", {2}), ("argmax", {1})):
-        whole = Whole()
+        whole = OwnModel(panet)
         by_call, by_seam = (measured(model, way_rule=rule) for model in (whole, panet))
         assert whole.ways == expected
         assert by_call["way_rule"] == by_seam["way_rule"] == rule
