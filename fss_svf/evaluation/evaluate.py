@@ -21,7 +21,7 @@ from fss_svf.data.synonyms import warn_of_twice
 from fss_svf.errors import ConfigError, listing
 from fss_svf.evaluation.conditions import warn_of_width
 from fss_svf.evaluation.groups import ListKey
-from fss_svf.evaluation.pictures import pick, pictures_of
+from fss_svf.evaluation.pictures import pick, pick_exchanged, pictures_of
 from fss_svf.evaluation.plan import make_plan
 from fss_svf.evaluation.prepare_task import check_subject, make_task
 from fss_svf.evaluation.records import delete_records, has_records
@@ -43,7 +43,7 @@ from fss_svf.provenance import write_run_folder
 from fss_svf.registry import DATASETS
 from fss_svf.reporting.gallery import save_gallery
 from fss_svf.reporting.markdown import markdown_table
-from fss_svf.reporting.pictures import draw_episodes, save_picture
+from fss_svf.reporting.pictures import draw_episodes, draw_exchanged, save_picture
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +103,10 @@ def evaluate(config: EvaluateConfig, out: Path) -> list[dict[str, Any]]:
         save_result(folder, result, tables)
         if config.pictures:
             _draw(folder, task, options, pick(plan.episodes[shot][0], tables[0], config.pictures))
+            if wrong:
+                exchanged = pick_exchanged(plan.episodes[shot][0], wrong[shot, "in_query"][0], config.pictures)
+                if exchanged["right"].specs:
+                    save_picture(folder / "reliance.png", draw_exchanged(**pictures_of(task, options, exchanged)))
         warn_of_absent(result)
         log.info("%s", in_words(result))
         if reliance is not None:
@@ -140,7 +144,15 @@ def _folder(config: EvaluateConfig, out: Path, shot: int) -> Path:
 def _delete_earlier(out: Path) -> None:
     """Delete the results of an evaluation that this one replaces: of other shots, they would stay beside the new ones."""
     for folder in [out, *out.glob("*shot")]:
-        for name in ("result.json", "episodes.csv", "reliance.csv", "episodes.png", "best.png", "worst.png"):
+        for name in (
+            "result.json",
+            "episodes.csv",
+            "reliance.csv",
+            "episodes.png",
+            "best.png",
+            "worst.png",
+            "reliance.png",
+        ):
             (folder / name).unlink(missing_ok=True)
         shutil.rmtree(folder / "gallery", ignore_errors=True)
         if folder != out and not any(folder.iterdir()):

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from fss_svf.data.episodes import EpisodeSpec
 from fss_svf.data.loading import Episodes
 from fss_svf.data.manifest import EpisodeList
 from fss_svf.evaluation.episode_table import EpisodeTable
@@ -50,6 +51,26 @@ def _gallery(episodes: EpisodeList, order: Sequence[int], chosen: Mapping[str, S
     return sorted({*of_classes, *(n for numbers in chosen.values() for n in numbers)})
 
 
+def pick_exchanged(right: EpisodeList, wrong: EpisodeList, number: int) -> dict[str, EpisodeList]:
+    """The first `number` episodes with wrong supports (reliance.py), of different queries, in three lists of equal length.
+
+    "right" and "wrong" have those supports; "none" has the wrong ones with nothing marked. So an episode whose wrong
+    supports show its own class too is left out.
+    """
+    of_query: dict[int, EpisodeSpec] = {}
+    for spec in wrong.specs:
+        if not (wrong.index.areas[list(spec.supports), spec.class_id] > 0).any():
+            of_query.setdefault(spec.query, spec)
+    chosen = tuple(of_query.values())[:number]
+    # Masks show class_ids, of which these images have nothing.
+    specs = {
+        "right": tuple(right[spec.number] for spec in chosen),
+        "wrong": chosen,
+        "none": tuple(replace(spec, shown=()) for spec in chosen),
+    }
+    return {what: replace(right, specs=of_list) for what, of_list in specs.items()}
+
+
 def pictures_of(
     task: EvaluationTask, options: EngineOptions, chosen: Mapping[str, EpisodeList]
 ) -> dict[str, list[EpisodePicture]]:
@@ -80,7 +101,10 @@ def episode_pictures(task: EvaluationTask, options: EngineOptions, episodes: Epi
                 number=spec.number,
                 classes=tuple(episodes.index.class_name(c) for c in names),
                 iou=float(np.nan_to_num(iou(counts))),
-                supports=[images.support(spec, 0, way) for way in ways],
+                # Wrong supports are marked as the model sees them.
+                supports=[
+                    images.support(replace(spec, class_ids=spec.shown or spec.class_ids), 0, way) for way in ways
+                ],
                 query_image=query_image,
                 truth=truth[:rows, :columns].numpy(),
                 prediction=predicted_mask[:rows, :columns].numpy(),

@@ -16,6 +16,7 @@ from fss_svf.page.plots import SERIES, dark_style
 from fss_svf.page.sections.classes import classes
 from fss_svf.page.sections.differences import differences
 from fss_svf.page.sections.distribution import distribution
+from fss_svf.page.sections.exchanged import exchanged
 from fss_svf.page.sections.gallery import gallery
 from fss_svf.page.sections.overview import overview
 from fss_svf.page.sections.results import results as results_section
@@ -44,7 +45,7 @@ def page(tables: Sequence[Table], results: Sequence[Result]) -> Page:
         "Classes": classes(content),
         "Distribution": distribution(content),
         "Training": training(content),
-        "Episodes": gallery(pictures),
+        "Episodes": gallery(pictures) + exchanged(results),
     }
     html = Template(_file("page.html")).substitute(
         title="Few-shot segmentation results",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,15 +47,39 @@ def draw_episodes(episodes: Sequence[EpisodePicture]) -> np.ndarray:
     """A grid with a row for each episode, (H, W, 3) uint8 RGB. All episodes have the same number of ways."""
     ways = len(episodes[0].supports)
     titles = (*(["support"] if ways == 1 else [f"way {n}" for n in range(1, ways + 1)]), "query", "truth", "prediction")
+    return _sheet(titles, [({0: e.title}, _cells(e, _CELL)) for e in episodes])
+
+
+def draw_exchanged(
+    right: Sequence[EpisodePicture], wrong: Sequence[EpisodePicture], none: Sequence[EpisodePicture]
+) -> np.ndarray:
+    """A grid of one-way episodes with the right supports, with wrong ones, and with none marked; a row for each query.
+
+    (H, W, 3) uint8 RGB. Each prediction is held against the same truth.
+    """
+    titles = ("truth", "support", "prediction", "wrong support", "prediction", "nothing marked", "prediction")
+    rows = []
+    for of_right, of_wrong, of_none in zip(right, wrong, none, strict=True):
+        cells = {kind: _cells(e, _CELL) for kind, e in (("right", of_right), ("wrong", of_wrong), ("none", of_none))}
+        pairs = [cell for of_kind in cells.values() for cell in (of_kind[0], of_kind[-1])]
+        ious = {2: of_right, 4: of_wrong, 6: of_none}
+        texts = {0: ", ".join(of_right.classes), **{n: f"IoU {100 * e.iou:.0f}" for n, e in ious.items()}}
+        rows.append((texts, [cells["right"][-2], *pairs]))
+    return _sheet(titles, rows)
+
+
+def _sheet(titles: Sequence[str], rows: Sequence[tuple[Mapping[int, str], Sequence[Image.Image]]]) -> np.ndarray:
+    """Rows of images under titles; above an image its text, by column."""
     width = len(titles) * (_CELL + _GAP) + _GAP
-    sheet = Image.new("RGB", (width, _HEAD + len(episodes) * (_CELL + _HEAD + _GAP)), "white")
+    sheet = Image.new("RGB", (width, _HEAD + len(rows) * (_CELL + _HEAD + _GAP)), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
     for column, title in enumerate(titles):
         draw.text((_GAP + column * (_CELL + _GAP), 3), title, fill="black", font=font)
-    for row, e in enumerate(episodes):
+    for row, (texts, cells) in enumerate(rows):
         top = _HEAD + row * (_CELL + _HEAD + _GAP)
-        draw.text((_GAP, top + 3), e.title, fill="black", font=font)
-        for column, cell in enumerate(_cells(e, _CELL)):
+        for column, text in texts.items():
+            draw.text((_GAP + column * (_CELL + _GAP), top + 3), text, fill="black", font=font)
+        for column, cell in enumerate(cells):
             sheet.paste(cell, (_GAP + column * (_CELL + _GAP), top + _HEAD))
     return np.asarray(sheet)
 

@@ -10,13 +10,16 @@ import torch
 
 import fss_svf
 from fss_svf.data.fold import Fold
+from fss_svf.data.loading import Episodes
 from fss_svf.data.manifest import EpisodeList
 from fss_svf.data.toy import Toy
 from fss_svf.errors import ConfigError
 from fss_svf.evaluation.episode_table import EpisodeNames, EpisodeTable
+from fss_svf.evaluation.pictures import pick_exchanged, pictures_of
 from fss_svf.evaluation.plan import make_plan
 from fss_svf.evaluation.reliance import COLUMNS, KINDS, measure_reliance, wrong_lists
 from fss_svf.evaluation.runs import evaluate_lists
+from fss_svf.reporting.pictures import draw_exchanged
 from tests.conftest import SMALL_TOY, TOY, toy_options
 from tests.evaluation.test_engine import engine_of, task_of
 from tests.evaluation.test_plan import NONE, protocol
@@ -246,9 +249,16 @@ def test_a_class_without_a_union_on_one_side_is_on_neither(planned):
 
 
 def evaluated(fss, root, name, *more):
-    few = ("protocol.episodes=25", "protocol.never_drawn=leave_out", "workers=0", "pictures=0", "size=65")
+    few = (
+        "protocol.episodes=25",
+        "protocol.never_drawn=leave_out",
+        "workers=0",
+        "pictures=0",
+        "size=65",
+        "reliance=true",
+    )
     where = (*TOY, f"dataset.root={root}", "backbone=tiny", f"hydra.run.dir={name}")
-    return fss("evaluate", f"method={name}", *where, *few, "reliance=true", *more)
+    return fss("evaluate", f"method={name}", *where, *few, *more)
 
 
 def test_command_and_report(fss, toy_root, tmp_path):
@@ -279,6 +289,40 @@ def test_command_and_report(fss, toy_root, tmp_path):
     # Another evaluation into the same folder leaves no file of this one.
     assert fss("evaluate", *usual, *few[:-1], "hydra.run.dir=prototype")[0] == 0
     assert not (tmp_path / "prototype/reliance.csv").exists()
+
+
+def test_pictures_are_of_the_same_query_with_three_supports(toy_root, tmp_path):
+    task, (plan, fold) = task_of(toy_root, "prototype"), plan_of(toy_root, (1,), never_drawn="leave_out")
+    chosen = pick_exchanged(plan.episodes[1][0], wrong_lists(plan, fold)[1, "in_query"][0], 3)
+    drawn = pictures_of(task, engine_of(tmp_path), chosen)
+    assert [len(pictures) for pictures in drawn.values()] == [3, 3, 3]
+    for n, (right, wrong, none) in enumerate(zip(*drawn.values(), strict=True)):
+        assert right.number == wrong.number == none.number
+        assert right.classes == wrong.classes
+        assert np.array_equal(right.truth, wrong.truth)
+        assert np.array_equal(right.truth, none.truth)
+        # The second support is a photograph without the class; marked is what the episode says, and then nothing.
+        spec, images = chosen["wrong"][n], Episodes(task.split, task.annotation)
+        marked = images.support(replace(spec, class_ids=spec.shown), 0)[1]
+        assert (marked == 1).any()
+        assert np.array_equal(wrong.supports[0][1], marked)
+        assert np.array_equal(wrong.supports[0][0], none.supports[0][0])
+        assert not np.array_equal(wrong.supports[0][0], right.supports[0][0])
+        assert not (none.supports[0][1] == 1).any()
+    assert len({spec.query for spec in chosen["right"].specs}) == 3
+    assert draw_exchanged(**drawn).shape == (22 + 3 * 268, 7 * 246 + 6, 3)
+
+
+def test_pictures_reach_the_report(fss, toy_root, tmp_path):
+    assert evaluated(fss, toy_root, "background", "pictures=2")[0] == 0
+    assert (tmp_path / "background/reliance.png").exists()
+    assert fss("report", "runs=background", "out=report")[0] == 0
+    text = (tmp_path / "report/report.html").read_text()
+    assert text.count('class="sheet"') == 1
+    assert "With other supports" in text
+    # Without reliance=true none is left of it.
+    assert evaluated(fss, toy_root, "background", "reliance=false")[0] == 0
+    assert not (tmp_path / "background/reliance.png").exists()
 
 
 def test_several_ways_are_refused(fss, toy_root):

@@ -36,7 +36,7 @@ def gallery(results: Sequence[tuple[Result, Path]]) -> str:
     classes = sorted({name for _, _, entries in kept for entry in entries for name in entry.classes})
     left_out = sum(len(entries) for _, _, entries in galleries) - len(figures)
     more = f" {left_out:,} more are in the results' gallery folders." if left_out else ""
-    names = [(_name(result), _name(result)) for result, _, _ in kept]
+    names = [(name_of_result(result), name_of_result(result)) for result, _, _ in kept]
     sorts = [("worst", "lowest IoU first"), ("best", "highest IoU first"), ("number", "by number")]
     sorts.append(("difference", "largest difference first, of two results"))
     with_controls = (
@@ -71,7 +71,7 @@ def _spread(entries: Sequence[Entry], most: int) -> list[Entry]:
     return [*first, *(ranked[i * len(ranked) // more] for i in range(more))]
 
 
-def _name(result: Result) -> str:
+def name_of_result(result: Result) -> str:
     trained = result["checkpoint"]
     seed = f", seed {trained['seed']}" if trained else ""
     return (
@@ -81,7 +81,7 @@ def _name(result: Result) -> str:
 
 
 def _figure(result: Result, folder: Path, entry: Entry, control: bool) -> str:
-    path, name = folder / entry.file, _name(result)
+    path, name = folder / entry.file, name_of_result(result)
     image = b64encode(path.read_bytes()).decode()
     with Image.open(path) as opened:
         width, height = opened.size
