@@ -16,10 +16,10 @@ import torch
 from fss_svf import plugins
 from fss_svf.conf_files import options, plain_values
 from fss_svf.config import InfoConfig, from_mapping
-from fss_svf.data.build import cores
 from fss_svf.data.dataset import Dataset, DatasetOptions, Split
 from fss_svf.data.file_names import present
 from fss_svf.errors import ConfigError, FssError, listing
+from fss_svf.machine import cores
 from fss_svf.plugins import Plugin
 from fss_svf.registry import BACKBONES, DATASETS, METHODS, TUNINGS, Choice
 

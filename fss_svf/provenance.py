@@ -1,4 +1,4 @@
-"""Provenance of a run: command, versions, git state."""
+"""Provenance of a run: command, versions, machine, git state."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import yaml
 from fss_svf import plugins
 from fss_svf.config import to_mapping
 from fss_svf.files import atomic_write
+from fss_svf.machine import machine
 
 _PACKAGES = ("fss-svf", "torch", "torchvision", "numpy", "opencv-python-headless", "pycocotools", "hydra-core")
 
@@ -51,12 +52,13 @@ def write_run_folder(folder: Path, config: Any, facts: Mapping[str, Any] | None 
 
 
 def provenance() -> dict[str, Any]:
-    """Command, time, versions and git state, as a dict for JSON."""
+    """Command, time, versions, machine and git state, as a dict for JSON."""
     return {
         "command": sys.argv,
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "machine": machine(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "git": _git_state(Path(__file__), ".", "../conf"),
         "plugins": [

@@ -20,6 +20,7 @@ LAYERS = [
         "distributed",
         "files",
         "lock",
+        "machine",
         "plugins",
         "precision",
         "tuned",

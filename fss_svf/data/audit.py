@@ -15,7 +15,6 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from fss_svf.console import progress
-from fss_svf.data.build import cores
 from fss_svf.data.dataset import Dataset, Split, SplitName
 from fss_svf.data.decoding import as_rgb, load, opened, orientation_of
 from fss_svf.data.identity import file_digest
@@ -25,6 +24,7 @@ from fss_svf.data.overlay import overlay
 from fss_svf.data.synonyms import listed_twice, other_names
 from fss_svf.errors import listing
 from fss_svf.files import atomic_write
+from fss_svf.machine import cores
 from fss_svf.provenance import write_json
 
 log = logging.getLogger(__name__)

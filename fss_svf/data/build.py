@@ -26,6 +26,7 @@ from fss_svf.data.index import FORMAT, ImageRow, Index
 from fss_svf.errors import DataError
 from fss_svf.files import atomic_write
 from fss_svf.lock import locked
+from fss_svf.machine import cores
 
 # Images in a part file: a tenth of a second of COCO, 2,566 files for its training set. Small, so that processes finish
 # at the same time and an interrupt takes effect at once.
@@ -35,11 +36,6 @@ CHUNK = 32
 def fingerprint(*parts: object) -> str:
     """16 hex digits over everything an index depends on."""
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:16]
-
-
-def cores() -> int:
-    """The CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def build_index(

@@ -22,8 +22,8 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from fss_svf import distributed
 from fss_svf.data.augment import tame_threads
-from fss_svf.data.build import cores
 from fss_svf.errors import LOADER_LOST, MORE_SHARED_MEMORY, DataError, FssError
+from fss_svf.machine import cores
 
 log = logging.getLogger(__name__)
 # Replaced by the warning in _warn_of_cores.

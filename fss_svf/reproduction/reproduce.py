@@ -14,6 +14,7 @@ from fss_svf.registry import DATASETS
 from fss_svf.reproduction.choosing import choices_table
 from fss_svf.reproduction.job import Job
 from fss_svf.reproduction.jobs import make_jobs
+from fss_svf.reproduction.machines import machines_table
 from fss_svf.reproduction.plan import commands, plan_table
 from fss_svf.reproduction.running import Runner, read_seconds
 
@@ -46,10 +47,11 @@ def reproduce(config: ReproduceConfig, out: Path) -> None:
         log.info("all %d jobs are finished, nothing to run", len(jobs))
     if any(out.glob("evaluate/**/result.json")):  # of other calls too: only=, folds
         report(ReportConfig("report", out / "evaluate", out, get_args(ReportFormat)), out)
-    if any(job.waits for job in missing):
+    if missing:
         jobs = make_jobs(config, out)
         plan = _plan(config, jobs, [job for job in jobs if not job.done], times)
-        print(choices_table(jobs, config.table.checkpoint))
+        if any(job.waits for job in missing):
+            print(choices_table(jobs, config.table.checkpoint))
         (out / "plan.md").write_text(plan + "\n", encoding="utf-8")
     if failed:
         raise TrainingError(
@@ -59,9 +61,11 @@ def reproduce(config: ReproduceConfig, out: Path) -> None:
 
 
 def _plan(config: ReproduceConfig, jobs: Sequence[Job], missing: Sequence[Job], times: Path) -> str:
-    """The table of the jobs, and that of the rates."""
+    """The tables of the jobs, of the rates, and of the machines."""
+    seconds = read_seconds(times)
     choices = choices_table(jobs, config.table.checkpoint)
-    return "\n\n".join(filter(None, [plan_table(jobs, missing, read_seconds(times), config.jobs), choices]))
+    machines = machines_table([job for job in jobs if job not in missing], seconds)
+    return "\n\n".join(filter(None, [plan_table(jobs, missing, seconds, config.jobs), choices, machines]))
 
 
 def _run(config: ReproduceConfig, out: Path, missing: Sequence[Job], times: Path) -> list[Job]:

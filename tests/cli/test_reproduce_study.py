@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from importlib.metadata import version
 
 import pytest
 import yaml
@@ -11,6 +12,7 @@ from fss_svf import config
 from fss_svf.errors import ConfigError, TrainingError
 from fss_svf.reproduction.choosing import choices_table, chosen, score
 from fss_svf.reproduction.jobs import make_jobs
+from fss_svf.reproduction.machines import machines_table
 from fss_svf.reproduction.plan import commands, plan_table
 from fss_svf.reproduction.reproduce import reproduce
 from tests.cli.test_reproduce import small, wanted
@@ -238,7 +240,8 @@ def test_a_study_from_one_command_in_parts(fss, toy_root, tmp_path, table_file):
     ]  # fmt: skip
     plan = (folder / "plan.md").read_text()
     assert " | 2/2 | " in " ".join(plan.split())
-    assert plan.rstrip().splitlines()[-1].split("|")[-2].strip() != "-"
+    assert "| chosen |" in " ".join(plan.split())
+    assert f"torch {version('torch')}" in plan.rstrip().splitlines()[-1]
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("finished.json")}
     # The other seed later, in another session: the rate that was chosen.
     status, _, err = fss(*arguments, "--", *behind)
@@ -282,6 +285,27 @@ def test_trainings_run_after_the_choice(tmp_path, toy_root, monkeypatch, capsys)
     plan = " ".join((tmp_path / "plan.md").read_text().split())
     assert "0.1: 10.0 | 0.1 (the outermost)" in plan
     assert "0.1: not finite | - |" in plan
+    assert "| not recorded | 6 |" in plan
+
+
+def test_the_plan_says_where_the_finished_jobs_ran(tmp_path):
+    jobs = study(tmp_path, {"one": RATES}, folds=[0], seeds=[1], train_shot=1)[:3]
+    for job, recorded in zip(jobs, ("2 cores", "2 cores", None)):
+        finish(job, 0.5)
+        start = {"python": "3.11.7", "packages": {"torch": "2.14.1", "fss-svf": "0.2.0"}}
+        if recorded:
+            start["machine"] = {"processor": "EPYC", "instructions": "AVX2", "cores": 2, "threads": 1, "gpus": ["H200"]}
+        (job.folder / "provenance.json").write_text(json.dumps({"starts": [{}, start]}))
+    table = machines_table(jobs, {jobs[0].name: 1800, jobs[1].name: 3600})
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+    versions = "Python 3.11.7, torch 2.14.1, fss-svf 0.2.0"
+    assert rows == [
+        [f"H200, EPYC, 2 cores, 1 threads a job, AVX2; {versions}", "2", "1.5"],
+        [f"not recorded; {versions}", "1", "0.0 + 1 jobs"],
+    ]
+    (jobs[2].folder / "provenance.json").write_text("cut off")
+    assert machines_table(jobs[2:], {}).splitlines()[-1].split("|")[1].strip() == "not recorded"
+    assert machines_table([], {}) == ""
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from fss_svf.data.index import FORMAT, ImageRow, Index
 from fss_svf.data.prepare import prepare
 from fss_svf.errors import ConfigError, DataError
 from fss_svf.lock import locked
+from fss_svf.machine import cores
 from fss_svf.registry import Choice
 from tests.conftest import toy_options
 from tests.data.test_coco import CAT, DOG, box, content, dataset, label_files, write_images
@@ -297,8 +298,8 @@ def test_workers_none_is_a_process_a_core(builder, monkeypatch):
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity here")
 def test_cores_are_those_of_this_process():
     command = (
-        "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); from fss_svf.data.build import cores; "
+        "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); from fss_svf.machine import cores; "
         "print(cores())"
     )
     assert subprocess.run([sys.executable, "-c", command], capture_output=True, text=True).stdout == "1\n"
-    assert build.cores() == len(os.sched_getaffinity(0))
+    assert cores() == len(os.sched_getaffinity(0))
