@@ -14,6 +14,7 @@ from fss_svf.registry import BACKBONES, DATASETS, METHODS, TUNINGS, Choice
 
 Precision = Literal["float32", "tf32", "bf16", "fp16"]
 FeaturesDtype = Literal["bfloat16"]
+LoggerName = Literal["tensorboard", "wandb", "mlflow", "none"]
 # Keys that say how a run is done, not what comes out of it: they may change when it goes on.
 MACHINE = (
     "plugins",
@@ -25,6 +26,7 @@ MACHINE = (
     "recompute",
     "accumulate",
     "log_every",
+    "logger",
     "save_every",
     "keep",
     "profile",
@@ -90,6 +92,7 @@ class _TrainingConfig:
     dataset: Choice = group(DATASETS)
     backbone: Choice = group(BACKBONES)
     precision: Precision = "float32"
+    logger: LoggerName = "tensorboard"
     channels_last: bool = True
     compile: bool = False
     recompute: bool = False

@@ -21,6 +21,7 @@ from fss_svf.data.loading import base_label_lookup
 from fss_svf.episode import IGNORE, Features
 from fss_svf.evaluation.at_label import at_label
 from fss_svf.evaluation.base_classes import count_fusions, fused
+from fss_svf.evaluation.episode_loss import EpisodeLoss
 from fss_svf.evaluation.features import ImageFeatures
 from fss_svf.evaluation.groups import QueryGroup, Support, SupportIds
 from fss_svf.evaluation.inference import Inference
@@ -67,10 +68,14 @@ class Engine:
         positions: Sequence[int],
         progress: Callable[[], object] = lambda: None,
         timer: Timer | None = None,
+        loss: EpisodeLoss | None = None,
     ) -> None:
-        """`positions`: of `groups`, those to be run, ascending. `progress` is called whenever images were encoded."""
+        """`positions`: of `groups`, those to be run, ascending. `progress` is called whenever images were encoded.
+
+        loss: takes the logits of each episode, but where masks vote, or each class has logits of its own.
+        """
         self.task, self.options, self.groups, self.positions = task, options, groups, positions
-        self.timer = timer or Timer(options.device)
+        self.timer, self.loss = timer or Timer(options.device), loss
         self.inference = Inference(task.model, options.device, options.precision, options.batch_size)
         self.features = ImageFeatures(task, options, self.inference, groups, positions, self.timer, progress)
         self._whole = WholeLabels(task, self.inference, self.features, options.batch_size, self.timer)
@@ -130,8 +135,7 @@ class Engine:
         self, group: QueryGroup, query: Features, supports: Mapping[Support, Features], label: Tensor
     ) -> tuple[GroupCounts[Tensor], Masks]:
         """The group's counts and masks, on the device. supports: compared with the query; label: see ImageFeatures."""
-        values = [self.task.split.index.value(group.query.image, c) for c in group.class_ids]
-        truth, ways = _truth(label, values), len(values)
+        truth, ways = _truth(label, self._values(group)), len(group.class_ids)
         names = further_predictions(self.task.model)
         of_predictions: list[list[Tensor]] = [[] for _ in ("", *names)]
         of_fusions: dict[str, list[Tensor]] = defaultdict(list)
@@ -192,6 +196,9 @@ class Engine:
                 further = [prediction.aux[name] for name in further_predictions(self.task.model)]
                 at_size = [at_label(logits, size, protocol) for logits in (prediction.logits, *further)]
                 masks = [_masks(logits, apart) for logits in at_size]
+                if self.loss is not None and apart == 1 and protocol.shots != "vote":
+                    times = [len(group.episodes[images]) for images in batch]
+                    self.loss.add(at_size[0], _truth(label, self._values(group)), times)
                 novel = None
                 if self.task.base is not None and protocol.novel_threshold is not None:
                     novel = at_size[0].softmax(1)[:, 1] > protocol.novel_threshold
@@ -204,6 +211,10 @@ class Engine:
         with self.timer("segmenting"):
             logits = model.segment_base(query, self._size)
             return argmax(at_label(logits, (label.shape[0], label.shape[1]), self.task.protocol)[0], 0)
+
+    def _values(self, group: QueryGroup) -> list[int]:
+        """Of each way, what its class is in the query's label."""
+        return [self.task.split.index.value(group.query.image, c) for c in group.class_ids]
 
     @property
     def _size(self) -> tuple[int, int]:

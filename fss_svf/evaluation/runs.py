@@ -20,6 +20,7 @@ from fss_svf.console import progress
 from fss_svf.data.episodes import EpisodeSpec
 from fss_svf.data.manifest import EpisodeList
 from fss_svf.evaluation.engine import Engine, GroupCounts
+from fss_svf.evaluation.episode_loss import EpisodeLoss
 from fss_svf.evaluation.episode_table import EpisodeTable, empty_table
 from fss_svf.evaluation.groups import Key, QueryGroup, SupportIds, group_episodes, share
 from fss_svf.evaluation.metric import CLASSES, class_iou, mean_iou
@@ -36,11 +37,13 @@ def evaluate_lists(
     lists: Mapping[Key, Sequence[EpisodeList]],
     records: Path | None = None,
     timer: Timer | None = None,
+    loss: EpisodeLoss | None = None,
 ) -> dict[Key, list[EpisodeTable]]:
     """Evaluate the episodes of every list and seed: of each list's key, such as the shot, the tables, one a seed.
 
     records  a folder to keep finished work in until all is done
     timer    measures what this process spends its time on
+    loss     gathers that of the episodes that this process runs
 
     Of several processes, all of which must call this, each does a share; every one gets the whole.
     """
@@ -70,7 +73,7 @@ def evaluate_lists(
             bar.update(episodes)
 
         # The first episodes of a class wait for many images: progress is shown there too.
-        engine = Engine(task, options, groups, mine, show, timer)
+        engine = Engine(task, options, groups, mine, show, timer, loss)
         with closing(iter(engine)) as of_groups:  # an interrupt leaves no files behind
             for position, counts, _ in of_groups:
                 new[position] = counts

@@ -175,3 +175,11 @@ def cross_entropy(logits: Tensor, mask: Tensor | None) -> Tensor:
         at_least_float32(logits), mask.long(), ignore_index=IGNORE, reduction="sum"
     )
     return total / (mask != IGNORE).sum().clamp(min=1)
+
+
+def cross_entropy_of_each(logits: Tensor, mask: Tensor) -> Tensor:
+    """(B,): that of each row alone."""
+    pixels = torch.nn.functional.cross_entropy(
+        at_least_float32(logits), mask.long(), ignore_index=IGNORE, reduction="none"
+    )
+    return pixels.sum((1, 2)) / (mask != IGNORE).sum((1, 2)).clamp(min=1)

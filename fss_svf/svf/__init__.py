@@ -19,7 +19,7 @@ from fss_svf.svf.decompose import decompose, fit_ranks, layers, singular_values,
 from fss_svf.svf.layers import SVFConv2d, SVFLayer, SVFLinear
 from fss_svf.svf.qkv import SVFQKV, SVFRows
 from fss_svf.svf.rank import Energy, parse_ranks
-from fss_svf.svf.report import LayerReport, Report, report
+from fss_svf.svf.report import LayerReport, Report, relative_drift, report
 from fss_svf.tuned import disabled, merge, plain_copy, to_plain, unmerge
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "merge",
     "parse_ranks",
     "plain_copy",
+    "relative_drift",
     "report",
     "save_adapter",
     "singular_values",

@@ -67,9 +67,15 @@ def report(module: nn.Module) -> Report:
         return Report(_line(name, layer, counted) for name, layer in layers(module))
 
 
+def relative_drift(layer: SVFLayer) -> Tensor:
+    """(rank,) at least float32: (S - S0) / S0, with S0 of at least a millionth of the layer's largest."""
+    with torch.no_grad():
+        s, s0 = _precise(layer.singular_values()), _precise(layer.S0)
+        return (s - s0) / s0.clamp_min(1e-6 * s0.max()).clamp_min(1e-30)
+
+
 def _line(name: str, layer: SVFLayer, counted: set[int]) -> LayerReport:
-    weight, s, s0 = layer.weight, _precise(layer.singular_values()), _precise(layer.S0)
-    drift = (s - s0).abs() / s0.clamp_min(max(1e-6 * float(s0.max()), 1e-30))
+    weight, drift = layer.weight, relative_drift(layer).abs()
     new = {id(p): p for own, p in layer.named_parameters(recurse=False) if layer.form.parameters.get(own)}
     trainable = sum(p.numel() for key, p in new.items() if key not in counted)
     counted |= set(new)

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,11 +27,12 @@ from fss_svf.errors import Stopped, TrainingError
 from fss_svf.model import compile_stages, load_state, place
 from fss_svf.precision import autocast, gradient_scaler, set_tf32
 from fss_svf.provenance import provenance, write_json, write_run_folder
+from fss_svf.training.loggers import Logger
 from fss_svf.training.optim import describe, load_optimizer, make_optimizer, require_gradients, set_rates
 from fss_svf.training.profiling import profiled
 from fss_svf.training.step import LossNotFinite, Shares, Step, in_steps
 from fss_svf.training.stopping import StopSignal
-from fss_svf.training.tracking import Curves, DataWait, write_hparams, write_scalars
+from fss_svf.training.tracking import Curves, DataWait, peak_memory
 
 log = logging.getLogger(__name__)
 # A best score below this is that of a model that predicts background everywhere, but for some pixels.
@@ -46,8 +48,9 @@ class Task:
     epoch          items an epoch
     loss           batch (on the CPU, pinned where the device is a GPU) to loss terms, summed for the backward
     counts         what the terms are means over, of a batch: pixels or episodes, by term, "" for all others
-    validate       step and writer (None in all processes but the first) to scores; the one called `score` chooses the best
-                   checkpoint
+    draw           a batch to a picture, (H, W, 3) uint8 RGB
+    validate       step and logger (None in all processes but the first, and with logger=none) to scores; the one called
+                   `score` chooses the best checkpoint
     every          steps between validations
     selection      what the best checkpoint is the best of, in words
     trained_on     dataset, fold and classes, kept in the checkpoint
@@ -64,7 +67,8 @@ class Task:
     epoch: int
     loss: Callable[[Any], dict[str, Tensor]]
     counts: Callable[[Any], dict[str, int]]
-    validate: Callable[[int, Curves | None], dict[str, float]]
+    draw: Callable[[Any], np.ndarray]
+    validate: Callable[[int, Logger | None], dict[str, float]]
     every: int
     selection: str
     trained_on: dict[str, Any] = field(default_factory=dict)
@@ -77,8 +81,8 @@ def fit(
 ) -> float:
     """Train to the recipe's last step, from the checkpoint content `resumed` where it is given; the best score.
 
-    Every process of the job calls this. Writes out/checkpoints/{last,best}.pt, out/tensorboard, out/log.csv and, at the
-    end, out/finished.json. Raises TrainingError, and Stopped after Ctrl+C, SIGTERM or SIGUSR1.
+    Every process of the job calls this. Writes out/checkpoints/{last,best}.pt, out/log.csv, what the logger writes (such as
+    out/tensorboard) and, at the end, out/finished.json. Raises TrainingError, and Stopped after Ctrl+C, SIGTERM or SIGUSR1.
     """
     try:
         run = _Run(task, config, device, out, resumed)
@@ -157,7 +161,8 @@ class _Run:
         first = distributed.rank() == 0
         run = relative(self.out)
         log.info("run folder %s; Ctrl+C stops, 'fss-svf %s resume=%s' goes on", run, self.task.verb, run)
-        writer = Curves(self.out, self.step, self.validated) if first else None
+        writer = Curves(self.config, self.out, self.step, self.validated) if first else None
+        finished = False
         wait = DataWait(in_steps(self.stream, self.config.accumulate), self.device)
         try:
             with (
@@ -166,13 +171,13 @@ class _Run:
                 _searching_kernels(True),
             ):
                 if writer is not None:
-                    writer.add_text("selection", self.task.selection, self.step)
-                    write_hparams(writer, self.config, ("score",))
+                    writer.begin(self.config, {"selection": self.task.selection, "run folder": str(self.out)})
                 if not self.validated:
                     self._validate(writer, stop)
                 for parts in wait:
                     if stop.requested():
                         self._stop(stop, writer)
+                    self._draw(writer, parts)
                     self._one_step(parts)
                     profile_step()
                     bar.update()
@@ -185,12 +190,13 @@ class _Run:
                     wait.pause(self._keep(writer, stop))
                 if writer is not None:
                     writer.flush()
+                finished = True
         finally:
             # Loader processes end here, not when the garbage is collected.
             self.stream.close()
             if writer is not None:
                 with suppress(OSError):  # what went wrong before is to be told
-                    writer.close()
+                    writer.close(finished)
         if first:
             write_json(self.out / "finished.json", {"step": self.step, "score": self.best})
             if self.best < _NOTHING:
@@ -203,7 +209,7 @@ class _Run:
     def _one_step(self, parts: Sequence[Any]) -> None:
         set_rates(self.optimizer, self.config.recipe.schedule, self.step, self.total)
         try:
-            self.make_step(self.step, parts)
+            self.make_step(self.step, parts, norms=self._is_due(self.config.log_every, self.step + 1))
         except LossNotFinite as error:
             raise TrainingError(self._not_finite(error)) from None
         if self.step == 0:
@@ -217,9 +223,16 @@ class _Run:
         except LossNotFinite as error:
             raise TrainingError(self._not_finite(error)) from None
 
-    def _is_due(self, every: int | None) -> bool:
-        """Whether something that comes every so many steps, and after the last one, comes now."""
-        return every is not None and (self.step % every == 0 or self.step == self.total)
+    def _draw(self, writer: Curves | None, parts: Sequence[Any]) -> None:
+        """The first batch of a new run as it is trained on: of several processes or parts, the first part."""
+        if self.step == 0 and writer is not None and writer.logger is not None:
+            # As one of step 1: what comes after a checkpoint of step 0 is drawn again.
+            writer.logger.image("batch", self.task.draw(parts[0]), 1)
+
+    def _is_due(self, every: int | None, step: int | None = None) -> bool:
+        """Whether something that comes every so many steps, and after the last one, comes after this many; None: now."""
+        step = self.step if step is None else step
+        return every is not None and (step % every == 0 or step == self.total)
 
     def _saves(self) -> bool:
         """Whether a checkpoint is due."""
@@ -232,9 +245,11 @@ class _Run:
             return
         values = {f"loss/{name}": value for name, value in terms.items()}
         rates = {f"rate/{group['name']}": group["lr"] for group in self.optimizer.param_groups}
-        writer.add_row({**values, **rates}, self.step)
-        write_scalars(writer, times, self.step)
-        log.info("step %d of %d: %s", self.step, self.total, _in_words({**values, **rates}), extra=IN_FILE)
+        norms = {f"grad_norm/{name}": value for name, value in self.make_step.read_norms().items()}
+        row = {**values, **rates, **norms}
+        writer.add_row(row, self.step)
+        writer.add_scalars({**times, **peak_memory(self.device)}, self.step)
+        log.info("step %d of %d: %s", self.step, self.total, _in_words(row), extra=IN_FILE)
         waited = f", data wait {times['time/data_wait_share']:.0%}" if times else ""
         bar.set_postfix_str(f"loss {sum(terms.values()):.3f}{waited}", refresh=False)
 
@@ -255,7 +270,7 @@ class _Run:
         stop.at_once = True  # nothing moves, and all is saved
         try:
             with _searching_kernels(False):
-                scores = self.task.validate(self.step, writer)
+                scores = self.task.validate(self.step, None if writer is None else writer.logger)
         except Stopped:
             raise stop.stopped(self._stopped_by(stop)) from None
         finally:

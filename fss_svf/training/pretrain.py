@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from fss_svf import distributed
 from fss_svf.backbones.backbone import Backbone
@@ -25,11 +24,13 @@ from fss_svf.errors import ConfigError
 from fss_svf.evaluation.metric import class_iou, count_labels, mean_iou
 from fss_svf.methods.base_learner import BaseLearner
 from fss_svf.methods.blocks import argmax
-from fss_svf.methods.method import cross_entropy
+from fss_svf.methods.method import cross_entropy, cross_entropy_of_each
 from fss_svf.model import build_backbone, choose_device, refuse_leak, without_weights
 from fss_svf.precision import computing
 from fss_svf.registry import DATASETS
+from fss_svf.training.batch_picture import draw_label_batch
 from fss_svf.training.data_seen import check_same_data, data_hash, seen_in_training
+from fss_svf.training.loggers import Logger, require_package
 from fss_svf.training.loop import Task, fit, prepare
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ def refuse_double_counts(backbone: Backbone) -> None:
 def pretrain(config: PretrainConfig, out: Path) -> float:
     """Run `config` in the folder `out` and return the best mIoU of the base classes, a fraction."""
     resumed = load_checkpoint(config.resume, "pretrain") if config.resume else None
+    require_package(config.logger)
     device = choose_device(config.device)
     if distributed.world() > 1 and device.type == "cpu":
         raise ConfigError(
@@ -88,19 +90,24 @@ def pretrain(config: PretrainConfig, out: Path) -> float:
     def counts(batch: LabelBatch) -> dict[str, int]:
         return {"": int((batch.labels != IGNORE).sum())}
 
-    def validate(step: int, writer: SummaryWriter | None) -> dict[str, float]:
+    def validate(step: int, logger: Logger | None) -> dict[str, float]:
         model.eval()
-        counts = torch.zeros(len(names) + 1, 2, dtype=torch.int64)
+        counts, losses = torch.zeros(len(names) + 1, 2, dtype=torch.int64), torch.zeros((), device=device)
         mine = range(distributed.rank(), len(holding), distributed.world())
         pinned = device.type == "cuda"
         for batch in batches(test, collate_labels, mine, recipe.batch_size, config.workers, pinned):
             with torch.no_grad(), computing(device, config.precision):
-                predicted = argmax(model(normalize(batch.to(device).images)), 1).cpu()
+                there = batch.to(device)
+                logits = model(normalize(there.images))
+                losses += cross_entropy_of_each(logits, there.labels).sum()
+                predicted = argmax(logits, 1).cpu()
             counts += count_labels(predicted, batch.labels, len(names) + 1).sum(0)
         iou = class_iou(torch.stack(distributed.gather(counts)).sum(0).numpy())[1:]
         miou = float(mean_iou(iou))
         log.info("step %d: mIoU of the base classes %.2f", step, 100 * miou)
-        return {"score": miou, "base_miou": miou, **{f"iou/{n}": float(v) for n, v in zip(names, iou)}}
+        (loss,) = distributed.total([float(losses)])
+        numbers = {"score": miou, "base_miou": miou, "val/loss": loss / max(1, len(holding))}
+        return {**numbers, **{f"iou/{n}": float(v) for n, v in zip(names, iou)}}
 
     task = Task(
         verb="pretrain",
@@ -112,6 +119,7 @@ def pretrain(config: PretrainConfig, out: Path) -> float:
         epoch=len(sampler),
         loss=loss,
         counts=counts,
+        draw=draw_label_batch,
         validate=validate,
         every=config.validate_every,
         selection="best mIoU on the base classes",

@@ -98,9 +98,10 @@ class Step:
         # A fused optimizer asks the device whether to move.
         on_device = all(group["fused"] for group in optimizer.param_groups)
         self._terms: _OnDevice | _OnHost = _OnDevice(scaler) if on_device else _OnHost()
+        self._norms: dict[str, Tensor] = {}
 
-    def __call__(self, step: int, parts: Sequence[Any]) -> None:
-        """Make step number `step` with this process's parts of its batch.
+    def __call__(self, step: int, parts: Sequence[Any], norms: bool = False) -> None:
+        """Make step number `step` with this process's parts of its batch. norms: keep its gradients' norms.
 
         Without a fused optimizer it raises LossNotFinite, in every process and before anything moved.
         """
@@ -111,6 +112,8 @@ class Step:
             for value, was in before:
                 value.copy_(was)
             raise
+        if norms:
+            self._norms = self._gradient_norms()
         self._move()
         self._terms.undo(before)
 
@@ -120,6 +123,25 @@ class Step:
         Raises LossNotFinite, in every process, where a step since the last reading was not made.
         """
         return self._terms.read()
+
+    def read_norms(self) -> dict[str, float]:
+        """Norms of the loss's gradients in the last step that kept them, by parameter group, and the "total" of all.
+
+        Before clipping and weight decay, of the whole batch: the same in every process. The host waits for the device.
+        """
+        return dict(zip(self._norms, torch.stack(list(self._norms.values())).tolist())) if self._norms else {}
+
+    def _gradient_norms(self) -> dict[str, Tensor]:
+        """Those of read_norms, on the device."""
+        gradients = {
+            g["name"]: [p.grad for p in g["params"] if p.grad is not None] for g in self.optimizer.param_groups
+        }
+        norms = {name: nn.utils.get_total_norm(of_group) for name, of_group in gradients.items() if of_group}
+        if not norms:
+            return {}
+        norms["total"] = torch.stack(list(norms.values())).norm()
+        # A scaler has made the gradients longer; its own unscale_ would change them.
+        return {name: norm / self.scaler.scale(torch.ones_like(norm)) for name, norm in norms.items()}
 
     def _backward(self, step: int, parts: Sequence[Any]) -> None:
         """The gradients of the whole batch. Raises LossNotFinite before the last part's are computed."""

@@ -1,20 +1,21 @@
-"""What a person sees of a training: TensorBoard's curves, log.csv, and how long the device waited for data."""
+"""What a person sees of a training: curves, log.csv, memory, and how long the device waited for data."""
 
 from __future__ import annotations
 
 import logging
+import resource
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
 
-from fss_svf.config import to_mapping
+from fss_svf.config import PretrainConfig, TrainConfig, to_mapping
 from fss_svf.console import as_text
 from fss_svf.training.log_table import LogTable
+from fss_svf.training.loggers import make_logger
 
 log = logging.getLogger(__name__)
 
@@ -90,37 +91,63 @@ def _seconds_between(before: torch.cuda.Event, after: torch.cuda.Event) -> float
     return before.elapsed_time(after) / 1000
 
 
-class Curves(SummaryWriter):
-    """TensorBoard's files and log.csv of the run folder `out`. What a killed run wrote after its last checkpoint, of this
-    step, is cut off, and written again.
+def peak_memory(device: torch.device) -> dict[str, float]:
+    """Peaks in MB (10^6 bytes): of this process since its start, and on a GPU of PyTorch's tensors since the last reading.
+
+    The device is not waited for.
+    """
+    found = {"memory/host_mb": _peak_resident() / 1e6}
+    if device.type == "cuda":
+        found["memory/gpu_mb"] = torch.cuda.max_memory_allocated(device) / 1e6
+        torch.cuda.reset_peak_memory_stats(device)
+    return found
+
+
+def _peak_resident() -> int:
+    """Bytes. Linux's VmHWM where it is, since ru_maxrss of a new process begins at its parent's."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+class Curves:
+    """log.csv of the run folder `out`, and the logger of the config, None with logger=none. Of one process.
+
+    step, validated  of the checkpoint that the run goes on from, 0 for a new one
     """
 
-    def __init__(self, out: Path, step: int, validated: bool) -> None:
-        super().__init__(str(out / "tensorboard"), purge_step=step + 1)
+    def __init__(self, config: TrainConfig | PretrainConfig, out: Path, step: int, validated: bool) -> None:
         self._table = LogTable(out / "log.csv", step, validated)
+        self.logger = make_logger(config.logger, out, config.name, step)
+
+    def begin(self, config: TrainConfig | PretrainConfig, notes: Mapping[str, str]) -> None:
+        """The config's values, and words about the run."""
+        if self.logger is not None:
+            values = {k: v for k, v in _flat(to_mapping(config)) if isinstance(v, (bool, int, float, str))}
+            # A path may have letters that are none, and loggers write UTF-8.
+            values = {name: as_text(value) if isinstance(value, str) else value for name, value in values.items()}
+            self.logger.hparams(values, {name: as_text(text) for name, text in notes.items()})
 
     def add_row(self, values: Mapping[str, float], step: int) -> None:
         """Losses and rates, or scores: a scalar each, and a row of log.csv."""
-        write_scalars(self, values, step)
+        self.add_scalars(values, step)
         self._table.add(values, step)
 
+    def add_scalars(self, values: Mapping[str, float], step: int) -> None:
+        """What another run of the same config has otherwise, such as times, and is in no row."""
+        if self.logger is not None:
+            self.logger.scalars(values, step)
 
-def write_scalars(writer: SummaryWriter, values: Mapping[str, float], step: int) -> None:
-    """One TensorBoard scalar an entry."""
-    for name, value in values.items():
-        writer.add_scalar(name, value, step)
+    def flush(self) -> None:
+        if self.logger is not None:
+            self.logger.flush()
 
-
-def write_hparams(writer: SummaryWriter, config: Any, scores: tuple[str, ...]) -> None:
-    """The config's values for TensorBoard's HPARAMS page, beside the curves of these names.
-
-    Through this writer: SummaryWriter.add_hparams makes a run of its own.
-    """
-    values = {name: value for name, value in _flat(to_mapping(config)) if isinstance(value, (bool, int, float, str))}
-    # A path may have letters that are none, and TensorBoard's files hold UTF-8.
-    values = {name: as_text(value) if isinstance(value, str) else value for name, value in values.items()}
-    for summary in hparams(values, dict.fromkeys(scores, 0.0)):
-        writer._get_file_writer().add_summary(summary)
+    def close(self, finished: bool) -> None:
+        """finished: whether the training came to its last step."""
+        if self.logger is not None:
+            self.logger.close(finished)
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

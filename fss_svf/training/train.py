@@ -28,7 +28,9 @@ from fss_svf.methods.base_classes import BaseClassMethod
 from fss_svf.methods.method import FewShotMethod, check_way, method_class, require_differentiable
 from fss_svf.model import build_model, choose_device, refuse_leak, start_on_base, trainable_values, without_weights
 from fss_svf.registry import DATASETS, Choice
+from fss_svf.training.batch_picture import draw_episode_batch
 from fss_svf.training.data_seen import check_same_data, data_hash, seen_in_training
+from fss_svf.training.loggers import require_package
 from fss_svf.training.loop import Task, fit, prepare
 from fss_svf.training.selection import Selection, make_selection
 from fss_svf.training.validation import Validation
@@ -42,6 +44,7 @@ def train(config: TrainConfig, out: Path) -> float:
     resumed = load_checkpoint(config.resume, "train") if config.resume else None
     check_way(method_class(config.method.name), config.way)
     require_differentiable(config.method.name)
+    require_package(config.logger)
     device = choose_device(config.device)
     torch.manual_seed(config.seed)
 
@@ -173,6 +176,7 @@ def _task(
         epoch=len(training),
         loss=loss,
         counts=lambda batch: {term: batch.count(what) for term, what in means_over.items()},
+        draw=draw_episode_batch,
         validate=validation,
         every=config.validate.every,
         selection=f"best mIoU on {validation.on}",

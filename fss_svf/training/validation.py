@@ -10,7 +10,6 @@ from math import isnan
 from pathlib import Path
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
 from fss_svf import distributed, svf
 from fss_svf.config import TrainConfig
@@ -18,6 +17,7 @@ from fss_svf.data.augment import EvalTransform
 from fss_svf.data.dataset import Split
 from fss_svf.data.manifest import EpisodeList
 from fss_svf.evaluation.base_classes import base_scores
+from fss_svf.evaluation.episode_loss import EpisodeLoss
 from fss_svf.evaluation.metric import scores
 from fss_svf.evaluation.pictures import episode_pictures
 from fss_svf.evaluation.plan import require_coverage
@@ -27,8 +27,9 @@ from fss_svf.evaluation.ways import choose_rule
 from fss_svf.methods.base_classes import BaseClassMethod
 from fss_svf.methods.method import FewShotMethod
 from fss_svf.reporting.pictures import draw_episodes
+from fss_svf.training.drift import drift_by_stage
+from fss_svf.training.loggers import Logger
 from fss_svf.training.selection import Selection
-from fss_svf.training.tracking import write_scalars
 
 log = logging.getLogger(__name__)
 # Features of a validation: what goes over it waits in files of the run folder.
@@ -36,7 +37,7 @@ _CACHE_GB = 2.0
 
 
 class Validation:
-    """Call it with the step and a writer (None in all processes but the first): scores by name, "score" the one that counts.
+    """Call it with the step and a logger (None in all processes but the first): scores by name, "score" the one that counts.
 
     on  what it is measured on, in words: the novel classes, held-out ones, or with `overfit` the training episodes
     """
@@ -91,13 +92,16 @@ class Validation:
             device, config.recipe.batch_size, config.workers, _CACHE_GB, folder, config.precision
         )
 
-    def __call__(self, step: int, writer: SummaryWriter | None) -> dict[str, float]:
-        (table,) = evaluate_lists(self.task, self.options, {self.shot: [self.episodes]})[self.shot]
-        if writer is not None:
-            self._draw(step, writer)
+    def __call__(self, step: int, logger: Logger | None) -> dict[str, float]:
+        loss = EpisodeLoss()
+        (table,) = evaluate_lists(self.task, self.options, {self.shot: [self.episodes]}, loss=loss)[self.shot]
+        if logger is not None:
+            self._draw(step, logger)
         measured = scores(table.total[None], zero=False)
         numbers = measured.numbers()
         log.info("step %d: mIoU %.2f, FB-IoU %.2f on %s", step, *(100 * value for value in numbers.values()), self.on)
+        if (mean := loss.read()) is not None:
+            numbers["val/loss"] = mean
         for name, counts in table.further.items():
             numbers[f"miou_{name}"] = float(scores(counts.sum(0)[None], zero=False).miou[0])
         if self.task.base is not None:
@@ -119,10 +123,11 @@ class Validation:
         (table,) = evaluate_lists(task, self.options, {self.shot: [episodes]})[self.shot]
         return scores(table.total[None], zero=False).numbers()["miou"]
 
-    def _draw(self, step: int, writer: SummaryWriter) -> None:
-        """The first four episodes, and how far the singular values of each layer have moved."""
+    def _draw(self, step: int, logger: Logger) -> None:
+        """The first four episodes, and how far the singular values have moved."""
         first = replace(self.episodes, specs=self.episodes.specs[:4])
-        pictures = episode_pictures(self.task, self.options, first)
-        writer.add_image("episodes", draw_episodes(pictures), step, dataformats="HWC")
-        drifts = {f"drift/{line.name}": line.drift_mean for line in svf.report(self.model.backbone)}
-        write_scalars(writer, drifts, step)
+        logger.image("episodes", draw_episodes(episode_pictures(self.task, self.options, first)), step)
+        backbone = self.model.backbone
+        logger.scalars({f"drift/{line.name}": line.drift_mean for line in svf.report(backbone)}, step)
+        for stage, values in drift_by_stage(backbone).items():
+            logger.histogram(f"relative_drift/{stage}", values, step)
