@@ -38,6 +38,8 @@ _LAUNCHERS = {
     "joblib": ("hydra_plugins.hydra_joblib_launcher", "joblib", "sweeps side by side on one machine"),
     "submitit_slurm": ("hydra_plugins.hydra_submitit_launcher", "slurm", "sweeps on a Slurm cluster"),
 }
+# logger of a training: the extra of this package that installs it has its name
+_LOGGERS = ("wandb", "mlflow")
 _WIDTH = 80
 
 # A line: a name and its text.
@@ -53,6 +55,7 @@ def info(config: InfoConfig, _: Path) -> None:
         "Plugins": _plugins(),
         "To choose from": _choices(),
         "Launchers of sweeps": _launchers(),
+        "Loggers of trainings": _loggers(),
     }
     for title, lines in parts.items():
         print(f"{title}\n{_table(list(lines))}\n")
@@ -190,6 +193,13 @@ def _launchers() -> Iterator[Line]:
     for name, (module, extra, what) in _LAUNCHERS.items():
         how = "installed" if _installed(module) else f"not installed; pip install 'fss-svf[{extra}]'"
         yield name, f"{how} ({what}: -m hydra/launcher={name})"
+
+
+def _loggers() -> Iterator[Line]:
+    yield "tensorboard", "installed"
+    for name in _LOGGERS:
+        how = "installed" if _installed(name) else f"not installed; pip install 'fss-svf[{name}]'"
+        yield name, f"{how} (logger={name})"
 
 
 def _installed(module: str) -> bool:

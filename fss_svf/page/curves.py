@@ -1,4 +1,4 @@
-"""Reads the curves of a training from the TensorBoard files of its run folder."""
+"""Reads the curves of a training from its run folder: of TensorBoard files, or of log.csv."""
 
 from __future__ import annotations
 

@@ -64,3 +64,4 @@ def test_info_where_a_package_and_a_launcher_are_missing(fss, monkeypatch):
     assert status == 0
     assert "not found; pip install pycocotools" in out
     assert "pip install 'fss-svf[slurm]'" in " ".join(out.split())
+    assert "pip install 'fss-svf[wandb]' (logger=wandb)" in " ".join(out.split())

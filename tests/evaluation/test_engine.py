@@ -14,7 +14,9 @@ from fss_svf.data.fold import Fold
 from fss_svf.data.manifest import EpisodeList
 from fss_svf.data.toy import Toy
 from fss_svf.errors import DataError
+from fss_svf.evaluation.at_label import at_label
 from fss_svf.evaluation.engine import Engine
+from fss_svf.evaluation.episode_loss import EpisodeLoss
 from fss_svf.evaluation.feature_cache import FeatureCache
 from fss_svf.evaluation.features import ImageFeatures
 from fss_svf.evaluation.groups import group_episodes, roles_of_images, share
@@ -137,6 +139,30 @@ def test_counts_equal_the_plain_loop(toy_root, tmp_path, name, resize, label):
     task, lists = task_of(toy_root, name, shot=3, label=label, resize=resize), lists_of(toy_root, episodes=episodes)
     compare(task, lists, evaluate_lists(task, engine_of(tmp_path), lists))
     assert not (tmp_path / "features").exists()
+
+
+@pytest.mark.parametrize("label", ["original", "resized"])
+def test_the_loss_is_the_mean_of_the_episodes(toy_root, tmp_path, label):
+    """Each episode counts as often as it is drawn."""
+    task, (first, second) = task_of(toy_root, label=label), lists_of(toy_root, (1,), episodes=6)[1]
+    loss = EpisodeLoss()
+    evaluate_lists(task, engine_of(tmp_path), {1: [first, first, second]}, loss=loss)
+    expected = []
+    for episodes in (first, first, second):
+        make = EvalEpisodes(task.split, episodes, task.transform)
+        for one in map(make, range(len(episodes))):
+            truth = one.episode.query_mask[0] if label == "resized" else one.original_mask
+            with torch.no_grad():
+                logits = task.model.eval()(as_float(one.episode, torch.float64)).logits
+            at_size = at_label(logits, tuple(truth.shape), task.protocol)
+            expected.append(torch.nn.functional.cross_entropy(at_size, truth[None].long(), ignore_index=255))
+    assert loss.read() == pytest.approx(float(torch.stack(expected).mean()), rel=1e-9)
+
+
+def test_votes_have_no_loss(toy_root, tmp_path):
+    loss = EpisodeLoss()
+    evaluate_lists(task_of(toy_root, shots="vote"), engine_of(tmp_path), lists_of(toy_root, (3,), 1, 2), loss=loss)
+    assert loss.read() is None
 
 
 def test_counts_of_several_ways_equal_the_plain_loop(toy_root, tmp_path):

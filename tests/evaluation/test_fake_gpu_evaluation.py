@@ -12,6 +12,7 @@ from fss_svf.data.augment import EvalTransform
 from fss_svf.evaluation import engine as engine_module
 from fss_svf.evaluation import features as features_module
 from fss_svf.evaluation.engine import Engine, GroupCounts
+from fss_svf.evaluation.episode_loss import EpisodeLoss
 from fss_svf.evaluation.groups import EpisodeId, Query, QueryGroup
 from fss_svf.evaluation.task import EngineOptions, EvaluationTask
 from fss_svf.methods import clusters
@@ -66,7 +67,9 @@ def made(method, tuning, shots="train_k", way=1):
 def run(gpu, task, group, folder, precision="float32", features_dtype=None):
     """As Engine.run, but that images and masks are not read from files."""
     gpu.module(task.model)
-    engine = Engine(task, EngineOptions(CUDA, 2, 0, 1.0, folder, precision, features_dtype), [group], [0])
+    engine = Engine(
+        task, EngineOptions(CUDA, 2, 0, 1.0, folder, precision, features_dtype), [group], [0], loss=EpisodeLoss()
+    )
     keys = group.all_supports()
     images = torch.zeros(1 + len(keys), 3, SIZE, SIZE, dtype=torch.uint8)
     masks = torch.ones(len(keys), SIZE, SIZE, dtype=torch.uint8)

@@ -113,7 +113,7 @@ def test_names_are_text(made):
     ("checkpoint", "message"),
     [
         ("nowhere/checkpoints/last.pt", "nowhere: no such folder"),
-        (".", "no TensorBoard file"),
+        (".", "neither TensorBoard files nor log.csv"),
     ],
 )
 def test_missing_curves_and_pictures_are_listed(tmp_path, monkeypatch, checkpoint, message):
@@ -127,6 +127,16 @@ def test_missing_curves_and_pictures_are_listed(tmp_path, monkeypatch, checkpoin
     assert "No two rows of a table have the same episodes" in text
     assert "No result has an episodes.csv" in text
     assert "No result has numbers by class" in text
+
+
+def test_a_run_without_tensorboard_is_drawn_from_its_log(tmp_path):
+    (tmp_path / "log.csv").write_text("step,loss/main,score,miou,val/loss\n1,0.5,,,\n2,0.25,,,\n2,,0.1,0.1,0.4\n")
+    here = result(0.1)
+    here["checkpoint"]["path"] = str(tmp_path)
+    text = of(here)
+    assert [a["aria-label"] for tag, a in Tags(text).found if tag == "svg"] == ["Loss", "On the validation episodes"]
+    assert "From log.csv, without TensorBoard files" in text
+    assert ">validation<" in text
 
 
 def test_rows_stand_side_by_side_with_a_colour_each_and_a_line_a_seed(tmp_path):

@@ -107,9 +107,10 @@ def test_a_training_step_never_waits(method, tuning, precision, monkeypatch):
             context=partial(autocast, CUDA, precision),
         )
         for number in range(2):
-            step(number, [gpu.tensors(batch(2), CPU)])
-        with pytest.raises(HostSync, match=r"^training/step\.py:read: "):
-            step.read()
+            step(number, [gpu.tensors(batch(2), CPU)], norms=True)
+        for read in (step.read, step.read_norms):
+            with pytest.raises(HostSync, match=rf"^training/step\.py:{read.__name__}: "):
+                read()
     assert backward == [CUDA, CUDA]
     assert all(state["momentum_buffer"].device == CUDA for state in optimizer.state.values())
     if method != "background":  # which asks no backbone

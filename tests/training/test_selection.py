@@ -312,7 +312,7 @@ def test_the_classes_that_choose_are_not_measured_twice(toy_root, tmp_path, monk
     config = replace(config, validate=replace(config.validate, selection=selection, curves=(curve,)))
     measured = []
     evaluate = validation.evaluate_lists
-    monkeypatch.setattr(validation, "evaluate_lists", lambda *a: measured.append(a) or evaluate(*a))
+    monkeypatch.setattr(validation, "evaluate_lists", lambda *a, **k: measured.append(a) or evaluate(*a, **k))
     train(config, tmp_path)
     rows = logged(tmp_path)
     assert [row[f"val/{curve}_miou"] for row in rows] == [row["miou"] for row in rows]

@@ -111,6 +111,29 @@ def test_a_long_gradient_is_shortened():
         torch.testing.assert_close(value, free[name] / 4, rtol=1e-4, atol=1e-9)
 
 
+@pytest.mark.parametrize("clip_norm", [None, 1e-3])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_norms_are_those_of_the_gradients_before_clipping_and_change_nothing(scaled, clip_norm):
+    """A scaler makes gradients longer; theirs are those of the loss."""
+    plain, kept = (
+        small("sgd", True, torch.amp.GradScaler("cpu", init_scale=8.0) if scaled else None, clip_norm) for _ in range(2)
+    )
+    assert kept.read_norms() == {}
+    loss = kept._loss(small_batch(0)[0], {})["main"]
+    of_groups = {
+        group["name"]: torch.cat([g.flatten() for g in torch.autograd.grad(loss, group["params"], retain_graph=True)])
+        for group in kept.optimizer.param_groups
+    }
+    plain(0, small_batch(0))
+    kept(0, small_batch(0), norms=True)
+    expected = {name: float(values.norm()) for name, values in of_groups.items()}
+    assert list(expected) == ["head", "backbone"]
+    assert kept.read_norms() == pytest.approx({**expected, "total": float(torch.cat([*of_groups.values()]).norm())})
+    assert all(torch.equal(a, b) for a, b in zip(state_of(plain), state_of(kept)))
+    kept(1, small_batch(1))
+    assert kept.read_norms()["head"] == pytest.approx(expected["head"])  # of the last step that kept them
+
+
 def test_a_loss_that_is_not_finite_moves_nothing():
     method, e = model("baseline"), uneven()
     step = step_of(method, 2)

@@ -402,7 +402,10 @@ def test_tensorboard_has_one_run_with_everything(toy_root, tmp_path):
     events.Reload()
     tags = set(events.Tags()["scalars"])
     assert {"loss/main", "rate/head", "rate/backbone", "time/data_wait_share", "time/seconds_a_step", "miou", "fb_iou",
-            "score", "drift/layer3.0.conv1"} <= tags  # fmt: skip
+            "score", "drift/layer3.0.conv1", "grad_norm/head", "grad_norm/backbone", "grad_norm/total", "val/loss",
+            "memory/host_mb"} <= tags  # fmt: skip
+    assert [e.step for e in events.Images("batch")] == [1]
+    assert [e.step for e in events.Histograms("relative_drift/layer3")] == [4]  # the reader keeps the last one
     assert any(tag.startswith("iou/") for tag in tags)
     assert [e.step for e in events.Images("episodes")] == [2, 4]
     drifts = [e.value for e in events.Scalars("drift/layer3.0.conv1")]

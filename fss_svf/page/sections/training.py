@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 
 from fss_svf.page.content import Content, folded, name_of, note
-from fss_svf.page.curves import Curve, read_curves, run_folder
+from fss_svf.page.curves import Curve, read_curves, read_log, run_folder
 from fss_svf.page.drawings.drift import drift_plot
 from fss_svf.page.drawings.lines import Lines, line_plot
 from fss_svf.page.looks import COLOURS, Look
@@ -19,18 +19,23 @@ from fss_svf.reporting.table import Table
 
 Curves = Mapping[str, Curve]
 
+_LOG_ONLY = "From log.csv, without TensorBoard files: the drift of singular values is not in it."
+
 
 def training(content: Content) -> str:
     """Plots of the rows side by side, then of each run folder; the first part is open. Last, trainings without curves."""
     runs = {str(run_folder(c["path"])): r for r in content.results if (c := r["checkpoint"]) and c.get("path")}
-    read = {run: read_curves(Path(run)) for run in runs}
+    drawn = {run: read_curves(Path(run)) for run in runs}
+    # With another logger, or none, log.csv has losses and scores.
+    read = {run: curves or read_log(Path(run)) for run, curves in drawn.items()}
     parts = [(title, content.show(*plots)) for title, plots in _side_by_side(content, read)]
     missing: list[str] = []
     for number, (run, result) in enumerate(runs.items()):
         if read[run]:
-            parts.append((_title(result), note(run) + content.show(*_of_run(f"run-{number}", read[run]))))
+            words = note(run) if drawn[run] else note(run) + note(_LOG_ONLY)
+            parts.append((_title(result), words + content.show(*_of_run(f"run-{number}", read[run]))))
         else:
-            why = "no TensorBoard file in it" if Path(run).is_dir() else "no such folder"
+            why = "neither TensorBoard files nor log.csv in it" if Path(run).is_dir() else "no such folder"
             missing.append(f"<li>{escape(_title(result))}: {escape(run)}: {why}</li>")
     lines = [folded(parts)] if parts else []
     if missing:
@@ -81,6 +86,8 @@ def _title(result: Result) -> str:
 
 def _of_run(name: str, curves: Curves) -> list[Plot | None]:
     losses = {key.removeprefix("loss/"): [curve] for key, curve in curves.items() if key.startswith("loss/")}
+    if "val/loss" in curves:
+        losses["validation"] = [curves["val/loss"]]
     scores = {
         title: [_percent(curves[key])] for key, title in (("miou", "mIoU"), ("fb_iou", "FB-IoU")) if key in curves
     }
