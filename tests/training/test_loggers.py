@@ -235,7 +235,7 @@ def test_a_server_that_is_lost_ends_no_training(tmp_path, mlflow, caplog):
 
 
 def test_an_experiment_may_be_made_by_another_job(tmp_path, mlflow, monkeypatch):
-    def by_another(self, name):
+    def by_another(self, name, run_name=None):
         self.experiments[name] = "theirs"
         raise MlflowException("RESOURCE_ALREADY_EXISTS")
 

@@ -39,7 +39,8 @@ class MlflowLogger:
             self._run, self._is_new = self._begin(kept_id(out, "mlflow", step), name)
         except self._error as error:
             raise ConfigError(
-                f"logger=mlflow: {_line(error)}; set MLFLOW_TRACKING_URI to a server or to sqlite:///FILE, or say logger=tensorboard"
+                f"logger=mlflow: {_line(error)}; set MLFLOW_TRACKING_URI to a server or to sqlite:///FILE, or say "
+                "logger=tensorboard"
             ) from None
         keep_id(out, "mlflow", self._run)
 
