@@ -199,6 +199,7 @@ class ReproduceConfig:
     overrides: tuple[str, ...]
     jobs: int
     processes: int
+    device_model: str | None = None
     plugins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -86,12 +87,16 @@ def warn_of_width(result: Mapping[str, Any], half_width: float | None) -> None:
     half = (high - low) / 2
     if half > half_width:
         # An interval shrinks with the root of the number of episodes; two digits of that are honest.
-        needed = float(f"{result['num_episodes'] * (half / half_width) ** 2:.2g}")
+        more = (half / half_width) ** 2
+        if result["protocol"]["classes"] == "all":  # a list of fixed length: further runs take it with other supports
+            needed = f"{math.ceil(len(result['seeds']) * more)} runs are needed (seeds)"
+        else:
+            episodes = float(f"{result['num_episodes'] * more:.2g}")
+            needed = f"{episodes:,.0f} episodes are needed (protocol.episodes, seeds)"
         log.warning(
-            "%d-shot: the 95%% interval is mIoU +- %.2f, and the protocol asks for %.2f: about %s episodes are needed "
-            "(protocol.episodes, seeds)",
+            "%d-shot: the 95%% interval is mIoU +- %.2f, and the protocol asks for %.2f: about %s",
             result["shot"],
             100 * half,
             100 * half_width,
-            f"{needed:,.0f}",
+            needed,
         )

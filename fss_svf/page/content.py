@@ -51,6 +51,11 @@ def shots_of_table(table: Table) -> list[int]:
     return sorted({shot for row in table.rows for shot, _ in row.cells})
 
 
+def own_rows(table: Table) -> list[Row]:
+    """The rows without those of a part of another row's result, which come from the same training."""
+    return [row for row in table.rows if "prediction" not in row.first]
+
+
 def folds_of(table: Table, shot: int) -> list[int]:
     return sorted({fold for row in table.rows for s, fold in row.cells if s == shot})
 

@@ -1,4 +1,7 @@
-"""How a row looks in every plot and table of the page: one colour for a method and a tuning, and a short name."""
+"""How a row looks in every plot and table of the page: one colour for a method and a tuning, and a short name.
+
+A row of a part of a result (base or novel classes alone, a further prediction) has the colour of the result.
+"""
 
 from __future__ import annotations
 
@@ -24,17 +27,23 @@ class Look:
 
 def looks_of(tables: Sequence[Table]) -> dict[int, Look]:
     """The looks of all rows, by id(row)."""
-    kinds = list(dict.fromkeys((row.words[0], row.words[1]) for table in tables for row in table.rows))
+    kinds = list(dict.fromkeys(_kind(row) for table in tables for row in table.rows))
     number = {kind: n for n, kind in enumerate(kinds)}
     found = {}
     for table in tables:
         names = _names(table.rows)
         shown = [0] * COLOURS
         for row in table.rows:
-            colour = number[row.words[0], row.words[1]] % COLOURS
+            colour = number[_kind(row)] % COLOURS
             found[id(row)] = Look(names[id(row)], colour, shown[colour] % STYLES)
-            shown[colour] += 1
+            shown[colour] += "prediction" not in row.first  # parts are in no plot, and need no style
     return found
+
+
+def _kind(row: Row) -> tuple[str, str]:
+    """The method and tuning of the row's result."""
+    method, tuning = row.words[:2]
+    return row.first.get("part_of", method), tuning
 
 
 def _names(rows: Sequence[Row]) -> Mapping[int, str]:

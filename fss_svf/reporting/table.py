@@ -9,7 +9,7 @@ from string import ascii_lowercase
 from typing import Any, Literal
 
 from fss_svf.reporting.published import FOLDS, Published, differences, published, why_none
-from fss_svf.reporting.rows import Estimate, Result, Row, entry, rows_of, ways
+from fss_svf.reporting.rows import Estimate, Result, Row, entry, method_of, rows_of, ways
 
 ABSENT = "-"
 # Rows of their own below the mean of base and novel classes (protocol.classes=all).
@@ -97,7 +97,7 @@ def _with_further(result: Result) -> list[Result]:
     copied = {key: value for key, value in result.items() if key not in ("interval", "per_class", "reliance")}
     rows = [result, *_parts(result, result, result["method"])]
     for what, scores in result.get("also", {}).items():
-        named = {"method": f"{result['method']} ({what})", "prediction": what}
+        named = {"method": f"{result['method']} ({what})", "prediction": what, "part_of": method_of(result)}
         rows.append({**copied, "fb_iou": None, **scores, **named})
         rows += _parts(result, scores, f"{result['method']}, {what}")
     return rows
@@ -108,7 +108,8 @@ def _parts(result: Result, scores: Mapping[str, Any], method: str) -> list[Resul
     rows: list[Result] = []
     for key, what in _PARTS.items():
         if key in scores:
-            named = {"method": f"{method} ({what})", "prediction": what, "fb_iou": None, "miou": scores[key]}
+            named = {"method": f"{method} ({what})", "prediction": what, "part_of": method_of(result)}
+            named |= {"fb_iou": None, "miou": scores[key]}
             interval = {"miou": scores["interval"][key]} if "interval" in scores else {}
             rows.append({**result, **named, "interval": interval, "per_class": {}})
     return rows

@@ -12,10 +12,11 @@ from fss_svf.errors import TrainingError, listing
 from fss_svf.page.report import report
 from fss_svf.registry import DATASETS
 from fss_svf.reproduction.choosing import choices_table
+from fss_svf.reproduction.hours import estimated_hours, rates_of
 from fss_svf.reproduction.job import Job
 from fss_svf.reproduction.jobs import make_jobs
 from fss_svf.reproduction.machines import machines_table
-from fss_svf.reproduction.plan import commands, plan_table
+from fss_svf.reproduction.plan import Estimate, commands, plan_table
 from fss_svf.reproduction.running import Runner, read_seconds
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,8 @@ def reproduce(config: ReproduceConfig, out: Path) -> None:
     seconds.json, and the report. Raises ConfigError and DataError before anything runs; TrainingError at the end, naming
     what failed.
     """
+    if config.device_model is not None:
+        rates_of(config.device_model)  # a wrong name is an error at once
     jobs, times = make_jobs(config, out), out / "seconds.json"
     missing = [job for job in jobs if not job.done]
     plan = _plan(config, jobs, missing, times)
@@ -62,10 +65,13 @@ def reproduce(config: ReproduceConfig, out: Path) -> None:
 
 def _plan(config: ReproduceConfig, jobs: Sequence[Job], missing: Sequence[Job], times: Path) -> str:
     """The tables of the jobs, of the rates, and of the machines."""
-    seconds = read_seconds(times)
+    seconds, estimate = read_seconds(times), None
+    if config.device_model is not None and missing:
+        log.info("counting the operations of each model's training step, for hours on %s", config.device_model)
+        estimate = Estimate(config.device_model, config.processes, estimated_hours(missing, config.device_model))
     choices = choices_table(jobs, config.table.checkpoint)
     machines = machines_table([job for job in jobs if job not in missing], seconds)
-    return "\n\n".join(filter(None, [plan_table(jobs, missing, seconds, config.jobs), choices, machines]))
+    return "\n\n".join(filter(None, [plan_table(jobs, missing, seconds, config.jobs, estimate), choices, machines]))
 
 
 def _run(config: ReproduceConfig, out: Path, missing: Sequence[Job], times: Path) -> list[Job]:

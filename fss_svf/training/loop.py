@@ -104,7 +104,7 @@ class _Run:
         self.provenance = provenance()
         set_tf32(config.precision)
         recipe = config.recipe
-        self.total = _steps(recipe.epochs, recipe.max_steps, task.epoch, recipe.batch_size)
+        self.total = total_steps(recipe.epochs, recipe.max_steps, task.epoch, recipe.batch_size)
         self.optimizer = make_optimizer(task.model, task.backbone, recipe.optimizer)
         self.scaler = gradient_scaler(device, config.precision)
         self.step, self.best, self.validated = 0, -1.0, True
@@ -145,7 +145,7 @@ class _Run:
         self.step, self.best = resumed["step"], resumed["best"]
         log.info("resumed at step %d of %d", self.step, self.total)
         now, then = self.config.recipe, resumed["config"]["recipe"]
-        before = _steps(then["epochs"], then["max_steps"], self.task.epoch, then["batch_size"])
+        before = total_steps(then["epochs"], then["max_steps"], self.task.epoch, then["batch_size"])
         if self.total > before:
             log.warning(
                 "%d steps where it had %d: from here on the rates are those of a training of %d steps",
@@ -352,7 +352,7 @@ class _Run:
         return str(sum(float(term) for term in terms.values()))
 
 
-def _steps(epochs: int, max_steps: int | None, epoch: int, batch_size: int) -> int:
+def total_steps(epochs: int, max_steps: int | None, epoch: int, batch_size: int) -> int:
     """The steps of a training; epoch: its items."""
     total = max(1, epochs * epoch // batch_size)
     return min(total, max_steps or total)

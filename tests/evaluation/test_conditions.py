@@ -76,8 +76,11 @@ def test_a_vote_and_a_mean_need_no_weights_for_the_shots():
         require_shots(protocol("bam"), (1, 5), model, way=1)
 
 
-def result(low, high):
-    return {"shot": 1, "num_episodes": 5000, "interval": {"miou": [low, high]}}
+def result(low, high, **protocol):
+    return {
+        "shot": 1, "num_episodes": 5000, "seeds": [0, 1], "interval": {"miou": [low, high]},
+        "protocol": {"classes": "novel", **protocol},
+    }  # fmt: skip
 
 
 def test_a_wider_interval_than_asked_is_told_with_the_episodes_it_takes(caplog):
@@ -87,3 +90,10 @@ def test_a_wider_interval_than_asked_is_told_with_the_episodes_it_takes(caplog):
         assert not caplog.records
         warn_of_width(result(0.5, 0.54), 0.01)
     assert "mIoU +- 2.00, and the protocol asks for 1.00: about 20,000 episodes are needed" in caplog.text
+
+
+def test_a_whole_list_takes_more_runs(caplog):
+    with caplog.at_level(logging.WARNING):
+        warn_of_width(result(0.5, 0.53, classes="all"), 0.01)  # 2 x 1.5^2
+    assert "about 5 runs are needed (seeds)" in caplog.text
+    assert "protocol.episodes" not in caplog.text

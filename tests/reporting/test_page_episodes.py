@@ -11,6 +11,7 @@ from fss_svf.evaluation.differences import differences
 from fss_svf.evaluation.episode_table import load_episode_table, save_episode_table, total_counts
 from fss_svf.evaluation.intervals import interval, resampled
 from fss_svf.evaluation.metric import iou
+from fss_svf.page.content import own_rows
 from fss_svf.page.episodes import read_episodes
 from fss_svf.page.looks import COLOURS, looks_of
 from fss_svf.page.page import page
@@ -164,6 +165,22 @@ def test_older_and_damaged_files_leave_plots_out(tmp_path, caplog):
     assert "expected the columns" in caplog.text
     assert "the report has no plots of these episodes" in caplog.text
     assert [name.split("-")[0] for name in made.figures] == ["classes"]
+
+
+def test_a_part_has_the_colour_of_its_result():
+    """The parts of a mean of base and novel classes, and a further prediction with parts of its own."""
+    parts = {"base_miou": 0.2, "novel_miou": 0.1, "harmonic_mean": 0.13}
+    results = [
+        {**result(0.15), **parts, "method": method, "way_rule": rule, "also": {"base first": {"miou": 0.1, **parts}}}
+        for method, rule in (("bam", "argmax"), ("panet", None))
+    ]
+    (table,) = make_tables(results)
+    looks = looks_of([table])
+    colours = {row.words[0]: looks[id(row)].colour for row in table.rows}
+    assert len(colours) == 2 * 8
+    assert {colour for name, colour in colours.items() if name.startswith("bam")} == {0}
+    assert {colour for name, colour in colours.items() if name.startswith("panet")} == {1}
+    assert [row.words[0] for row in own_rows(table)] == ["bam, way_rule=argmax", "panet"]
 
 
 def test_a_method_and_tuning_has_one_colour_throughout():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fss_svf.evaluation.intervals import interval, students_interval
-from fss_svf.page.content import Content, folds_of, name_of, shots_of_table
+from fss_svf.page.content import Content, folds_of, name_of, own_rows, shots_of_table
 from fss_svf.page.curves import read_log, run_folder
 from fss_svf.page.drawings.steps import Course, steps_plot
 from fss_svf.page.drawings.trainable import trainable_plot
@@ -28,9 +28,9 @@ def _trainable(content: Content, table: Table, shot: int) -> Plot | None:
     # Means over other folds are no comparison.
     folds = [fold for fold in folds_of(table, shot) if all(row.of(shot, fold) for row in table.rows)]
     rows = []
-    for row in table.rows if folds else ():
+    for row in own_rows(table) if folds else ():
         mean = row.mean(shot, folds)
-        if mean is None or "prediction" in row.first:
+        if mean is None:
             continue
         ends = students_interval(_of_trainings(row, shot, folds)) or _over_episodes(content, row, shot, folds)
         rows.append((content.look(row), int(row.first["trainable_backbone_values"]), mean.value, ends))
@@ -58,7 +58,7 @@ def _over_episodes(content: Content, row: Row, shot: int, folds: list[int]) -> t
 
 def _steps(content: Content, table: Table) -> Plot | None:
     courses = []
-    for row in table.rows:
+    for row in own_rows(table):
         trained = [r["checkpoint"] for of_seed in row.cells.values() for r in of_seed.values() if r["checkpoint"]]
         runs = dict.fromkeys(str(run_folder(c["path"])) for c in trained if c.get("path"))
         logs = [read_log(Path(run)) for run in runs]

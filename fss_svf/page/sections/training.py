@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from statistics import fmean
 
-from fss_svf.page.content import Content, folded, name_of, note
+from fss_svf.page.content import Content, folded, name_of, note, own_rows
 from fss_svf.page.curves import Curve, read_curves, read_log, run_folder
 from fss_svf.page.drawings.drift import drift_plot
 from fss_svf.page.drawings.lines import Lines, line_plot
@@ -48,7 +48,7 @@ def _side_by_side(content: Content, read: Mapping[str, Curves]) -> Iterator[tupl
     seen: set[frozenset[str]] = set()
     for table in content.tables:
         for fold in sorted({fold for row in table.rows for _, fold in row.cells}):
-            runs = [(row, of) for row in table.rows if (of := _with_curves(row, fold, read))]
+            runs = [(row, of) for row in own_rows(table) if (of := _with_curves(row, fold, read))]
             every = frozenset(run for _, of in runs for run in of)
             if len(runs) < 2 or every in seen:
                 continue
