@@ -109,9 +109,9 @@ def _parts(result: Result, scores: Mapping[str, Any], method: str) -> list[Resul
     for key, what in _PARTS.items():
         if key in scores:
             named = {"method": f"{method} ({what})", "prediction": what, "part_of": method_of(result)}
-            named |= {"fb_iou": None, "miou": scores[key]}
             interval = {"miou": scores["interval"][key]} if "interval" in scores else {}
-            rows.append({**result, **named, "interval": interval, "per_class": {}})
+            numbers = {"fb_iou": None, "miou": scores[key], "interval": interval, "per_class": {}}
+            rows.append({**result, **named, **numbers})
     return rows
 
 
