@@ -66,16 +66,15 @@ def compare(config: CompareConfig, out: Path) -> dict[str, Any]:
     Raises ConfigError for a result that is not given or is several, and for trainings that do not make pairs; DataError
     for a damaged one and for two whose episodes are not the same.
     """
-    a, b = _side("a", config.a), _side("b", config.b)
-    _require_pairs(a, b)
+    sides = _side("a", config.a), _side("b", config.b)
+    a, b = _pairs(*sides)
     for one, other in [*((a[0], other) for other in a[1:]), *zip(a, b)]:
         _require_same_measurement(one, other)
         _require_same_episodes(one, other)
     first = a[0]
     _require_classes(config.classes, first.tables[0].classes)
     found = {
-        "a": [_told(training) for training in a],
-        "b": [_told(training) for training in b],
+        **{name: [_told(training) for training in side] for name, side in zip(("a", "b"), sides)},
         **{key: first.result[key] for key in _SHARED},
         "protocol": first.result["protocol"]["name"],
         "level": LEVEL,
@@ -103,7 +102,7 @@ def _side(name: str, paths: Sequence[Path] | Path | None) -> list[_Training]:
     for training in trainings:
         if training.seed is None:
             raise ConfigError(
-                f"{training.name}={training.path}: was not trained; of a list each is a training of its own"
+                f"{training.name}={training.path}: was not trained; give it alone, of a list each is a training of its own"
             )
     return sorted(trainings, key=lambda t: t.seed or 0)
 
@@ -132,17 +131,26 @@ def _result_file(name: str, path: Path) -> Path:
     return found[0]
 
 
-def _require_pairs(a: Sequence[_Training], b: Sequence[_Training]) -> None:
-    """Several trainings: of the same seeds on both sides, and of one thing each, told by what differs."""
+def _pairs(a: list[_Training], b: list[_Training]) -> tuple[list[_Training], list[_Training]]:
+    """Both sides, the i-th of each a pair: of the same training seed, or one result without a training with each.
+
+    Raises ConfigError for other seeds, and where a side is not of trainings of one thing, told by what differs.
+    """
     if len(a) == len(b) == 1:
-        return
-    seeds = [[training.seed for training in side] for side in (a, b)]
-    if seeds[0] != seeds[1] or len(set(seeds[0])) < len(a):
-        of_a, of_b = (listing((s for s in side if s is not None), limit=10) or "none" for side in seeds)
+        return a, b
+    if len(a) == 1 and a[0].seed is None:
+        a = a * len(b)
+    elif len(b) == 1 and b[0].seed is None:
+        b = b * len(a)
+    seeds = [[training.seed for training in side if training.seed is not None] for side in (a, b)]
+    if (seeds[0] and seeds[1] and seeds[0] != seeds[1]) or any(len(set(side)) < len(side) for side in seeds):
+        of_a, of_b = (listing(side, limit=10) or "none" for side in seeds)
         raise ConfigError(
             f"a, b: trainings of the seeds {of_a} in a and {of_b} in b; give lists with one result a seed, of the same seeds"
         )
     for side in (a, b):
+        if side[0].seed is None:
+            continue
         first = _what_was_trained(side[0])
         for other in side[1:]:
             of_other = _what_was_trained(other)
@@ -152,6 +160,7 @@ def _require_pairs(a: Sequence[_Training], b: Sequence[_Training]) -> None:
                         f"{side[0].name}={side[0].path}, {other.name}={other.path}: not trainings of one thing, {key} is "
                         f"{first.get(key)} in one and {of_other.get(key)} in the other; only their seeds may differ"
                     )
+    return a, b
 
 
 def _what_was_trained(training: _Training) -> dict[str, Any]:

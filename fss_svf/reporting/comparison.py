@@ -12,7 +12,7 @@ from fss_svf.reporting.rows import method_of
 def comparison_table(comparison: Mapping[str, Any]) -> str:
     """The content of compare.json in percent: a description of a and b, a row for each number, and the verdict."""
     c = comparison
-    seeds, trainings = len(c["seeds"]), len(c["a"])
+    seeds, trainings = len(c["seeds"]), max(len(c["a"]), len(c["b"]))
     ways = f"{c['way']}-way " if c["way"] > 1 else ""
     head = (
         f"{c['dataset']} fold {c['fold']}, {ways}{c['shot']}-shot, in %. Protocol {c['protocol']} ({c['protocol_hash']}): "

@@ -246,6 +246,19 @@ def test_trainings_of_one_seed_are_a_pair(tmp_path, capsys):
     assert f"  - seed 2: {tmp_path / 'a2' / 'result.json'}" in printed
 
 
+def test_a_result_without_a_training_is_a_pair_with_each(tmp_path, capsys):
+    a, b = write(tmp_path / "untrained", tables_of()), trainings(tmp_path, "b", {1: 0.03, 2: 0.02, 3: 0.05})
+    found, back = compared(tmp_path, a, b), compared(tmp_path, b, a)
+    apart = [compared(tmp_path, a, one)["miou"]["difference"] for one in b]
+    assert found["miou"]["trainings"] == pytest.approx(apart)
+    assert back["miou"]["trainings"] == pytest.approx([-x for x in apart])
+    assert found["miou"]["trainings_interval"] == pytest.approx([-x for x in back["miou"]["trainings_interval"]][::-1])
+    assert (len(found["a"]), len(found["b"])) == (1, 3)
+    assert "| of 3 trainings " in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(ConfigError, match="seeds none in a and 1, 1 in b"):
+        compared(tmp_path, a, (b[0], b[0]))
+
+
 def test_lists_that_make_no_pairs_are_refused(tmp_path):
     a = trainings(tmp_path, "a", {1: 0.0, 2: 0.0})
     b = trainings(tmp_path, "b", {1: 0.02, 2: 0.03, 4: 0.0})
@@ -259,7 +272,7 @@ def test_lists_that_make_no_pairs_are_refused(tmp_path):
         (a, (b[0], b[0]), "seeds 1, 2 in a and 1, 1 in b"),
         (a, (b[0], *other), r"b\[0\]=.*b1/.*b\[1\]=.*longer2/.*not trainings of one thing, step is 9 in one and 10 in"),
         ((a[0], *option), b[:2], "recipe.batch_size is 4 in one and 8 in the other"),
-        (a, (b[0], untrained), r"b\[1\]=.*: was not trained"),
+        (a, (b[0], untrained), r"b\[1\]=.*: was not trained.*; give it alone"),
         (a, (), "b: nothing given"),
     ):
         with pytest.raises(ConfigError, match=message):
