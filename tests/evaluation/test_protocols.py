@@ -78,17 +78,23 @@ def test_every_shipped_protocol_says_the_facts():
         assert {key: values[key] for key in rest} == rest
 
 
-def test_the_table_in_the_docs_is_that_of_the_files():
+def rows_of(text, first):
+    """The cells of a table's rows, without the quotes of code; `first` is the first cell of its header."""
+    table = text[text.index(f"\n| {first} |") :].split("\n\n")[0]
+    return [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in table.splitlines()[3:]]
+
+
+def test_the_tables_in_the_docs_are_those_of_the_files():
     text = (Path(__file__).parents[2] / "docs" / "protocols.md").read_text()
-    lines = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in text.splitlines() if line[:2] == "| "]
-    start = next(i for i, line in enumerate(lines) if line[0] == "field")
-    header, rows = lines[start], lines[start + 1 :]
-    table = {row[0]: dict(zip(header[1:], row[1:])) for row in rows if len(row) == len(header)}
-    expected = {name: {k: v for k, v in to_mapping(shipped(name)).items() if k != "name"} for name in (*FACTS, "gfss")}
-    shown = {
-        key: {n: "null" if v[key] is None else str(v[key]) for n, v in expected.items()} for key in expected["svf"]
+    svf = {key: value for key, value, _ in rows_of(text, "key")}
+    shown = {name: dict(pair.split("=") for pair in pairs.split()) for name, _, pairs in rows_of(text, "protocol")}
+    values = {name: to_mapping(shipped(name)) for name in (*FACTS, "gfss")}
+    expected = {
+        name: {key: "null" if value is None else str(value) for key, value in of.items() if key != "name"}
+        for name, of in values.items()
     }
-    assert table == shown
+    assert svf == expected["svf"]
+    assert shown == {name: dict(of.items() - svf.items()) for name, of in expected.items()}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
