@@ -131,14 +131,27 @@ def _build(
         f"{trainable_values(model.backbone):,}",
         f"{trainable_values(model):,}",
     )
-    if pretrained is not None and pretrained[1].source == "random" and isinstance(config.tuning.options, SVFOptions):
+    if isinstance(config.tuning.options, SVFOptions):
+        _warn_of_svf(config, config.tuning.options, random=pretrained is not None and pretrained[1].source == "random")
+    tuned = config.checkpoint.weights == "tuned"
+    return model, trained_on, base_weights(model, *pretrained) if tuned and pretrained else None
+
+
+def _warn_of_svf(config: TrainConfig, svf: SVFOptions, random: bool) -> None:
+    """What trains, and is not what was wanted. random: whether the backbone begins with random weights."""
+    name = config.tuning.name
+    if random:
         log.warning(
             "tuning=%s on random weights: their singular vectors stay as drawn; set backbone.weights to pretrained ones, or "
             "train all (tuning=full)",
-            config.tuning.name,
+            name,
         )
-    tuned = config.checkpoint.weights == "tuned"
-    return model, trained_on, base_weights(model, *pretrained) if tuned and pretrained else None
+    if config.recipe.optimizer.name == "adamw" and svf.parametrisation == "direct" and "S" in svf.train:
+        log.warning(
+            "tuning=%s with recipe.optimizer.name=adamw: its steps have the size of the rate, so that large singular values "
+            "hardly move and small ones change much; tuning.parametrisation=scale moves all by the same share (docs/svf.md)",
+            name,
+        )
 
 
 def _task(

@@ -38,6 +38,7 @@ def test_train_evaluate_report(fss, toy, tmp_path):
     runs = sorted(p.parent.parent for p in tmp_path.glob("outputs/train/*/*/checkpoints/last.pt"))
     assert len(runs) == 4
     assert err.count("tuning=svf on random weights") == 2
+    assert err.count("tuning.parametrisation=scale moves all by the same share (docs/svf.md)") == 2
     for run in (str(run.relative_to(tmp_path)) for run in runs):
         assert f"run folder {run}; Ctrl+C stops, 'fss-svf train resume={run}' goes on" in err
         assert f"finished: {run} (best score" in err

@@ -203,6 +203,25 @@ def test_resumed_equals_never_killed_bit_for_bit(toy_root, tmp_path, monkeypatch
     assert len(json.loads((tmp_path / "killed" / "provenance.json").read_text())["starts"]) == 2
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "options", "said"),
+    [
+        ("adamw", {}, True),
+        ("sgd", {}, False),
+        ("adamw", {"parametrisation": "scale"}, False),
+        ("adamw", {"train": ("U",)}, False),
+    ],
+)
+def test_adamw_on_singular_values_themselves_is_said_to_hardly_move_the_large_ones(
+    toy_root, tmp_path, caplog, optimizer, options, said
+):
+    config = train_config(toy_root)
+    recipe = replace(config.recipe, optimizer=replace(config.recipe.optimizer, name=optimizer), max_steps=1)
+    tuning = replace(config.tuning, options=replace(config.tuning.options, **options))
+    train(replace(config, recipe=recipe, tuning=tuning), tmp_path)
+    assert ("large singular values hardly move" in caplog.text) == said
+
+
 def test_a_run_folder_says_how_it_came_about(toy_root, tmp_path):
     train(train_config(toy_root), tmp_path)
     assert "rank_multiple: 1" in (tmp_path / "config.yaml").read_text()
