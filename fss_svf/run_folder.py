@@ -122,6 +122,5 @@ def _subject(checkpoint: str | None, model: str | None, *, _root_: Any) -> str:
         return f"{folder.parent.name}-{folder.name}"
     if model is not None:
         return model
-    keys = {"dataset.name": "", "fold": "fold", "method.name": "", "backbone.name": ""}  # in a training's order
-    parts = ((before, OmegaConf.select(_root_, key)) for key, before in keys.items())
-    return "-".join(f"{before}{part}" for before, part in parts if part is not None) or "unnamed"
+    parts = (OmegaConf.select(_root_, key) for key in ("dataset.name", "fold", "method.name", "backbone.name"))
+    return "-".join(str(part) for part in parts if part is not None) or "unnamed"

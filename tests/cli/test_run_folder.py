@@ -18,7 +18,6 @@ from fss_svf import launch
 from fss_svf.console import LogFile
 from fss_svf.errors import ConfigError, WeightsError
 from fss_svf.run_folder import claimed
-from tests.cli.test_config import compose
 from tests.conftest import SMALL_TOY, TOY
 
 CONTROL = ("evaluate", "method=prototype", "backbone=tiny", *TOY, "size=65", "workers=0", "pictures=0",
@@ -205,10 +204,3 @@ def test_a_log_on_a_full_disk_ends_with_a_line(tmp_path, capsys):
     handler.close()
     (line,) = capsys.readouterr().err.splitlines()
     assert line.endswith("log.txt: cannot be written ([Errno 28] No space left on device); the log ends here")
-
-
-def test_what_was_not_trained_is_named_in_the_order_of_a_training():
-    of_training = compose("train", "dataset=toy", "fold=2", "method=panet", "backbone=tiny").name
-    name = compose("evaluate", "dataset=toy", "fold=2", "method=panet", "backbone=tiny", "size=65").name
-    assert name == "toy-fold2-panet-tiny"
-    assert of_training.startswith(name)
