@@ -107,7 +107,8 @@ def progress(total: int, title: str, unit: str, done: int = 0) -> Any:
     if not sys.stderr.isatty():
         text = "{desc}: {n_fmt} of {total_fmt}" + f"{unit if unit == 'B' else f' {unit}s'}"
         text += " in {elapsed}, {remaining} left{postfix}"
-        how = {"file": _Lines(sys.stderr), "bar_format": text, "mininterval": 15, "delay": 15}
+        # At a place of its own, as a validation's within a training, a bar would move the cursor there.
+        how = {"file": _Lines(sys.stderr), "bar_format": text, "mininterval": 15, "delay": 15, "position": 0}
     return tqdm(
         total=total,
         desc=title,

@@ -26,7 +26,7 @@ from fss_svf.errors import INTERRUPTED, STOPPED, ConfigError, FssError, PluginEr
 from fss_svf.lock import locked
 from fss_svf.messages import of_experiment, one_line
 from fss_svf.newest_run import with_newest_run
-from fss_svf.overrides import is_sweep, plugins_of, understood_all
+from fss_svf.overrides import is_sweep, plugins_of, refuse_dashed_keys, understood_all
 from fss_svf.resume import TRAINING, WORDS, begin, by_itself
 from fss_svf.run_folder import delete_unbegun, keep_command, note_missing, register_resolvers
 
@@ -105,6 +105,7 @@ def launch(verb: str, arguments: Sequence[str]) -> int:
     """Run a verb with these arguments of the command line; returns the exit status."""
     console.show_any_letter()
     try:
+        refuse_dashed_keys(arguments)
         plugins.add(plugins_of(arguments))
         arguments = with_newest_run(verb, arguments, is_sweep(arguments))
         sys.argv = [f"fss-svf {verb}", *understood_all(verb, arguments)]

@@ -25,12 +25,26 @@ PATHS = frozenset(
 )
 # Those of them that may be a list.
 _LISTS = ("runs", "a", "b")
+# Hydra's flags that begin with two dashes.
+_FLAGS = (
+    *("help", "hydra-help", "version", "cfg", "resolve", "package", "run", "multirun", "shell-completion"),
+    *("config-path", "config-name", "config-dir", "experimental-rerun", "info"),
+)
 # A word that needs no quotes, and is no number.
 _PLAIN = re.compile(r"(?!(?:true|false|null|nan|inf)$)[a-z_/][\w./:@-]*", re.ASCII | re.IGNORECASE)
 # What Hydra's grammar gives a meaning, beside commas: null, quotes, lists, interpolations, functions of sweeps.
 _GRAMMAR = re.compile(r"""null$|['"\[{]|.*\$\{|\w+\(""", re.DOTALL)
 # A value in quotes, or what stands between commas and brackets.
 _PART = re.compile(r"""\s*(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|(?:\\.|[^,\[\]\\])+)""")
+
+
+def refuse_dashed_keys(arguments: Sequence[str]) -> None:
+    """Raise ConfigError for --KEY=VALUE or --KEY where Hydra has no such flag: keys are written without dashes."""
+    for argument in arguments:
+        name, equals, value = argument.removeprefix("--").partition("=")
+        # As argparse, which takes the beginning of a flag for it.
+        if argument.startswith("--") and name and not any(flag.startswith(name) for flag in _FLAGS):
+            raise ConfigError(f"{argument}: keys have no dashes; write {name}={value if equals else 'VALUE'}")
 
 
 def understood_all(verb: str, arguments: Sequence[str]) -> list[str]:

@@ -145,6 +145,12 @@ class Dataset(ABC):
         try:
             return Index.load(path)
         except FileNotFoundError:
+            root = self.options.root
+            if not root.is_dir():
+                raise DataError(
+                    f"dataset={self.name}: no folder {root.absolute()} (dataset.root){link_to_nothing(root)}, and so not "
+                    f"prepared; correct the path, or run {self._prepare} first"
+                ) from None
             what = f" for {listed} as it is now" if listed else ""
             raise DataError(
                 f"dataset={self.name}: not prepared{what}, there is no {path}; run {self._prepare} first"

@@ -205,7 +205,10 @@ def _from_config(config: EvaluateConfig) -> tuple[FewShotMethod, Subject]:
             )
     size = config.size or config.protocol.size
     if size is None:
-        raise ConfigError("size: without a checkpoint evaluate needs the input size in pixels, such as size=473")
+        raise ConfigError(
+            "size: without a checkpoint evaluate needs the input size in pixels; take recipe.size of the trainings that it "
+            "is compared with, such as size=473: another size is another protocol hash"
+        )
     # In each job of a sweep the same random weights.
     model, report, method, backbone = untrained_model(config.method, config.backbone, config.seed)
     return model, Subject(

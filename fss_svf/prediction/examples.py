@@ -25,11 +25,15 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Example:
-    """A photograph, (H, W, 3) uint8 RGB, and its mask, (H, W) uint8 in {0, 1, 255}, not without a 1."""
+    """A photograph, (H, W, 3) uint8 RGB, and its mask, (H, W) uint8 in {0, 1, 255}, not without a 1.
+
+    marked  whether the mask was made of a box or points, and may need correction
+    """
 
     path: Path
     image: np.ndarray
     mask: np.ndarray
+    marked: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,7 @@ def _example(photo: Path, marks: Marks | None) -> Example:
         raise DataError(f"{photo}: annotated twice, in {' and '.join(named)}; keep one of them")
     image = read_photo(photo)
     if marks is not None:
-        return Example(photo, image, marks.mask(image, f"{photo.parent / MARKS}: {photo.name}"))
+        return Example(photo, image, marks.mask(image, f"{photo.parent / MARKS}: {photo.name}"), marked=True)
     mask = read_mask(found[0])
     if mask.shape != image.shape[:2]:
         raise DataError(

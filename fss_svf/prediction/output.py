@@ -11,9 +11,11 @@ import numpy as np
 from PIL import Image
 
 from fss_svf.data.images import write_label
+from fss_svf.episode import IGNORE
 from fss_svf.files import atomic_write
 from fss_svf.prediction.examples import Example
 from fss_svf.prediction.overlays import overlay, overlay_classes
+from fss_svf.prediction.photos import MASK_ENDING
 from fss_svf.prediction.support import UNNAMED
 
 SHOWN = "support"  # the folder in `out` that shows the examples
@@ -51,8 +53,7 @@ class Output:
             write_label(path, mask)
             save_jpeg(path.with_name(f"{photo.stem}.overlay.jpg"), overlay_classes(image, mask, self.classes))
             return
-        with atomic_write(path) as unfinished:
-            Image.fromarray(mask * 255).save(unfinished, format="PNG")
+        _save_mask(path, mask)
         save_jpeg(path.with_name(f"{photo.stem}.overlay.jpg"), overlay(image, mask))
 
     def tell(self, photos: Sequence[Path], masks: Sequence[np.ndarray], seconds: float) -> None:
@@ -67,12 +68,25 @@ class Output:
 
 
 def draw_examples(folder: Path, examples: Mapping[str, Sequence[Example]]) -> None:
-    """Write the overlay of every example; those of a named class into a folder of its name."""
+    """Write NAME.overlay.jpg and NAME.mask.png of every example; those of a named class into a folder of its name.
+
+    The mask is one that an example may have: black and white, or a label in a palette where pixels are ignored.
+    """
     for name, given in examples.items():
         for example in given:
             path = folder / name / f"{example.path.stem}.overlay.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             save_jpeg(path, overlay(example.image, example.mask))
+            _save_mask(path.with_name(f"{example.path.stem}{MASK_ENDING}"), example.mask)
+
+
+def _save_mask(path: Path, mask: np.ndarray) -> None:
+    """Write (H, W) uint8 in {0, 1, 255} so that read_mask gives it again: 0 and 255, or as it is where 255 is ignored."""
+    if (mask == IGNORE).any():
+        write_label(path, mask)
+        return
+    with atomic_write(path) as unfinished:
+        Image.fromarray(mask * 255).save(unfinished, format="PNG")
 
 
 def save_jpeg(path: Path, picture: np.ndarray) -> None:

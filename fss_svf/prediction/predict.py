@@ -63,6 +63,9 @@ def predict(config: PredictConfig, _: Path) -> None:
     found, failed = _segment_all(segmenter, classes, photos, config.out, config.batch_size)
     told = listing([f"{name or 'the class'} found in {count} of them" for name, count in found.items()], 10)
     log.info("%d images segmented, %s: %s", len(photos) - len(failed), told, config.out)
+    if marked := sum(example.marked for given in examples.values() for example in given):
+        shown = config.out / SHOWN
+        log.info("%d masks of examples made of boxes or points: look at them in %s (docs/predict.md)", marked, shown)
     if failed:
         raise DataError(f"{len(failed)} of {len(photos)} images were left out; the first: {failed[0]}")
 

@@ -35,7 +35,8 @@ def make_optimizer(model: nn.Module, backbone: nn.Module, options: Optimizer) ->
     groups = [{**group, "base_lr": group["lr"]} for group in groups if group["params"]]
     if not groups:
         raise ConfigError(
-            "nothing to train: this method has no parameters of its own and the tuning froze the backbone"
+            "nothing to train: this method has no parameters of its own and the tuning froze the backbone; measure it as "
+            "it is: fss-svf evaluate method=NAME backbone=NAME dataset=NAME fold=N size=N, as in this command"
         )
     # None is PyTorch's own choice among what is not fused.
     fused = True if all(p.is_cuda for p in trainable) else None

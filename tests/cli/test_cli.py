@@ -180,14 +180,17 @@ MISTAKES = [
     (("train", "+extra=1"), "extra: no such key"),
     (("train", "method=basline"), "Could not find 'method/basline' (did you mean 'baseline'?); available: background, "),
     (("train", "fold=7"), "fold: expected 0..3, got 7"),
+    (("train", "--fold=0"), "--fold=0: keys have no dashes; write fold=0"),
+    (("train", "--fold", "0"), "--fold: keys have no dashes; write fold=VALUE"),
     (("train", "fold=one"), "fold: expected a whole number, got 'one'"),
     (("train", "device=tpu9"), "device=tpu9: expected auto, cpu, cuda or cuda:N"),
     (("train", "dataset.root=/nowhere"), "dataset=pascal: not prepared, there is no VOC 2012 under /nowhere; set"),
+    (("train", "dataset=folder", "dataset.root=/nowhere"), "dataset=folder: no folder /nowhere (dataset.root), and so not"),
     (("prepare", "dataset=coco", "dataset.root=/nowhere"), "dataset=coco: no folder /nowhere; set dataset.root"),
     (("evaluate",), "evaluate: give checkpoint=PATH, model=NAME, or dataset=NAME"),
     (("evaluate", "checkpoint=nowhere.pt"), "nowhere.pt: no such checkpoint"),
     (("evaluate", "method=baseline", "backbone=tiny", "dataset=toy", "size=65"), "has parameters to train"),
-    (("evaluate", "method=prototype", "backbone=tiny", "dataset=toy"), "size: without a checkpoint"),
+    (("evaluate", "method=prototype", "backbone=tiny", "dataset=toy"), "take recipe.size of the trainings"),
     (("report",), "there is no such folder"),
     (("train", "resume=nowhere"), "resume=nowhere: there is no such run folder or checkpoint"),
     (("train", "a=b=c=[", ), ""),
@@ -219,6 +222,17 @@ def test_without_a_terminal_a_bar_is_lines(capsys):
     assert lines[0].startswith("train: 100 of 400 steps in 00:20, ")
     assert lines[0].endswith(" left, loss 0.5")
     assert [line.split(" of ")[0] for line in lines] == ["train: 100", "train: 150", ""]
+
+
+def test_without_a_terminal_a_bar_within_another_moves_no_cursor(capsys):
+    with progress(4, "train", "step") as outer:
+        outer.refresh()
+        with progress(2, "evaluate", "episode") as inner:
+            inner.refresh()
+            inner.clear()
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(":")[0] for line in lines if line] == ["train", "evaluate"]
+    assert "\x1b" not in "".join(lines)
 
 
 def test_a_corrupt_image_is_one_line_that_names_it(fss, tmp_path):

@@ -1,6 +1,7 @@
 """A person's own photographs: masks equal an evaluation's, and every mistake is one line."""
 
 import csv
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +17,7 @@ from fss_svf.errors import ConfigError, DataError, WeightsError
 from fss_svf.evaluation.runs import predicted
 from fss_svf.prediction.cutout import cut_out
 from fss_svf.prediction.examples import read_examples
+from fss_svf.prediction.output import draw_examples
 from fss_svf.prediction.overlays import overlay
 from fss_svf.prediction.photos import find_photos, read_mask, read_photo
 from fss_svf.prediction.support import SupportFeatures
@@ -252,6 +254,23 @@ def test_a_wrong_mark_is_named(tmp_path, marks, words):
         assert word in str(error.value)
 
 
+def test_the_masks_of_examples_are_written_to_be_corrected_and_used_again(tmp_path, examples):
+    ignored = square_mask(1)
+    ignored[0] = 255
+    save(examples / "b.png", picture(1))
+    palette = Image.fromarray(ignored, "P")
+    palette.putpalette([0, 0, 0, 128, 0, 0])
+    palette.save(examples / "b.mask.png")
+    save(examples / "c.jpg", picture(2))
+    (examples / "annotations.yaml").write_text("c.jpg: {box: [15, 10, 40, 30]}")
+    given = read_examples(examples)
+    assert [example.marked for example in given] == [False, False, True]
+    draw_examples(tmp_path / "shown", {"": given})
+    for example in given:
+        assert np.array_equal(read_mask(tmp_path / "shown" / f"{example.path.stem}.mask.png"), example.mask)
+        assert (tmp_path / "shown" / f"{example.path.stem}.overlay.jpg").exists()
+
+
 def test_a_wrong_folder_of_examples_is_one_line(tmp_path, examples):
     with data_error("no such folder of examples"):
         read_examples(tmp_path / "nowhere")
@@ -287,7 +306,6 @@ def runs(toy_root, tmp_path_factory):
     """The folder of a training, and another that differs from it in a single weight."""
     import shutil
     import subprocess
-    import sys
 
     folder = tmp_path_factory.mktemp("runs")
     subprocess.run(
@@ -403,6 +421,15 @@ def test_a_mistake_is_one_line_and_leaves_nothing(fss, runs, examples, tmp_path,
     for word in words:
         assert word in line
     assert not (tmp_path / "out").exists()
+
+
+def test_a_misspelt_path_is_said_before_anything_is_imported(fss, examples, monkeypatch):
+    monkeypatch.delitem(sys.modules, "fss_svf.prediction.predict", raising=False)
+    for key, words in (("support", "no such folder of examples"), ("query", "no such file or folder")):
+        values = {"support": examples, "query": examples, key: "exampels"}
+        _, _, err = fss("predict", "method=prototype", "out=o", *(f"{k}={v}" for k, v in values.items()))
+        assert one_line(err).startswith(f"fss-svf predict: {key}=exampels: {words}")
+    assert "fss_svf.prediction.predict" not in sys.modules
 
 
 @pytest.mark.parametrize("name", ["plain", "bär (1)", "a=b, [c]", "it's", "#1!", "猫 & 'Hund'"])

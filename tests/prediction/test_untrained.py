@@ -41,6 +41,17 @@ def test_predict_needs_no_checkpoint_and_its_backbone_is_there_by_default(fss, f
     assert ((mask == 255) == (square_mask() > 0)).mean() > 0.9  # a white square is easily found
 
 
+def test_masks_made_of_boxes_are_pointed_to(fss, files, tmp_path):
+    tiny = ("predict", "method=prototype", "backbone=tiny", "size=65", *files)
+    assert "made of boxes" not in fss(*tiny)[2]
+    (tmp_path / "examples" / "a.mask.png").unlink()
+    (tmp_path / "examples" / "annotations.yaml").write_text("a.png: {box: [15, 10, 40, 30]}")
+    status, _, err = fss(*tiny, "overwrite=true")
+    assert status == 0, err
+    assert err.splitlines()[-1].startswith("1 masks of examples made of boxes or points: look at them in out/support")
+    assert (tmp_path / "out" / "support" / "a.mask.png").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
