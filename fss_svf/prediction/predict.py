@@ -65,7 +65,7 @@ def predict(config: PredictConfig, _: Path) -> None:
     log.info("%d images segmented, %s: %s", len(photos) - len(failed), told, config.out)
     if marked := sum(example.marked for given in examples.values() for example in given):
         shown = config.out / SHOWN
-        log.info("%d masks of examples made of boxes or points: look at them in %s (docs/predict.md)", marked, shown)
+        log.info("masks made of boxes or points: %d; look at them in %s (docs/predict.md)", marked, shown)
     if failed:
         raise DataError(f"{len(failed)} of {len(photos)} images were left out; the first: {failed[0]}")
 

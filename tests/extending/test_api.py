@@ -63,6 +63,7 @@ def test_a_checkpoint_gives_the_result_of_the_command_line(fss, toy_root, run, t
     result = fss_svf.evaluate(fss_svf.load_model(run), fold, protocol, 2, workers=0, out=tmp_path / "api")
     theirs = json.loads((tmp_path / "cli" / "result.json").read_text())
     assert json.loads(json.dumps(result)) == theirs
+    assert result["checkpoint"]["path"] == str(run)
     assert json.loads((tmp_path / "api" / "result.json").read_text()) == theirs
     assert counts(tmp_path / "api") == counts(tmp_path / "cli")
 

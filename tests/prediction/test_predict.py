@@ -423,12 +423,12 @@ def test_a_mistake_is_one_line_and_leaves_nothing(fss, runs, examples, tmp_path,
     assert not (tmp_path / "out").exists()
 
 
-def test_a_misspelt_path_is_said_before_anything_is_imported(fss, examples, monkeypatch):
+def test_a_misspelt_path_is_said_before_a_model_is_imported(fss, examples, tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "fss_svf.prediction.predict", raising=False)
     for key, words in (("support", "no such folder of examples"), ("query", "no such file or folder")):
         values = {"support": examples, "query": examples, key: "exampels"}
         _, _, err = fss("predict", "method=prototype", "out=o", *(f"{k}={v}" for k, v in values.items()))
-        assert one_line(err).startswith(f"fss-svf predict: {key}=exampels: {words}")
+        assert one_line(err).startswith(f"fss-svf predict: {key}={tmp_path / 'exampels'}: {words}")
     assert "fss_svf.prediction.predict" not in sys.modules
 
 
