@@ -5,6 +5,7 @@ A row of a part of a result (base or novel classes alone, a further prediction) 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -48,17 +49,19 @@ def _kind(row: Row) -> tuple[str, str]:
 
 def _names(rows: Sequence[Row]) -> Mapping[int, str]:
     """Method and tuning; of rows that share both, also the words in which they differ."""
-    found = {}
-    for row in rows:
-        alike = [other for other in rows if other.words[:2] == row.words[:2]]
-        parts = [_parts(other) for other in alike]
-        common = set(parts[0]).intersection(*parts[1:])
-        mine = [part for part in _parts(row) if part not in common] if len(alike) > 1 else []
-        method, tuning = row.words[:2]
-        found[id(row)] = ", ".join([method, *([] if tuning == "none" else [tuning]), *mine])
-    return found
+    names = [row.words[0] if row.words[1] == "none" else ", ".join(row.words[:2]) for row in rows]
+    return dict(zip(map(id, rows), told_apart(names, [parts_of(row) for row in rows])))
 
 
-def _parts(row: Row) -> list[str]:
-    """The weights, and the training in parts: "1-shot", "svf", "seed 321", "tuning.rank=4"."""
-    return [row.words[2], *row.words[3].split(", ")]
+def told_apart(names: Sequence[str], parts: Sequence[Sequence[str]]) -> list[str]:
+    """The names; those that several have are followed by the parts in which these differ."""
+    alike: dict[str, list[Sequence[str]]] = {}
+    for name, own in zip(names, parts):
+        alike.setdefault(name, []).append(own)
+    common = {name: set(every[0]).intersection(*every[1:]) for name, every in alike.items()}
+    return [", ".join([name, *(part for part in own if part not in common[name])]) for name, own in zip(names, parts)]
+
+
+def parts_of(row: Row) -> list[str]:
+    """The weights, and the training in parts: "1-shot", "svf", "2 seeds (1, 5)", "tuning.rank=4"."""
+    return [row.words[2], *re.split(r", (?![^(\[]*[)\]])", row.words[3])]

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from html import escape
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from fss_svf.page.looks import Look
@@ -68,9 +69,10 @@ def draw(name: str, caption: str, paint: Callable[[Axes], None], height: float =
         lines = 0
         if legend and handles:
             columns = 2 if max(map(len, labels)) < 26 and len(labels) > 1 else 1
-            lines = -(-len(labels) // columns)
-            # A long name would leave no room for the axes.
-            figure.legend(handles, [_shortened(text, 60) for text in labels], loc="outside lower left", ncols=columns)
+            # As wide as the drawing: the end of a name is what tells rows apart.
+            texts = [wrapped(text, 56) for text in labels]
+            lines = -(-sum(text.count("\n") + 1 for text in texts) // columns)
+            figure.legend(handles, texts, loc="outside lower left", ncols=columns)
         figure.set_size_inches(WIDTH / 72, (height + 15 * lines) / 72)
         text = io.StringIO()
         figure.savefig(
@@ -140,5 +142,6 @@ def _clean(text: str, name: str, caption: str) -> str:
     )
 
 
-def _shortened(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 3] + "..."
+def wrapped(text: str, width: int) -> str:
+    """The text in at most four lines of `width` characters."""
+    return "\n".join(wrap(text, width, max_lines=4, placeholder="...", break_on_hyphens=False))

@@ -79,8 +79,9 @@ def estimate(values: Sequence[float]) -> Estimate | None:
 def rows_of(results: Sequence[Result]) -> list[Row]:
     """The rows of the results of a table, in their order."""
     keys = [_key(r) for r in results]
-    # Results trained with other options, data or weights are separate rows, which list the difference. Options that
-    # differ between folds by nature are compared last, among results of one fold.
+    # Results trained with other options, data or weights are separate rows, which list the difference. Rows of one recipe
+    # also list its options in which any of them differ: its name alone would call them equal. Options that differ between
+    # folds by nature are compared last, among results of one fold.
     for by_fold in (False, True):
         keys = _distinguished(results, keys, by_fold)
     rows: dict[Key, Cells] = {}
@@ -126,12 +127,25 @@ def method_of(result: Result) -> str:
 
 
 def _distinguished(results: Sequence[Result], keys: Sequence[Key], by_fold: bool) -> list[Key]:
-    """The keys, extended by the options in which results of the same key differ."""
+    """The keys, extended by the options in which results of the same key differ, and those of its recipe in which results
+    of the same recipe do."""
     of_row: dict[Key, list[Result]] = {}
+    of_recipe: dict[str | None, list[Result]] = {}
     for r, key in zip(results, keys):
         of_row.setdefault(key, []).append(r)
+        of_recipe.setdefault(_recipe(r), []).append(r)
     differing = {key: _differing_options(row, by_fold) for key, row in of_row.items()}
-    return [_with_options(r, key, differing[key]) for r, key in zip(results, keys)]
+    of_recipes = {
+        recipe: [name for name in _differing_options(of, by_fold) if name.startswith("recipe.")]
+        for recipe, of in of_recipe.items()
+    }
+    names = [list(dict.fromkeys([*differing[key], *of_recipes[_recipe(r)]])) for r, key in zip(results, keys)]
+    return [_with_options(r, key, each) for r, key, each in zip(results, keys, names)]
+
+
+def _recipe(result: Result) -> str | None:
+    """The recipe's name; None without a training."""
+    return result["checkpoint"]["recipe"] if result["checkpoint"] else None
 
 
 def _differing_options(row: Sequence[Result], by_fold: bool) -> list[str]:

@@ -14,7 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from fss_svf.page.curves import read_curves, read_log, run_folder, thinned
 from fss_svf.page.page import page
-from fss_svf.page.plots import SERIES
+from fss_svf.page.plots import SERIES, wrapped
 from fss_svf.page.sections import gallery
 from fss_svf.reporting.gallery import read_gallery, save_gallery
 from fss_svf.reporting.pictures import EpisodePicture
@@ -176,6 +176,31 @@ def test_rows_stand_side_by_side_with_a_colour_each_and_a_line_a_seed(tmp_path):
     assert again.count("<summary>Side by side") == 1
     # One row has nothing to stand beside.
     assert "Side by side" not in of(*every[:4])
+
+
+def test_trainings_of_one_name_have_titles_that_tell_them_apart(tmp_path):
+    def trained(run, **options):
+        here = result(0.1, **options)
+        here["checkpoint"]["path"] = str(tmp_path / run)
+        (tmp_path / run).mkdir(exist_ok=True)
+        (tmp_path / run / "log.csv").write_text("step,loss/main\n1,0.5\n2,0.25\n")
+        return here
+
+    name = "baseline, svf, coco, resnet50, fold 0, 1-shot, seed 321"
+    ranks = [trained("a", **{"tuning.rank": 4}), trained("b", **{"tuning.rank": 8})]
+    titles = re.findall(r"<summary>(.*?)</summary>", of(*ranks))
+    assert titles[-2:] == [f"{name}, tuning.rank=4", f"{name}, tuning.rank=8"]
+    # The same training once more, measured by another protocol: the folders differ.
+    again = [trained("a"), {**trained("b"), "protocol_hash": "bbbb"}]
+    assert re.findall(r"<summary>(.*?)</summary>", of(*again)) == [f"{name}, a", f"{name}, b"]
+
+
+def test_a_long_name_is_wrapped_and_its_end_is_read():
+    text = "panet, svf, tuning.parametrisation=direct, recipe.max_steps=30"
+    lines = wrapped(text, 30).split("\n")
+    assert lines == ["panet, svf,", "tuning.parametrisation=direct,", "recipe.max_steps=30"]
+    assert wrapped("short", 30) == "short"
+    assert wrapped("x" * 999, 30).count("\n") == 3  # a name of any length leaves room for the plot
 
 
 def test_a_control_has_no_training():

@@ -196,3 +196,17 @@ def test_a_method_and_tuning_has_one_colour_throughout():
         assert len({looks[id(row)].name for row in table.rows}) == len(table.rows)
     assert all(len(colours) == 1 for colours in of_tunings.values())
     assert set.union(*of_tunings.values()) == set(range(COLOURS))
+
+
+def test_what_differs_is_named_with_its_brackets():
+    """A list of seeds or of values is one part of a name, though it holds commas."""
+    results = [
+        result(0.1, seed=seed, **{"tuning.train": train})
+        for train, seeds in ((["S"], (1, 5)), (["U", "S"], (1, 7)))
+        for seed in seeds
+    ]
+    (table,) = make_tables(results)
+    assert [look.name for look in looks_of([table]).values()] == [
+        "baseline, svf, 2 seeds (1, 5), tuning.train=['S']",
+        "baseline, svf, 2 seeds (1, 7), tuning.train=['U', 'S']",
+    ]

@@ -69,6 +69,25 @@ def test_rows_of_one_name_say_which_options_tell_them_apart():
     ]
 
 
+def test_rows_of_one_recipe_list_its_options_in_which_any_of_them_differ():
+    """Of another method or tuning too; the options of these themselves differ by nature."""
+    long = [result(0.1, seed=s, **{"recipe.max_steps": 100, "recipe.size": 473, "method.width": 8}) for s in (1, 2)]
+    short = result(0.6, tuning="frozen", **{"recipe.max_steps": 16, "recipe.size": 473})
+    other = result(0.2, tuning="bitfit", **{"recipe.max_steps": 50})
+    other["checkpoint"]["recipe"] = "pfenet"
+    untrained = {**result(0.1, tuning="none"), "checkpoint": None}
+    rows = cells(markdown_table([*long, short, other, untrained]))
+    assert [row[3] for row in rows] == [
+        "1-shot, svf, 2 seeds (1, 2), last step, recipe.max_steps=100",
+        "1-shot, svf, seed 321, last step, recipe.max_steps=16",
+        "1-shot, pfenet, seed 321, last step",
+        "none",
+    ]
+    # What a cell lists once, it lists once.
+    both = [result(0.1, **{"recipe.max_steps": steps}) for steps in (16, 100)]
+    assert cells(markdown_table([*both, short]))[0][3] == "1-shot, svf, seed 321, last step, recipe.max_steps=16"
+
+
 def weighed(miou, digest, weights="resnet50.pth", **how):
     """A result of weights with this hash."""
     return {**result(miou, **how), "backbone_weights": weights, "backbone_weights_hash": digest}

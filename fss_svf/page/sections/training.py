@@ -12,7 +12,7 @@ from fss_svf.page.content import Content, folded, name_of, note, own_rows
 from fss_svf.page.curves import Curve, read_curves, read_log, run_folder
 from fss_svf.page.drawings.drift import drift_plot
 from fss_svf.page.drawings.lines import Lines, line_plot
-from fss_svf.page.looks import COLOURS, Look
+from fss_svf.page.looks import COLOURS, Look, parts_of, told_apart
 from fss_svf.page.plots import Plot
 from fss_svf.reporting.rows import Result, Row
 from fss_svf.reporting.table import Table
@@ -25,18 +25,19 @@ _LOG_ONLY = "From log.csv, without TensorBoard files: the drift of singular valu
 def training(content: Content) -> str:
     """Plots of the rows side by side, then of each run folder; the first part is open. Last, trainings without curves."""
     runs = {str(run_folder(c["path"])): r for r in content.results if (c := r["checkpoint"]) and c.get("path")}
+    titles = dict(zip(runs, _titles(content, runs)))
     drawn = {run: read_curves(Path(run)) for run in runs}
     # With another logger, or none, log.csv has losses and scores.
     read = {run: curves or read_log(Path(run)) for run, curves in drawn.items()}
     parts = [(title, content.show(*plots)) for title, plots in _side_by_side(content, read)]
     missing: list[str] = []
-    for number, (run, result) in enumerate(runs.items()):
+    for number, run in enumerate(runs):
         if read[run]:
             words = note(run) if drawn[run] else note(run) + note(_LOG_ONLY)
-            parts.append((_title(result), words + content.show(*_of_run(f"run-{number}", read[run]))))
+            parts.append((titles[run], words + content.show(*_of_run(f"run-{number}", read[run]))))
         else:
             why = "neither TensorBoard files nor log.csv in it" if Path(run).is_dir() else "no such folder"
-            missing.append(f"<li>{escape(_title(result))}: {escape(run)}: {why}</li>")
+            missing.append(f"<li>{escape(titles[run])}: {escape(run)}: {why}</li>")
     lines = [folded(parts)] if parts else []
     if missing:
         lines.append(f'<p>Trainings without curves:</p><ul class="notes">{"".join(missing)}</ul>')
@@ -76,6 +77,21 @@ def _with_curves(row: Row, fold: int, read: Mapping[str, Curves]) -> list[str]:
     trained = [r["checkpoint"] for (_, f), seeds in row.cells.items() if f == fold for r in seeds.values()]
     folders = dict.fromkeys(str(run_folder(c["path"])) for c in trained if c and c.get("path"))
     return [run for run in folders if read.get(run)]
+
+
+def _titles(content: Content, runs: Mapping[str, Result]) -> list[str]:
+    """A title for each run; equal ones are followed by what differs in their rows, or else by the name of the folder."""
+    rows = {
+        id(r): row
+        for table in content.tables
+        for row in own_rows(table)
+        for cell in row.cells.values()
+        for r in cell.values()
+    }
+    # Of two results of one cell a table has one.
+    parts = [parts_of(rows[id(r)]) if id(r) in rows else [] for r in runs.values()]
+    titles = told_apart(list(map(_title, runs.values())), parts)
+    return told_apart(titles, [[Path(run).name] for run in runs])
 
 
 def _title(result: Result) -> str:
