@@ -278,6 +278,8 @@ def _values(arguments: Sequence[str]) -> dict[str, str]:
 
 def _run(verb: str, checked: Any, out: Path) -> Any:
     """Call the function of the verb, imported now: 'fss-svf --help' comes without torch."""
+    if isinstance(checked, config.PredictConfig):
+        checked.require_files()  # before the modules of a model are imported, which takes seconds
     name = verb.replace("-", "_")
     module = ".".join(filter(None, ("fss_svf", VERBS[verb].package, name)))
     result = getattr(importlib.import_module(module), name)(checked, out)

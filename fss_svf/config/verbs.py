@@ -247,16 +247,18 @@ class PredictConfig:
                 f"support={self.support}: an image; give the folder that holds it with its mask or annotations.yaml "
                 "(docs/predict.md)"
             )
-        # Said here, before the modules of a model are imported. A link to nothing is named by what reads it.
+        if self.size is not None:
+            check_size(self.size)
+        require(self.batch_size >= 1, "batch_size", "a whole number >= 1", self.batch_size)
+
+    def require_files(self) -> None:
+        """Raise ConfigError for a path that is misspelt. A link to nothing is named by what reads it."""
         for key, path, what in (
             ("query", self.query, "no such file or folder"),
             ("support", self.support, "no such folder of examples, nor a file that predict has saved (FILE.pt)"),
         ):
             if path is not None and not (path.exists() or path.is_symlink()):
                 raise ConfigError(f"{key}={path}: {what}")
-        if self.size is not None:
-            check_size(self.size)
-        require(self.batch_size >= 1, "batch_size", "a whole number >= 1", self.batch_size)
 
 
 @dataclass(frozen=True)
