@@ -370,5 +370,5 @@ def test_toy_drawn_by_another_release_is_told(small, tmp_path, monkeypatch):
 
 
 def test_toy_unprepared(small):
-    with data_error(small.prepared / "train.npz", "fss-svf prepare dataset=toy"):
+    with data_error(small.root, "fss-svf prepare dataset=toy"):
         Toy(small).split("train")

@@ -36,9 +36,9 @@ from fss_svf.training.step import Step
 seconds = {name: float(os.environ.get(name, 0)) for name in ("STEP", "GROUP", "WRITE")}
 call, run, save = Step.__call__, Engine.run, torch.save
 
-def slow_step(self, step, parts):
+def slow_step(self, step, parts, **how):
     time.sleep(seconds["STEP"])
-    call(self, step, parts)
+    call(self, step, parts, **how)
     with open("steps", "a") as file:
         file.write(".")
 
@@ -238,8 +238,8 @@ def test_a_scheduler_stops_a_validation(start, fss, small, tmp_path):
 def test_a_signal_just_before_a_validation_does_not_wait_for_it(fss, small, tmp_path, monkeypatch):
     call, validate = Step.__call__, Validation.__call__
 
-    def stopped_step(self, step, parts):
-        call(self, step, parts)
+    def stopped_step(self, step, parts, **how):
+        call(self, step, parts, **how)
         if step == 3:  # the first validation comes after step 4
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -250,7 +250,9 @@ def test_a_signal_just_before_a_validation_does_not_wait_for_it(fss, small, tmp_
     assert "fss-svf train: stopped by SIGTERM after step 4 of 8, which is saved" in err
     assert (last(tmp_path / "run")["step"], last(tmp_path / "run")["validated"]) == (4, False)
     steps = []
-    monkeypatch.setattr(Step, "__call__", lambda self, step, parts: (steps.append(step), call(self, step, parts)))
+    monkeypatch.setattr(
+        Step, "__call__", lambda self, step, parts, **how: (steps.append(step), call(self, step, parts, **how))
+    )
     monkeypatch.setattr(Validation, "__call__", lambda *given: steps.append("validation") or validate(*given))
     to_the_end(fss, "train", "resume=run")
     assert steps == ["validation", 4, 5, 6, 7, "validation"]
