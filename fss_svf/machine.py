@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +13,22 @@ def machine() -> dict[str, Any]:
     """As a dict for JSON.
 
     processor     its name; of a virtual machine what that shows
-    instructions  the largest set that PyTorch's kernels use, such as AVX2
     cores         CPU cores that this process may use
+    instructions  the largest set that PyTorch's kernels use, such as AVX2
     threads       threads of PyTorch in this process
-    gpus          names of those that this process sees
-    """
-    import torch  # processes that prepare data import this module, and do without
+    gpus          names of those that it sees; none where it uses none
 
-    return {
-        "processor": _processor(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "cores": cores(),
-        "threads": torch.get_num_threads(),
-        "gpus": [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())],
-    }
+    The last three are of processes that have imported PyTorch: preparing data does without.
+    """
+    found: dict[str, Any] = {"processor": _processor(), "cores": cores()}
+    torch: Any = sys.modules.get("torch")
+    if torch is not None:
+        # To ask for a name begins CUDA, which a run on the CPU must not.
+        count = torch.cuda.device_count() if torch.cuda.is_initialized() else 0
+        found["instructions"] = torch.backends.cpu.get_cpu_capability()
+        found["threads"] = torch.get_num_threads()
+        found["gpus"] = [torch.cuda.get_device_name(n) for n in range(count)]
+    return found
 
 
 def cores() -> int:

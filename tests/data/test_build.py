@@ -117,6 +117,12 @@ def test_processes_need_no_torch():
     assert subprocess.run([sys.executable, "-c", command]).returncode == 0
 
 
+def test_provenance_of_a_preparation_needs_no_torch():
+    command = "import fss_svf.data.prepare, sys; from fss_svf.provenance import provenance; provenance(); "
+    command += "sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", command]).returncode == 0
+
+
 def test_two_processes_may_write_one_file(tmp_path):
     """Of a killed preparation a worker may still draw what the next one draws."""
     label = (np.arange(200 * 300) % 251).astype(np.uint8).reshape(200, 300)
