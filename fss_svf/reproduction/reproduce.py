@@ -51,10 +51,10 @@ def reproduce(config: ReproduceConfig, out: Path) -> None:
     if any(out.glob("evaluate/**/result.json")):  # of other calls too: only=, folds
         report(ReportConfig("report", out / "evaluate", out, get_args(ReportFormat)), out)
     if missing:
-        jobs = make_jobs(config, out)
-        plan = _plan(config, jobs, [job for job in jobs if not job.done], times)
         if any(job.waits for job in missing):
+            jobs = make_jobs(config, out)
             print(choices_table(jobs, config.table.checkpoint))
+        plan = _plan(config, jobs, [job for job in jobs if not job.done], times)
         (out / "plan.md").write_text(plan + "\n", encoding="utf-8")
     if failed:
         raise TrainingError(
