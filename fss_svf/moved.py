@@ -50,7 +50,12 @@ def relocated(then: Any, folder: Path) -> Any:
         new.pop()
     if not old or old == new:
         return then
-    return config.from_mapping(type(then), _replaced(config.to_mapping(then), f"{Path(*old)}/", f"{Path(*new)}/"))
+    return config.from_mapping(type(then), _replaced(config.to_mapping(then), _prefix(old), _prefix(new)))
+
+
+def _prefix(parts: list[str]) -> str:
+    """What paths below this folder begin with; below the root that is one slash."""
+    return f"{Path(*parts)}".rstrip("/") + "/"
 
 
 def _replaced(tree: Any, old: str, new: str) -> Any:

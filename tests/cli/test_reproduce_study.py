@@ -4,12 +4,14 @@ import csv
 import json
 import shutil
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 import yaml
 
 from fss_svf import config
 from fss_svf.errors import ConfigError, TrainingError
+from fss_svf.moved import relocated
 from fss_svf.reproduction.choosing import choices_table, chosen, score
 from fss_svf.reproduction.jobs import make_jobs
 from fss_svf.reproduction.machines import machines_table
@@ -355,6 +357,21 @@ def test_a_study_goes_on_in_a_copy(fss, toy_root, tmp_path):
     again = json.loads((evaluate.folder / "result.json").read_text())
     assert again["miou"] == result["miou"]
     assert again["checkpoint"]["path"] == str(train.folder)
+
+
+@pytest.mark.parametrize("ran_in", ["/study", "/home/someone/study", "/"])
+def test_paths_of_a_copy_are_those_of_its_new_place(tmp_path, ran_in):
+    """Also where the old folder's path is the end of the new one's, as /study of /work/study."""
+    old, new = Path(ran_in), tmp_path / "study"
+    (new / "evaluate" / "a" / ".hydra").mkdir(parents=True)
+    hydra = {"hydra": {"runtime": {"output_dir": str(old / "evaluate" / "a")}}}
+    (new / "evaluate" / "a" / ".hydra" / "hydra.yaml").write_text(yaml.dump(hydra))
+    data = tmp_path / "data"
+    _, then = in_place(old, data)
+    _, now = in_place(new, data)
+    assert config.differing(then.config, now.config) == ["checkpoint"]
+    there = relocated(then.config, new / "evaluate" / "a")
+    assert there.checkpoint == new / "train" / "panet-svf-fold0-1shot-seed1" == now.config.checkpoint
 
 
 def test_a_copy_of_another_study_is_refused(fss, toy_root, tmp_path):
