@@ -20,7 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from fss_svf import config, console, distributed, plugins, sweeps
+from fss_svf import config, console, distributed, packed, plugins, sweeps
 from fss_svf.conf_files import conf_dir, join_search_path
 from fss_svf.errors import INTERRUPTED, STOPPED, ConfigError, FssError, PluginError, Stopped
 from fss_svf.lock import locked
@@ -59,6 +59,8 @@ VERBS = {
 _SHARED = ("pretrain", "train", "evaluate")
 # Verbs without a run folder.
 _NOWHERE = ("predict", "demo", "models", "info")
+# Of verbs that use a trained model.
+_OF_A_MODEL = (config.EvaluateConfig, config.PredictConfig, config.DemoConfig)
 # Verbs that leave something to put in order when they end.
 _ORDERLY = ("pretrain", "train", "evaluate", "reproduce", "demo")
 
@@ -278,8 +280,13 @@ def _values(arguments: Sequence[str]) -> dict[str, str]:
 
 def _run(verb: str, checked: Any, out: Path) -> Any:
     """Call the function of the verb, imported now: 'fss-svf --help' comes without torch."""
-    if isinstance(checked, config.PredictConfig):
-        checked.require_files()  # before the modules of a model are imported, which takes seconds
+    if isinstance(checked, _OF_A_MODEL) and getattr(checked, "resume", None) is None:
+        # Before PyTorch is imported, which takes seconds.
+        trained = packed.chosen(checked.checkpoint, checked.model)
+        if trained and not trained[0].exists():
+            raise ConfigError(f"{trained[1]}: no such checkpoint")
+        if trained is None and isinstance(checked, config.EvaluateConfig):
+            checked.require_parts()
     name = verb.replace("-", "_")
     module = ".".join(filter(None, ("fss_svf", VERBS[verb].package, name)))
     result = getattr(importlib.import_module(module), name)(checked, out)

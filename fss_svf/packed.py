@@ -15,7 +15,6 @@ from typing import Any
 import yaml
 
 from fss_svf import plugins
-from fss_svf.checkpoint import load_checkpoint
 from fss_svf.conf_files import plain_values
 from fss_svf.errors import ConfigError, WeightsError, did_you_mean, listing
 
@@ -70,6 +69,8 @@ def load_trained(path: Path) -> dict[str, Any]:
     Raises WeightsError, PluginError.
     """
     if not is_packed(path):
+        from fss_svf.checkpoint import load_checkpoint  # PyTorch, which a list of the models does not need
+
         return load_checkpoint(path, "train")
     content = read_model(path)
     plugins.require(content["plugins"], str(path))

@@ -198,17 +198,8 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _from_config(config: EvaluateConfig) -> tuple[FewShotMethod, Subject]:
     """A method without a trained parameter, on a backbone as it is."""
-    for key in ("dataset", "method", "backbone"):
-        if "name" not in getattr(config, key):
-            raise ConfigError(
-                f"evaluate: give checkpoint=PATH, model=NAME, or {key}=NAME (with dataset, method, backbone, size)"
-            )
     size = config.size or config.protocol.size
-    if size is None:
-        raise ConfigError(
-            "size: without a checkpoint evaluate needs the input size in pixels; take recipe.size of the trainings that it "
-            "is compared with, such as size=473: another size is another protocol hash"
-        )
+    assert size is not None  # as the config requires
     # In each job of a sweep the same random weights.
     model, report, method, backbone = untrained_model(config.method, config.backbone, config.seed)
     return model, Subject(

@@ -19,8 +19,8 @@ from fss_svf.errors import ConfigError, DataError
 from fss_svf.prediction.demo import _gradio, check_address
 from fss_svf.prediction.demo_drafts import CLASSES, Draft, Drafts
 from fss_svf.prediction.demo_page import make_page
+from fss_svf.prediction.examples import UNNAMED
 from fss_svf.prediction.finder import Finder, paintable, painted_mask, strokes_of
-from fss_svf.prediction.support import UNNAMED
 from tests.cli.test_cli import SMALL, one_line
 from tests.evaluation.test_engine import task_of
 from tests.prediction.test_predict import SQUARE, picture, save, segmenter_of, square_mask
