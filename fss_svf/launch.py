@@ -59,8 +59,6 @@ VERBS = {
 _SHARED = ("pretrain", "train", "evaluate")
 # Verbs without a run folder.
 _NOWHERE = ("predict", "demo", "models", "info")
-# Of verbs that use a trained model.
-_OF_A_MODEL = (config.EvaluateConfig, config.PredictConfig, config.DemoConfig)
 # Verbs that leave something to put in order when they end.
 _ORDERLY = ("pretrain", "train", "evaluate", "reproduce", "demo")
 
@@ -280,13 +278,9 @@ def _values(arguments: Sequence[str]) -> dict[str, str]:
 
 def _run(verb: str, checked: Any, out: Path) -> Any:
     """Call the function of the verb, imported now: 'fss-svf --help' comes without torch."""
-    if isinstance(checked, _OF_A_MODEL) and getattr(checked, "resume", None) is None:
-        # Before PyTorch is imported, which takes seconds.
-        trained = packed.chosen(checked.checkpoint, checked.model)
-        if trained and not trained[0].exists():
-            raise ConfigError(f"{trained[1]}: no such checkpoint")
-        if trained is None and isinstance(checked, config.EvaluateConfig):
-            checked.require_parts()
+    is_new = isinstance(checked, config.EvaluateConfig) and checked.resume is None
+    if is_new and packed.chosen(checked.checkpoint, checked.model) is None:
+        checked.require_parts()  # before PyTorch is imported, which takes seconds
     name = verb.replace("-", "_")
     module = ".".join(filter(None, ("fss_svf", VERBS[verb].package, name)))
     result = getattr(importlib.import_module(module), name)(checked, out)
