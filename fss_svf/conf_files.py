@@ -64,11 +64,14 @@ def values(
     return plain
 
 
-def plain_values(group: str, option: str) -> dict[str, Any] | None:
-    """The values of conf/GROUP/OPTION.yaml as it stands, without Hydra's defaults; None where there is no such file."""
+def plain_values(group: str, option: str, resolve: bool = True) -> dict[str, Any] | None:
+    """The values of conf/GROUP/OPTION.yaml as it stands, without Hydra's defaults; None where there is no such file.
+
+    resolve: interpolations, which may lead to other files
+    """
     paths = [folder / group / f"{option}.yaml" for folder in conf_folders()]
     path = next((path for path in paths if path.is_file()), None)
-    found: Any = None if path is None else OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    found: Any = None if path is None else OmegaConf.to_container(OmegaConf.load(path), resolve=resolve)
     return found
 
 

@@ -57,5 +57,6 @@ def listing(items: Iterable[object], limit: int = 5) -> str:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """' (did you mean X?)' for the known word closest to `word`, or an empty string."""
-    close = get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    by_letters = {name.casefold(): name for name in known}
+    close = get_close_matches(word.casefold(), list(by_letters), n=1, cutoff=0.6)
+    return f" (did you mean {by_letters[close[0]]!r}?)" if close else ""

@@ -20,7 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from fss_svf import config, console, distributed, plugins, sweeps
+from fss_svf import config, console, distributed, packed, plugins, sweeps
 from fss_svf.conf_files import conf_dir, join_search_path
 from fss_svf.errors import INTERRUPTED, STOPPED, ConfigError, FssError, PluginError, Stopped
 from fss_svf.lock import locked
@@ -278,8 +278,9 @@ def _values(arguments: Sequence[str]) -> dict[str, str]:
 
 def _run(verb: str, checked: Any, out: Path) -> Any:
     """Call the function of the verb, imported now: 'fss-svf --help' comes without torch."""
-    if isinstance(checked, config.PredictConfig):
-        checked.require_files()  # before the modules of a model are imported, which takes seconds
+    is_new = isinstance(checked, config.EvaluateConfig) and checked.resume is None
+    if is_new and packed.chosen(checked.checkpoint, checked.model) is None:
+        checked.require_parts()  # before PyTorch is imported, which takes seconds
     name = verb.replace("-", "_")
     module = ".".join(filter(None, ("fss_svf", VERBS[verb].package, name)))
     result = getattr(importlib.import_module(module), name)(checked, out)

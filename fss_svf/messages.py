@@ -139,6 +139,8 @@ def of_hydra(error: Exception, verb: str) -> str:
         return ambiguous(text.split("'", 1)[1].rsplit("'", 1)[0].replace('"', ""))
     if (left_out := re.match(r"Interpolation key '(\w+)\.name' not found", text)) and options(left_out[1]):
         return f"{left_out[1]}: {verb} needs {left_out[1]}=one of {listing(options(left_out[1]), 20)}"
+    if (word := re.fullmatch(r"Error parsing override '([^=']+)'", text)) is not None:
+        return f"{word[1]}: a word without =; write KEY=VALUE without blanks, such as fold=0"
     if text.startswith("Could not override"):
         key = text.split("'")[1]
         return f"no key {key!r}{_closest_key(key, verb)}; 'fss-svf {verb} --cfg job' shows all keys"

@@ -28,7 +28,7 @@ _LISTS = ("runs", "a", "b")
 # Hydra's flags that begin with two dashes.
 _FLAGS = (
     *("help", "hydra-help", "version", "cfg", "resolve", "package", "run", "multirun", "shell-completion"),
-    *("config-path", "config-name", "config-dir", "experimental-rerun", "info"),
+    *("config-path", "config-name", "config-dir", "info"),
 )
 # A word that needs no quotes, and is no number.
 _PLAIN = re.compile(r"(?!(?:true|false|null|nan|inf)$)[a-z_/][\w./:@-]*", re.ASCII | re.IGNORECASE)

@@ -15,7 +15,6 @@ from typing import Any
 import yaml
 
 from fss_svf import plugins
-from fss_svf.checkpoint import load_checkpoint
 from fss_svf.conf_files import plain_values
 from fss_svf.errors import ConfigError, WeightsError, did_you_mean, listing
 
@@ -49,9 +48,11 @@ def packaged(name: str) -> Path:
 def chosen(checkpoint: Path | None, model: str | None) -> tuple[Path, str] | None:
     """The trained model of a config with these two keys, and how a message names it; None where neither is given.
 
-    Raises ConfigError for both, and for an unknown name.
+    Raises ConfigError for both, for an unknown name, and for a path that is not there.
     """
     if model is None:
+        if checkpoint is not None and not checkpoint.exists():
+            raise ConfigError(f"checkpoint={checkpoint}: no such checkpoint")
         return None if checkpoint is None else (checkpoint, f"checkpoint={checkpoint}")
     if checkpoint is not None:
         raise ConfigError(f"model={model}: checkpoint={checkpoint} is a model too; leave one of the two out")
@@ -70,6 +71,8 @@ def load_trained(path: Path) -> dict[str, Any]:
     Raises WeightsError, PluginError.
     """
     if not is_packed(path):
+        from fss_svf.checkpoint import load_checkpoint  # PyTorch, which a list of the models does not need
+
         return load_checkpoint(path, "train")
     content = read_model(path)
     plugins.require(content["plugins"], str(path))

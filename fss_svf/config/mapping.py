@@ -36,7 +36,8 @@ def from_mapping(cls: type[T], values: object, where: str = "") -> T:
     if "plugins" in fields and "plugins" in values:  # before the keys that may choose what they bring
         plugins.add(_convert(hints["plugins"], values["plugins"], _join(where, "plugins")))
     arguments = {}
-    for name, f in fields.items():
+    # Components last: to know their options, their modules are imported, PyTorch with them.
+    for name, f in sorted(fields.items(), key=lambda item: "registry" in item[1].metadata):
         key = _join(where, name)
         if name in values:
             arguments[name] = _convert(hints[name], values[name], key, f.metadata.get("registry"))

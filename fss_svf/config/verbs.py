@@ -75,6 +75,19 @@ class EvaluateConfig:
         require(self.cache_gb >= 0, "cache_gb", "a number of gigabytes >= 0", self.cache_gb)
         require(self.pictures >= 0, "pictures", "a whole number >= 0", self.pictures)
 
+    def require_parts(self) -> None:
+        """Raise ConfigError unless all is given that a checkpoint would bring."""
+        missing = [f"{key}=NAME" for key in ("dataset", "method", "backbone") if "name" not in getattr(self, key)]
+        if missing:
+            raise ConfigError(
+                f"give checkpoint=PATH or model=NAME; or, for a method without training, {', '.join(missing)}"
+            )
+        if self.size is None and self.protocol.size is None:
+            raise ConfigError(
+                "size: without a checkpoint evaluate needs the input size in pixels; take recipe.size of the trainings that "
+                "it is compared with, such as size=473: another size is another protocol hash"
+            )
+
     @property
     def shots(self) -> tuple[int, ...]:
         return (self.shot,) if isinstance(self.shot, int) else self.shot
@@ -250,15 +263,6 @@ class PredictConfig:
         if self.size is not None:
             check_size(self.size)
         require(self.batch_size >= 1, "batch_size", "a whole number >= 1", self.batch_size)
-
-    def require_files(self) -> None:
-        """Raise ConfigError for a path that is misspelt. A link to nothing is named by what reads it."""
-        for key, path, what in (
-            ("query", self.query, "no such file or folder"),
-            ("support", self.support, "no such folder of examples, nor a file that predict has saved (FILE.pt)"),
-        ):
-            if path is not None and not (path.exists() or path.is_symlink()):
-                raise ConfigError(f"{key}={path}: {what}")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from fss_svf.data.dataset import SupportAnnotation
-from fss_svf.episode import IGNORE
+from fss_svf.data.label_values import IGNORE
 
 _LINE_WIDTH = 3 / 500  # of the longer side of the image
 _MIN_AREA = 0.1  # share of the largest object's area; smaller objects get no scribble

@@ -219,6 +219,9 @@ class Folder(Dataset):
             )
         if below:
             log.warning("%s: %d images%s", self.images, len(files), below)
+        alone = [self.masks / file for name, file in masks.items() if name not in files]
+        if alone and listed is None:
+            log.warning("%d masks have no image and are not used, first %s", len(alone), alone[0])
         items = [(name, self.images / files[name], self.masks / masks[name]) for name in kept]
 
         def check(index: Index) -> None:
@@ -228,7 +231,7 @@ class Folder(Dataset):
         return build_index(
             self._index_path(split),
             items,
-            partial(index_mask, is_wide(len(class_names))),
+            partial(index_mask, len(class_names)),
             class_names,
             fingerprint("folder", class_names, [image.name for _, image, _ in items]),
             workers,
@@ -239,18 +242,23 @@ class Folder(Dataset):
         )
 
 
-def index_mask(wide: bool, item: tuple[str, Path, Path]) -> ImageRow:
+def index_mask(classes: int, item: tuple[str, Path, Path]) -> ImageRow:
     """The row of (name, image, mask). Both files are decoded, so that damaged or ambiguous ones are errors here.
 
-    wide: as read_label
+    classes: how many the dataset has
     """
     name, image, mask = item
     files = record(image), record(mask)
-    label = read_label(mask, wide)
+    label = read_label(mask, is_wide(classes))
     size = read_image_of_label(image, label.shape).shape
     if size[:2] != label.shape:
         raise DataError(
             f"{mask}: label of {label.shape[1]} x {label.shape[0]} for an image of {size[1]} x {size[0]}; replace the "
             "wrong one"
         )
-    return ImageRow(name, size[0], size[1], class_areas(label), content=label_digest(label), files=files)
+    areas = class_areas(label)
+    if max(areas, default=0) > classes:
+        raise DataError(
+            f"{mask}: has class {max(areas)}, the dataset has 1..{classes} (dataset.classes); correct one of the two"
+        )
+    return ImageRow(name, size[0], size[1], areas, content=label_digest(label), files=files)

@@ -110,6 +110,7 @@ def _of_subject(subject: Subject) -> dict[str, Any]:
         "backbone_weights_hash": subject.weights_hash,
         "trainable_backbone_values": subject.trainable,
         "checkpoint": subject.checkpoint,
+        **({"options": dict(subject.options)} if subject.options else {}),
     }
 
 

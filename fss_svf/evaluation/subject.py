@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fss_svf.conf_files import plain_values
 from fss_svf.config import EvaluateConfig, FoldNumber, Protocol, TrainConfig, check_fold, from_mapping, to_mapping
 from fss_svf.data.fold import Fold
 from fss_svf.errors import ConfigError
@@ -33,6 +34,7 @@ class Subject:
     trainable     values of the backbone that trained
     checkpoint    for result.json
     classes_seen  tested classes that the model was trained on in another dataset
+    options       of a method without training: those of it and of its backbone that are not as in their YAML
     """
 
     dataset: Choice
@@ -49,6 +51,7 @@ class Subject:
     checkpoint: dict[str, Any] | None
     trained_on: Mapping[str, Any] | None
     classes_seen: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def make_subject(config: EvaluateConfig) -> tuple[FewShotMethod, Subject]:
@@ -198,17 +201,8 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _from_config(config: EvaluateConfig) -> tuple[FewShotMethod, Subject]:
     """A method without a trained parameter, on a backbone as it is."""
-    for key in ("dataset", "method", "backbone"):
-        if "name" not in getattr(config, key):
-            raise ConfigError(
-                f"evaluate: give checkpoint=PATH, model=NAME, or {key}=NAME (with dataset, method, backbone, size)"
-            )
     size = config.size or config.protocol.size
-    if size is None:
-        raise ConfigError(
-            "size: without a checkpoint evaluate needs the input size in pixels; take recipe.size of the trainings that it "
-            "is compared with, such as size=473: another size is another protocol hash"
-        )
+    assert size is not None  # as the config requires
     # In each job of a sweep the same random weights.
     model, report, method, backbone = untrained_model(config.method, config.backbone, config.seed)
     return model, Subject(
@@ -225,7 +219,15 @@ def _from_config(config: EvaluateConfig) -> tuple[FewShotMethod, Subject]:
         trainable=trainable_values(model.backbone),
         checkpoint=None,
         trained_on=report.trained_on,
+        options={**_changed("method", method), **_changed("backbone", backbone)},
     )
+
+
+def _changed(group: str, choice: Choice) -> dict[str, Any]:
+    """The options that are not as in conf/GROUP/NAME.yaml, by key; weights are told by their hash."""
+    usual, options = plain_values(group, choice.name, resolve=False) or {}, to_mapping(choice)
+    keys = [key for key in usual if key != "weights" and options.get(key) != usual[key]]
+    return {f"{group}.{key}": options.get(key) for key in keys}
 
 
 def base_classes(model: FewShotMethod, subject: Subject, fold: Fold, protocol: Protocol) -> tuple[int, ...] | None:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from fss_svf.data.file_names import plain
 from fss_svf.errors import DataError
+from fss_svf.prediction.examples import UNNAMED
 from fss_svf.prediction.finder import Painted
-from fss_svf.prediction.support import UNNAMED
 
 CLASSES = 5  # tabs
 _KEPT = 50  # pages

@@ -14,9 +14,11 @@ from fss_svf.data.file_names import image_files, plain, require_utf8
 from fss_svf.errors import ConfigError, DataError, did_you_mean
 from fss_svf.prediction.cutout import cut_out
 from fss_svf.prediction.photos import MASK_ENDING, find_masks, find_photos, read_mask, read_photo
-from fss_svf.prediction.support import MOST_CLASSES, UNNAMED
 
 MARKS = "annotations.yaml"
+# The name of the one class of a plain folder of examples, or of a file of before there were several.
+UNNAMED = ""
+MOST_CLASSES = 254  # of a label in 8 bits: 0 is background, 255 is ignored
 _WAYS = f"NAME{MASK_ENDING} beside it, masks/NAME.png, or a box or points in {MARKS}"
 
 Box = tuple[float, float, float, float]

@@ -14,10 +14,11 @@ from PIL import Image
 
 from fss_svf.data.images import write_label
 from fss_svf.errors import ConfigError, DataError
+from fss_svf.prediction.examples import UNNAMED
 from fss_svf.prediction.overlays import overlay, overlay_classes
 from fss_svf.prediction.photos import read_photo
 from fss_svf.prediction.segmenter import Segmenter
-from fss_svf.prediction.support import UNNAMED, SupportFeatures
+from fss_svf.prediction.support import SupportFeatures
 
 MOST = 5  # examples of a class
 # Pixels of the longer side of what is painted on: a hand is no more exact, and the browser stays quick. Small photographs

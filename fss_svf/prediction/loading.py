@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from fss_svf.config import DemoConfig, PredictConfig
 from fss_svf.errors import ConfigError
 from fss_svf.packed import chosen
-from fss_svf.prediction.segmenter import Segmenter
+
+if TYPE_CHECKING:
+    from fss_svf.prediction.segmenter import Segmenter
 
 _BACKBONE = "efficientnet_lite0"  # its weights lie in a package of pip's: no download, and quick on a CPU
 
@@ -32,6 +36,8 @@ def check_model(config: PredictConfig | DemoConfig) -> None:
 
 def load_segmenter(config: PredictConfig | DemoConfig) -> Segmenter:
     """The model, on its device. Raises WeightsError, ConfigError."""
+    from fss_svf.prediction.segmenter import Segmenter  # as late as this, so that check_model needs no PyTorch
+
     check_model(config)
     how = (config.device, config.precision, config.shots, config.size)
     trained = chosen(config.checkpoint, config.model)

@@ -11,12 +11,11 @@ import numpy as np
 from PIL import Image
 
 from fss_svf.data.images import write_label
-from fss_svf.episode import IGNORE
+from fss_svf.data.label_values import IGNORE
 from fss_svf.files import atomic_write
-from fss_svf.prediction.examples import Example
+from fss_svf.prediction.examples import UNNAMED, Example
 from fss_svf.prediction.overlays import overlay, overlay_classes
 from fss_svf.prediction.photos import MASK_ENDING
-from fss_svf.prediction.support import UNNAMED
 
 SHOWN = "support"  # the folder in `out` that shows the examples
 

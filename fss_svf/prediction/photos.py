@@ -11,7 +11,7 @@ from PIL import Image
 from fss_svf.data.decoding import load, missing, opened, orientation_of, turn
 from fss_svf.data.file_names import IMAGE_ENDINGS, image_files, in_subfolders, plain, require_utf8
 from fss_svf.data.images import read_image
-from fss_svf.episode import IGNORE
+from fss_svf.data.label_values import IGNORE
 from fss_svf.errors import DataError, listing
 
 log = logging.getLogger(__name__)

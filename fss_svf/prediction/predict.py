@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
-from time import perf_counter
 
 from fss_svf.config import PredictConfig
-from fss_svf.console import progress
 from fss_svf.data.images import image_size
-from fss_svf.errors import ConfigError, DataError, listing
-from fss_svf.prediction.examples import Example, class_folders, read_classes
-from fss_svf.prediction.loading import check_model, load_segmenter
-from fss_svf.prediction.output import SHOWN, Output, draw_examples
-from fss_svf.prediction.photos import find_photos, read_photo
-from fss_svf.prediction.segmenter import Segmenter
-from fss_svf.prediction.support import UNNAMED, SupportFeatures, load_classes, save_classes
-from fss_svf.provenance import write_run_folder
-
-log = logging.getLogger(__name__)
+from fss_svf.errors import ConfigError, DataError
+from fss_svf.prediction.examples import class_folders, read_classes
+from fss_svf.prediction.loading import check_model
+from fss_svf.prediction.output import SHOWN
+from fss_svf.prediction.photos import find_photos
 
 _NEEDED = {
     "support": "a folder of annotated examples, or of one for each class, or the support.pt of an earlier predict",
@@ -48,26 +40,10 @@ def predict(config: PredictConfig, _: Path) -> None:
         )
     _refuse_existing(config, saved)
     examples = {} if saved is None else read_classes(config.support)
-    segmenter = load_segmenter(config)
-    classes = _learn(segmenter, config.support, examples)
-    try:
-        write_run_folder(config.out, config)
-    except OSError as error:
-        raise DataError(f"out={config.out}: cannot be written ({error.strerror}); choose another folder") from None
-    if saved is not None:
-        save_classes(saved, classes)
-        draw_examples(config.out / SHOWN, examples)
-        count = sum(map(len, examples.values()))
-        of_classes = f" of {len(classes)} classes" if UNNAMED not in classes else ""
-        log.info("%d examples%s encoded into %s; support=%s the next time", count, of_classes, saved, saved)
-    found, failed = _segment_all(segmenter, classes, photos, config.out, config.batch_size)
-    told = listing([f"{name or 'the class'} found in {count} of them" for name, count in found.items()], 10)
-    log.info("%d images segmented, %s: %s", len(photos) - len(failed), told, config.out)
-    if marked := sum(example.marked for given in examples.values() for example in given):
-        shown = config.out / SHOWN
-        log.info("masks made of boxes or points: %d; look at them in %s (docs/predict.md)", marked, shown)
-    if failed:
-        raise DataError(f"{len(failed)} of {len(photos)} images were left out; the first: {failed[0]}")
+    # The modules of a model, which take seconds to import: what is wrong with the files is said before.
+    from fss_svf.prediction.segment_files import segment_files
+
+    segment_files(config, config.support, examples, saved, photos, config.out)
 
 
 def _require_an_image(photos: list[Path]) -> None:
@@ -102,47 +78,3 @@ def _refuse_existing(config: PredictConfig, saved: Path | None) -> None:
         raise DataError(
             f"{there}: exists already; choose another, or say overwrite=true to replace files of the same name"
         )
-
-
-def _learn(segmenter: Segmenter, support: Path, examples: dict[str, list[Example]]) -> dict[str, SupportFeatures]:
-    """The features of the examples by class; or, without any, those of the file `support`."""
-    try:
-        if not examples:
-            classes = load_classes(support)
-            for features in classes.values():
-                segmenter.check_features(features, f"support={support}")
-                segmenter.check_shot(len(features.rows))
-            return classes
-    except ConfigError as error:
-        raise ConfigError(f"support={support}: {error}") from None
-    return {name: _learn_class(segmenter, support / name, given) for name, given in examples.items()}
-
-
-def _learn_class(segmenter: Segmenter, folder: Path, examples: list[Example]) -> SupportFeatures:
-    images, masks = [example.image for example in examples], [example.mask for example in examples]
-    try:
-        return segmenter.learn(images, masks, [str(example.path) for example in examples])
-    except ConfigError as error:
-        raise ConfigError(f"support={folder}: {error}") from None
-
-
-def _segment_all(
-    segmenter: Segmenter, classes: dict[str, SupportFeatures], photos: list[Path], out: Path, batch_size: int
-) -> tuple[dict[str, int], list[DataError]]:
-    """In how many images each class is found, and what could not be read. Rows are written as they come."""
-    failed: list[DataError] = []
-    with Output(out, list(classes)) as output, progress(len(photos), "predict", "image") as bar:
-        for start in range(0, len(photos), batch_size):
-            began = perf_counter()
-            images = {}
-            for photo in photos[start : start + batch_size]:
-                try:
-                    images[photo] = read_photo(photo)
-                except DataError as error:
-                    failed.append(error)
-            masks = segmenter.segment(list(images.values()), list(classes.values()))
-            for (photo, image), mask in zip(images.items(), masks):
-                output.draw(photo, image, mask)
-            output.tell(list(images), masks, (perf_counter() - began) / max(1, len(images)))
-            bar.update(min(batch_size, len(photos) - start))
-    return output.found, failed

@@ -35,7 +35,8 @@ from fss_svf.evaluation.ways import foreground_odds, join_ways
 from fss_svf.methods.method import FewShotMethod
 from fss_svf.model import choose_device, place, restore_model, without_weights
 from fss_svf.packed import load_trained
-from fss_svf.prediction.support import MOST_CLASSES, SupportFeatures
+from fss_svf.prediction.examples import MOST_CLASSES
+from fss_svf.prediction.support import SupportFeatures
 
 log = logging.getLogger(__name__)
 

@@ -13,11 +13,9 @@ from fss_svf.backbones.reading import read_checkpoint
 from fss_svf.episode import Features
 from fss_svf.errors import WeightsError
 from fss_svf.files import atomic_write
+from fss_svf.prediction.examples import UNNAMED
 
 _FORMAT = 1
-# The name of the one class of a plain folder of examples, or of a file of before there were several.
-UNNAMED = ""
-MOST_CLASSES = 254  # of a label in 8 bits: 0 is background, 255 is ignored
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ def newest(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for r in results:
         trained = {k: v for k, v in (r.get("checkpoint") or {}).items() if k not in ("path", "step")}
         names = ("dataset", "backbone", "backbone_weights", "tuning", "fold", "shot", "protocol_hash")
-        measured = [method_of(r), *(r[name] for name in names), r.get("backbone_weights_hash")]
+        measured = [method_of(r), *(r[name] for name in names), r.get("backbone_weights_hash"), r.get("options")]
         key = json.dumps([measured, trained], sort_keys=True)
         if key in kept:
             log.warning("two results for one cell, the newer is used: %s instead of %s", r["path"], kept[key]["path"])

@@ -95,7 +95,8 @@ def _row(key: tuple[str, ...], cells: Cells) -> Row:
     seeds = tuple(dict.fromkeys(seed for of_seed in cells.values() for seed in of_seed))
     *words, kind, rest = key
     trained = [seed for seed in seeds if seed is not None]
-    training = f"{kind}, {seeds_in_words(trained)}, {rest}" if trained else "none"
+    without = f"none, {rest}" if rest and not kind else "none"
+    training = f"{kind}, {seeds_in_words(trained)}, {rest}" if trained else without
     return Row((words[0], words[1], words[2], training), cells, seeds)
 
 
@@ -175,14 +176,14 @@ def _with_options(result: Result, key: Key, names: Sequence[str]) -> Key:
     if _WEIGHTS in names:  # also for results without a training
         digest = options.get(_WEIGHTS)
         weights = f"{weights} ({digest[:8] if digest else 'content not recorded'})"
-    return method, tuning, weights, kind, ", ".join([rest, *differing])
+    return method, tuning, weights, kind, ", ".join(filter(None, [rest, *differing]))
 
 
 def _options(result: Result) -> Mapping[str, Any]:
-    """The options of the training, the hash of its weights, and its steps unless a validation chose them. Older results
-    may have none."""
+    """The options of the training, or of a method without one, the hash of its weights, and its steps unless a validation
+    chose them. Older results may have none."""
     trained = result["checkpoint"] or {}
-    options = dict(trained.get("options", {}))
+    options = {**result.get("options", {}), **trained.get("options", {})}
     if "step" in trained and trained["selection"] == LAST_STEP:
         options["step"] = trained["step"]
     if _WEIGHTS in result:

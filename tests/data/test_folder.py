@@ -188,7 +188,7 @@ def test_class_names(root, content, words):
 
 def test_class_beyond_the_names(root):
     (root / "classes.txt").write_text("cat\ndog\n")
-    with data_error("class 3", "1..2"):
+    with data_error("photo 02.x.png: has class 3", "1..2"):
         folder(root).prepare(0)
 
 
@@ -348,6 +348,7 @@ def test_images_in_subfolders(root, caplog):
     (root / "images" / "photo 03.x.jpeg").rename(below / "photo 03.x.jpeg")
     folder(root).prepare(0)
     assert "29 images; the 1 images in holiday/ are not read" in caplog.text
+    assert f"1 masks have no image and are not used, first {root / 'masks' / 'photo 03.x.png'}" in caplog.text
     for path in (root / "images").glob("*.*"):
         path.rename(below / path.name)
     with data_error(root / "images", "no image", "the 30 images in holiday/"):

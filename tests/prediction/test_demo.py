@@ -19,8 +19,8 @@ from fss_svf.errors import ConfigError, DataError
 from fss_svf.prediction.demo import _gradio, check_address
 from fss_svf.prediction.demo_drafts import CLASSES, Draft, Drafts
 from fss_svf.prediction.demo_page import make_page
+from fss_svf.prediction.examples import UNNAMED
 from fss_svf.prediction.finder import Finder, paintable, painted_mask, strokes_of
-from fss_svf.prediction.support import UNNAMED
 from tests.cli.test_cli import SMALL, one_line
 from tests.evaluation.test_engine import task_of
 from tests.prediction.test_predict import SQUARE, picture, save, segmenter_of, square_mask
@@ -180,12 +180,12 @@ def environment():
 def test_an_address_that_cannot_be_served_is_one_line(fss):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        status, _, err = fss("demo", "checkpoint=nowhere", f"port={port}")
+        status, _, err = fss("demo", "method=prototype", f"port={port}")
     assert status == 1
     assert f"port={port}: taken" in one_line(err)
     with pytest.raises(ConfigError, match=r"host=no\.such\.host\.invalid: no address of this machine"):
         check_address("no.such.host.invalid", 7860)
-    status, _, err = fss("demo", "checkpoint=nowhere", "port=0")
+    status, _, err = fss("demo", "method=prototype", "port=0")
     assert status == 1
     assert "port: expected a number from 1 to 65535" in one_line(err)
     assert "checkpoint: nothing given" in one_line(fss("demo")[2])
@@ -193,7 +193,7 @@ def test_an_address_that_cannot_be_served_is_one_line(fss):
 
 def test_without_gradio_the_way_to_it_is_said(fss, monkeypatch, environment):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    status, _, err = fss("demo", "checkpoint=nowhere", f"port={free_port()}")
+    status, _, err = fss("demo", "method=prototype", f"port={free_port()}")
     assert status == 1
     assert one_line(err).endswith("pip install 'fss-svf[demo]'")
 

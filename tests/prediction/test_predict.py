@@ -1,6 +1,7 @@
 """A person's own photographs: masks equal an evaluation's, and every mistake is one line."""
 
 import csv
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -305,7 +306,6 @@ def test_a_wrong_folder_of_examples_is_one_line(tmp_path, examples):
 def runs(toy_root, tmp_path_factory):
     """The folder of a training, and another that differs from it in a single weight."""
     import shutil
-    import subprocess
 
     folder = tmp_path_factory.mktemp("runs")
     subprocess.run(
@@ -423,18 +423,40 @@ def test_a_mistake_is_one_line_and_leaves_nothing(fss, runs, examples, tmp_path,
     assert not (tmp_path / "out").exists()
 
 
-def test_a_misspelt_path_is_said_before_a_model_is_imported(fss, examples, tmp_path, monkeypatch):
-    monkeypatch.delitem(sys.modules, "fss_svf.prediction.predict", raising=False)
-    for key, words in (("support", "no such folder of examples"), ("query", "no such file or folder")):
-        values = {"support": examples, "query": examples, key: "exampels"}
-        _, _, err = fss("predict", "method=prototype", "out=o", *(f"{k}={v}" for k, v in values.items()))
-        assert one_line(err).startswith(f"fss-svf predict: {key}={tmp_path / 'exampels'}: {words}")
-    assert "fss_svf.prediction.predict" not in sys.modules
+# Runs the arguments, and says whether PyTorch was imported.
+LAUNCHED = """
+import sys
+from fss_svf.launch import launch
+try:
+    launch(sys.argv[1], sys.argv[2:])
+finally:
+    print("torch" in sys.modules)
+"""
+
+
+def test_a_wrong_file_is_said_before_pytorch_is_imported(examples, tmp_path):
+    save(tmp_path / "small" / "a.png", picture())
+    save(tmp_path / "small" / "a.mask.png", square_mask(1)[:-1])
+    for key, value, words in (
+        ("support", "exampels", "no such folder of examples"),
+        ("query", "exampels", "no such file or folder"),
+        ("support", "small", "a.mask.png: a mask of "),
+        ("checkpoint", "latst", "no such checkpoint"),
+        ("model", "voc-lite", "unknown (did you mean 'voc-lite0'?)"),
+    ):
+        values = {"support": examples, "query": examples, "out": "o", key: value}
+        values |= {} if key in ("checkpoint", "model") else {"method": "prototype"}
+        arguments = [f"{k}={v}" for k, v in values.items()]
+        done = subprocess.run(
+            [sys.executable, "-c", LAUNCHED, "predict", *arguments], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert words in one_line(done.stderr)
+        assert done.stdout == "False\n"
 
 
 @pytest.mark.parametrize("name", ["plain", "bär (1)", "a=b, [c]", "it's", "#1!", "猫 & 'Hund'"])
 def test_a_path_of_any_letters_needs_no_quotes_of_hydras(fss, tmp_path, name):
-    status, _, err = fss("predict", f"query={tmp_path / name}", "checkpoint=c", "support=s", "out=o")
+    status, _, err = fss("predict", f"query={tmp_path / name}", "method=prototype", "support=s", "out=o")
     assert status == 1
     assert one_line(err) == f"fss-svf predict: query={tmp_path / name}: no such file or folder"
 

@@ -68,8 +68,9 @@ def test_masks_made_of_boxes_are_pointed_to(fss, files, tmp_path):
     ],
 )
 @pytest.mark.parametrize("verb", ["predict", "demo"])
-def test_a_model_that_is_missing_or_too_much_is_one_line(fss, files, verb, arguments, words):
+def test_a_model_that_is_missing_or_too_much_is_one_line(fss, files, tmp_path, verb, arguments, words):
     pytest.importorskip("gradio") if verb == "demo" else None
+    (tmp_path / "c").touch()
     status, _, err = fss(verb, *(files if verb == "predict" else ("port=17860",)), *arguments)
     assert status == 1
     line = err.strip().splitlines()[-1]  # a size can be checked only when the backbone is there, and said what it is

@@ -69,6 +69,16 @@ def test_rows_of_one_name_say_which_options_tell_them_apart():
     ]
 
 
+def test_methods_without_training_are_told_apart_by_their_options(tmp_path, caplog):
+    for i, options in enumerate(({}, {"method.stage": "deep"})):
+        path = tmp_path / f"{i}" / "result.json"
+        path.parent.mkdir()
+        path.write_text(json.dumps({**result(0.1 + i / 10), "checkpoint": None, **({"options": options} if i else {})}))
+    text = report(ReportConfig(name="report", runs=tmp_path, out=None, formats=("md",)), tmp_path / "out")
+    assert [(row[3], row[-2]) for row in cells(text)] == [("none", "10.00"), ("none, method.stage=deep", "20.00")]
+    assert "two results for one cell" not in caplog.text
+
+
 def test_rows_of_one_recipe_list_its_options_in_which_any_of_them_differ():
     """Of another method or tuning too; the options of these themselves differ by nature."""
     long = [result(0.1, seed=s, **{"recipe.max_steps": 100, "recipe.size": 473, "method.width": 8}) for s in (1, 2)]

@@ -11,7 +11,7 @@ from tests.conftest import TOY
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "results.md"
 # Mappings by names that depend on the run, documented as one.
-OPEN = {"also", "checkpoint.options", "checkpoint.method_options_changed"}
+OPEN = {"also", "options", "checkpoint.options", "checkpoint.method_options_changed"}
 
 
 def table_under(heading):
@@ -43,7 +43,7 @@ def test_documented_keys_are_those_of_a_result(fss, toy_root, tmp_path):
         r"1-shot: mIoU [\d.]+ \(95% interval [\d.]+ to [\d.]+, sd over seeds [\d.]+\), FB-IoU .*, over 2 seeds of 20",
         err,
     )
-    control = ("method=background", "backbone=tiny", *TOY, toy, "size=65")
+    control = ("method=background", "backbone=tiny", "backbone.width=8", *TOY, toy, "size=65")
     assert fss("evaluate", *control, *few, "name=control", "reliance=true", "dataset.too_few_images=skip",
                "episodes.save=e.csv")[0] == 0  # fmt: skip
 
@@ -59,6 +59,7 @@ def test_documented_keys_are_those_of_a_result(fss, toy_root, tmp_path):
         every |= found
         with path.with_name("episodes.csv").open() as file:
             assert tuple(next(csv.reader(file))) == COLUMNS
+    assert result["options"] == {"backbone.width": 8}
     assert {key for key in documented if key.startswith("checkpoint")} <= every
     # What another dataset, several ways or all classes would add.
     further = {"data.folds", "data.mask_mode", "data.query_order", "data.way", "way_rule"}
