@@ -26,8 +26,6 @@ _NAMES = 2
 _HEAD = "% Made by fss-svf report. In a paper: \\usepackage{booktabs,graphicx} and \\input of this file."
 _DOCUMENT = r"""% Made by fss-svf report: shows the tables of the file beside it.
 \documentclass{article}
-\usepackage[T1]{fontenc}
-\usepackage[utf8]{inputenc}
 \usepackage{booktabs,graphicx}
 \usepackage[margin=2cm]{geometry}
 \begin{document}
@@ -69,7 +67,7 @@ def _one(table: Table) -> str:
         [
             "\\begin{table}[tp]",
             "\\centering",
-            f"\\caption{{{escape(table.caption + said)}}}",
+            f"\\caption{{{escape(table.caption + said)}}}\\smallskip",
             # Shrunk to the text's width if it is wider, never enlarged.
             "\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%",
             f"\\begin{{tabular}}{{{'l' * _NAMES}{'r' * (len(columns) - _NAMES)}}}",
