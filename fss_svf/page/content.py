@@ -47,7 +47,8 @@ class Content:
 
 def names_of_results(content: Content, results: Sequence[Result]) -> list[str]:
     """Method and tuning of each, and in what these results differ."""
-    facts = [_facts(r) for r in results]
+    several_seeds = len({r["checkpoint"]["seed"] for r in results if r["checkpoint"]}) > 1
+    facts = [_facts(r, several_seeds) for r in results]
     common = set(facts[0]).intersection(*facts)
     names = [
         ", ".join([r["method"], r["tuning"], *(fact for fact in own if fact not in common)])
@@ -58,9 +59,9 @@ def names_of_results(content: Content, results: Sequence[Result]) -> list[str]:
     return told_apart(names, [[str(Path(r["path"]).parent)] for r in results])
 
 
-def _facts(result: Result) -> list[str]:
+def _facts(result: Result, with_seed: bool) -> list[str]:
     trained = result["checkpoint"]
-    seed = [f"seed {trained['seed']}"] if trained else []
+    seed = [f"seed {trained['seed']}"] if trained and with_seed else []
     return [f"{result['dataset']} fold {result['fold']}", f"{result['shot']}-shot", *seed, result["protocol_hash"]]
 
 

@@ -110,7 +110,7 @@ def _head(header: Sequence[str]) -> list[str]:
     short = (
         name.removeprefix(shots_of(name)).replace("trainable backbone values", "trainable").strip() for name in header
     )
-    names = " & ".join(map(escape, short)) + r" \\"
+    names = " & ".join(map(_stacked, short)) + r" \\"
     if not any(shots for shots, _ in groups):
         return [names]
     above = [
@@ -119,6 +119,12 @@ def _head(header: Sequence[str]) -> list[str]:
     ]
     rules = [f"\\cmidrule(lr){{{of[0][0] + 1}-{of[-1][0] + 1}}}" for shots, of in groups if shots]
     return [" & ".join(above) + r" \\", " ".join(rules), names]
+
+
+def _stacked(name: str) -> str:
+    """A name with a comma as two lines, so that its column is no wider than its numbers."""
+    lines = ",\\\\".join(map(escape, name.split(", ")))
+    return f"\\shortstack[r]{{{lines}}}" if ", " in name else lines
 
 
 def _line(table: Table, number: int, columns: Sequence[int], marks: Mapping[str, str]) -> str:
