@@ -81,8 +81,8 @@ def read_episodes(results: Sequence[Result]) -> Episodes:
             unread.append(error)
             continue
         found[result["path"]] = Measured(tables, result["protocol"].get("never_drawn") == "zero")
-    for error in unread[:_TOLD]:
-        log.warning("%s; the report has no plots of these episodes", error)
+    for why in unread[:_TOLD]:
+        log.warning("%s; the report has no plots of these episodes", why)
     if unread[_TOLD:]:
         log.warning("nor of %d more results, whose episodes.csv is missing or damaged", len(unread[_TOLD:]))
     return found
