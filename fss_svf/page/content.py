@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from html import escape
+from pathlib import Path
 
 from fss_svf.page.episodes import Episodes
-from fss_svf.page.looks import Look
+from fss_svf.page.looks import Look, parts_of, told_apart
 from fss_svf.page.plots import Plot
 from fss_svf.reporting.rows import Result, Row
 from fss_svf.reporting.table import Table
@@ -27,11 +29,40 @@ class Content:
     def look(self, row: Row) -> Look:
         return self.looks[id(row)]
 
+    def parts_of_result(self, result: Result) -> list[str]:
+        """Those of its row. Of two results of one cell a table has one; the other has no parts."""
+        return self._parts.get(id(result), [])
+
+    @cached_property
+    def _parts(self) -> Mapping[int, list[str]]:
+        rows = [row for table in self.tables for row in own_rows(table)]
+        return {id(r): parts_of(row) for row in rows for cell in row.cells.values() for r in cell.values()}
+
     def show(self, *plots: Plot | None) -> str:
         """Plots side by side where there is room."""
         drawn = [plot for plot in plots if plot is not None]
         self.plots.extend(drawn)
         return f'<div class="plots">{"".join(plot.figure() for plot in drawn)}</div>' if drawn else ""
+
+
+def names_of_results(content: Content, results: Sequence[Result]) -> list[str]:
+    """Method and tuning of each, and in what these results differ."""
+    several_seeds = len({r["checkpoint"]["seed"] for r in results if r["checkpoint"]}) > 1
+    facts = [_facts(r, several_seeds) for r in results]
+    common = set(facts[0]).intersection(*facts)
+    names = [
+        ", ".join([r["method"], r["tuning"], *(fact for fact in own if fact not in common)])
+        for r, own in zip(results, facts)
+    ]
+    names = told_apart(names, [content.parts_of_result(r) for r in results])
+    # The same measurement again, say.
+    return told_apart(names, [[str(Path(r["path"]).parent)] for r in results])
+
+
+def _facts(result: Result, with_seed: bool) -> list[str]:
+    trained = result["checkpoint"]
+    seed = [f"seed {trained['seed']}"] if trained and with_seed else []
+    return [f"{result['dataset']} fold {result['fold']}", f"{result['shot']}-shot", *seed, result["protocol_hash"]]
 
 
 def title_of(table: Table) -> str:

@@ -19,6 +19,8 @@ from fss_svf.evaluation.saved import saved_tables
 from fss_svf.reporting.rows import Result, Row
 
 log = logging.getLogger(__name__)
+# Of an archive without these files every result would be a line.
+_TOLD = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +69,7 @@ Episodes = Mapping[str, Measured]
 
 def read_episodes(results: Sequence[Result]) -> Episodes:
     """The episodes of every result that has readable ones; of the others a warning says why not."""
-    found = {}
+    found, unread = {}, []
     for result in results:
         if "path" not in result or "per_class_counts" not in result:
             continue  # of an older version
@@ -76,9 +78,13 @@ def read_episodes(results: Sequence[Result]) -> Episodes:
         try:
             tables = saved_tables(Path(result["path"]), result)
         except DataError as error:
-            log.warning("%s; the report has no plots of these episodes", error)
+            unread.append(error)
             continue
         found[result["path"]] = Measured(tables, result["protocol"].get("never_drawn") == "zero")
+    for why in unread[:_TOLD]:
+        log.warning("%s; the report has no plots of these episodes", why)
+    if unread[_TOLD:]:
+        log.warning("nor of %d more results, whose episodes.csv is missing or damaged", len(unread[_TOLD:]))
     return found
 
 

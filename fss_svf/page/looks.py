@@ -54,11 +54,11 @@ def _names(rows: Sequence[Row]) -> Mapping[int, str]:
 
 
 def told_apart(names: Sequence[str], parts: Sequence[Sequence[str]]) -> list[str]:
-    """The names; those that several have are followed by the parts in which these differ."""
-    alike: dict[str, list[Sequence[str]]] = {}
+    """The names; those that several have are followed by the parts in which these differ. No parts: they are not known."""
+    common: dict[str, set[str]] = {}
     for name, own in zip(names, parts):
-        alike.setdefault(name, []).append(own)
-    common = {name: set(every[0]).intersection(*every[1:]) for name, every in alike.items()}
+        if own:
+            common[name] = common.get(name, set(own)).intersection(own)
     return [", ".join([name, *(part for part in own if part not in common[name])]) for name, own in zip(names, parts)]
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
-from pathlib import Path
 from string import Template
 
 from fss_svf.page.content import Content
@@ -18,7 +17,6 @@ from fss_svf.page.sections.differences import differences
 from fss_svf.page.sections.distribution import distribution
 from fss_svf.page.sections.exchanged import exchanged
 from fss_svf.page.sections.gallery import gallery
-from fss_svf.page.sections.overview import overview
 from fss_svf.page.sections.results import results as results_section
 from fss_svf.page.sections.training import training
 from fss_svf.reporting.rows import Result
@@ -38,14 +36,13 @@ def page(tables: Sequence[Table], results: Sequence[Result]) -> Page:
     content = Content(results, tables, read_episodes(results), looks_of(tables))
     datasets = sorted({f"{r['dataset']} ({r['backbone']})" for r in results})
     count = "1 result" if len(results) == 1 else f"{len(results)} results"
-    pictures = [(r, Path(r["path"]).parent / "gallery") for r in results if "path" in r]
     sections = {
-        "Results": results_section(content) + overview(content),
+        "Results": results_section(content),
         "Differences": differences(content),
         "Classes": classes(content),
         "Distribution": distribution(content),
         "Training": training(content),
-        "Episodes": gallery(pictures) + exchanged(results),
+        "Episodes": gallery(content) + exchanged(content),
     }
     html = Template(_file("page.html")).substitute(
         title="Few-shot segmentation results",

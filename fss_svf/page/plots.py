@@ -30,7 +30,7 @@ SERIES = (
 DASHES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D")
 # Points (1/72 inch), of which a page shows about one as a pixel: a plot is as wide as a phone.
-WIDTH, HEIGHT = 400, 250
+WIDTH, HEIGHT = 340, 215
 _FONT = 10
 
 
@@ -68,9 +68,9 @@ def draw(name: str, caption: str, paint: Callable[[Axes], None], height: float =
         handles, labels = axes.get_legend_handles_labels()
         lines = 0
         if legend and handles:
-            columns = 2 if max(map(len, labels)) < 26 and len(labels) > 1 else 1
-            # As wide as the drawing: the end of a name is what tells rows apart.
-            texts = [wrapped(text, 56) for text in labels]
+            # A letter is about 5.5 wide. The end of a name is what tells rows apart, so none is cut.
+            columns = max(1, min(len(labels), int(WIDTH / (5.5 * max(map(len, labels)) + 35))))
+            texts = [wrapped(text, 47) for text in labels]
             lines = -(-sum(text.count("\n") + 1 for text in texts) // columns)
             figure.legend(handles, texts, loc="outside lower left", ncols=columns)
         figure.set_size_inches(WIDTH / 72, (height + 15 * lines) / 72)

@@ -7,7 +7,7 @@ both; the editor shows a copy of one size, and what is painted on it is brought 
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from fss_svf.prediction.photos import read_photo
 
 _COLOUR = (234, 67, 53)
 _BRUSH = (f"rgb{_COLOUR}", STRENGTH)
+_TABS = range(1, CLASSES + 1)
 CSS = """
 .gradio-container {width: 100%; max-width: 1200px !important; margin: auto}
 .gradio-container [aria-label="Color"] {display: none} /* there is one */
@@ -65,7 +66,7 @@ class _Page:
                         sample = 1 in takes and has_sample()
                         self.sample = gr.Button("Try a sample", size="sm", elem_id="sample", visible=sample)
                     with gr.Tabs(selected=1, elem_id="classes") as self.tabs:
-                        self.classes = [_Class(gr, tab, takes[-1]) for tab in range(1, CLASSES + 1)]
+                        self.classes = [_Class(gr, tab, takes[-1]) for tab in _TABS]
                 with gr.Column(min_width=340):
                     gr.Markdown("### 2. A photograph to find it in")
                     self.drop = gr.File(label="Photograph", file_types=list(IMAGE_ENDINGS), height=130, elem_id="query")
@@ -96,7 +97,8 @@ class _Page:
         self.drop.upload(lambda photo: (photo, None), self.drop, [self.last, self.drop], queue=False).then(**searched)
         self.button.click(**searched)
         self.sample.click(self._try, self.key, [self.last, *self.layout, *self.contents], queue=False).then(**searched)
-        self.add.click(self._add, self.key, self.layout, **quick)
+        # Hidden only once the tab is shown, which shows all that is in it.
+        self.add.click(self._add, self.key, self.layout, **quick).then(self._emptied, self.key, self.contents, **quick)
         for one in self.classes:
             one.name.change(self._named(one), [self.key, one.name], one.tab, **quick)
             one.remove.click(self._removed(one), self.key, [*self.layout, *self.contents], **quick)
@@ -129,24 +131,31 @@ class _Page:
 
     def _restore(self, kept: str) -> tuple[Any, ...]:
         draft = self.drafts.of(kept)
-        return kept, *self._arranged(draft, draft.opened[0]), *self._filled(draft)
+        return kept, *self._arranged(draft, draft.opened[0], [1]), *self._filled(draft, *_TABS)
 
     def _try(self, key: str | None) -> tuple[Any, ...]:
         """A page of the sample alone."""
         draft = self.drafts.of(key)
         example, strokes, query = copy_sample(self.finder.folder)
+        before = draft.opened
         draft.opened, draft.names, draft.examples = [1], {}, {(1, 1): (example, strokes)}
-        return str(query), *self._arranged(draft, 1), *self._filled(draft)
+        return str(query), *self._arranged(draft, 1, before), *self._filled(draft, *_TABS)
 
     def _add(self, key: str | None) -> list[Any]:
         draft = self.drafts.of(key)
-        return self._arranged(draft, draft.add())
+        before = draft.opened
+        return self._arranged(draft, draft.add(), before)
+
+    def _emptied(self, key: str | None) -> list[Any]:
+        draft = self.drafts.of(key)
+        return self._filled(draft, *(tab for tab in draft.opened if not draft.of_tab(tab)))
 
     def _removed(self, one: _Class) -> Any:
         def removed(key: str | None) -> list[Any]:
             draft = self.drafts.of(key)
+            before = list(draft.opened)
             draft.remove(one.number)
-            return [*self._arranged(draft, draft.opened[-1]), *self._filled(draft, one.number)]
+            return [*self._arranged(draft, draft.opened[-1], before), *self._filled(draft, one.number)]
 
         return removed
 
@@ -188,26 +197,28 @@ class _Page:
 
     # A draft as updates of the page
 
-    def _arranged(self, draft: Draft, selected: int | None) -> list[Any]:
-        """Of `layout`: the tabs that are open, of which one is selected."""
+    def _arranged(self, draft: Draft, selected: int | None, before: Sequence[int]) -> list[Any]:
+        """Of `layout`: the tabs that are open, of which one is selected. before: those that were."""
         gr, several = self.gr, len(draft.opened) > 1
         tabs = gr.skip() if selected is None else gr.update(selected=selected)
         updates = [tabs, gr.update(visible=len(draft.opened) < CLASSES)]
         for one in self.classes:
             there = one.number in draft.opened
             name = draft.name(one.number) if there else ""
+            # gradio shows all that is in a tab whose `visible` is set, with the editors that are hidden.
+            visible = {} if there == (one.number in before) else {"visible": there}
             updates += [
-                gr.update(visible=there, label=name),
+                gr.update(label=name, **visible),
                 gr.update(visible=several, value=draft.names.get(one.number, ""), placeholder=name),
                 gr.update(visible=several),
             ]
         return updates
 
-    def _filled(self, draft: Draft, tab: int | None = None) -> list[Any]:
-        """Of `contents`: the examples; with `tab`, the others are left as they are."""
+    def _filled(self, draft: Draft, *tabs: int) -> list[Any]:
+        """Of `contents`: the examples of these tabs; the others are left as they are."""
         updates = []
         for slot in self.slots:
-            if tab is not None and slot.place[0] != tab:
+            if slot.place[0] not in tabs:
                 updates += [self.gr.skip()] * len(slot.parts)
                 continue
             number = slot.place[1]

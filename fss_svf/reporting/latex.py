@@ -26,8 +26,6 @@ _NAMES = 2
 _HEAD = "% Made by fss-svf report. In a paper: \\usepackage{booktabs,graphicx} and \\input of this file."
 _DOCUMENT = r"""% Made by fss-svf report: shows the tables of the file beside it.
 \documentclass{article}
-\usepackage[T1]{fontenc}
-\usepackage[utf8]{inputenc}
 \usepackage{booktabs,graphicx}
 \usepackage[margin=2cm]{geometry}
 \begin{document}
@@ -69,7 +67,7 @@ def _one(table: Table) -> str:
         [
             "\\begin{table}[tp]",
             "\\centering",
-            f"\\caption{{{escape(table.caption + said)}}}",
+            f"\\caption{{{escape(table.caption + said)}}}\\smallskip",
             # Shrunk to the text's width if it is wider, never enlarged.
             "\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%",
             f"\\begin{{tabular}}{{{'l' * _NAMES}{'r' * (len(columns) - _NAMES)}}}",
@@ -112,7 +110,7 @@ def _head(header: Sequence[str]) -> list[str]:
     short = (
         name.removeprefix(shots_of(name)).replace("trainable backbone values", "trainable").strip() for name in header
     )
-    names = " & ".join(map(escape, short)) + r" \\"
+    names = " & ".join(map(_stacked, short)) + r" \\"
     if not any(shots for shots, _ in groups):
         return [names]
     above = [
@@ -121,6 +119,12 @@ def _head(header: Sequence[str]) -> list[str]:
     ]
     rules = [f"\\cmidrule(lr){{{of[0][0] + 1}-{of[-1][0] + 1}}}" for shots, of in groups if shots]
     return [" & ".join(above) + r" \\", " ".join(rules), names]
+
+
+def _stacked(name: str) -> str:
+    """A name with a comma as two lines, so that its column is no wider than its numbers."""
+    lines = ",\\\\".join(map(escape, name.split(", ")))
+    return f"\\shortstack[r]{{{lines}}}" if ", " in name else lines
 
 
 def _line(table: Table, number: int, columns: Sequence[int], marks: Mapping[str, str]) -> str:

@@ -76,9 +76,7 @@ def why_none(result: Mapping[str, Any]) -> str:
         return f"there is none here for {result['method']}; {', '.join(map(_other_in_words, others))}"
     if partition not in (None, of_dataset["class_partition"]):
         return f"those here have class_partition={of_dataset['class_partition']}, this {partition}"
-    return (
-        f"there is none here for {result['method']}, {result['tuning']}, {result['backbone']} at {result['shot']} shots"
-    )
+    return f"there is none here for {result['method']}, {result['tuning']}, {result['backbone']}, {result['shot']}-shot"
 
 
 def _other_in_words(row: Mapping[str, Any]) -> str:

@@ -231,7 +231,8 @@ def _caption(results: Sequence[Result], rows: Sequence[Row], lines: Sequence[Lin
         text += " Rows of several training seeds: mean ± standard deviation over them; (n): over n of them only."
     if not any(line.kind == "published" for line in lines):
         reasons = list(dict.fromkeys(why_none(r) for r in results if "prediction" not in r))
-        return f"{text} Not comparable with published numbers: {reasons[0]}{', and more' if reasons[1:] else ''}."
+        why = reasons[0] if len(reasons) == 1 else "there is none here for any of these rows"
+        return f"{text} Not comparable with published numbers: {why}."
     return text + (
         " Below a measured number: the published one, and the difference in percentage points. Letters refer to the notes: "
         "its source, and any difference in measurement or training, which makes the two not comparable."

@@ -440,7 +440,20 @@ def test_classes_are_tabs_and_a_reload_keeps_them(tmp_path, environment):
 def test_the_sample_is_tried_in_a_click(tmp_path, environment):
     model = Told()
     with served(model, tmp_path) as page:
+        editors = page.locator("[id^=paint-]:visible")
+        page.wait_for_selector("#paint-1-1", state="attached")
         page.click("#sample")
         said(page, "cheetah.jpg", "by 1 example")
+        page.wait_for_timeout(2000)
+        assert editors.count() == 1
         ((_, mask),) = model.taught
         assert 0.4 < mask.mean() < 0.7
+        for _ in range(2):  # a second class opens empty, the second time too
+            page.click("#add")
+            page.wait_for_selector("#example-2-1")
+            page.wait_for_timeout(2000)
+            assert editors.count() == 0
+            page.click("#remove-2")
+            page.wait_for_selector("#remove-2", state="hidden")
+            page.wait_for_timeout(2000)
+            assert editors.count() == 1

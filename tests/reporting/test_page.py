@@ -89,7 +89,7 @@ def test_everything_is_there_and_nothing_is_loaded(made):
     assert not re.search(r"@import|url\((?!#)|fetch\(", text)
     plots = [a["aria-label"] for tag, a in tags if tag == "svg"]
     assert plots == [
-        "Classes of fold 0, 1-shot",
+        "Classes of fold 0, 1-shot; without episodes: never",
         "Loss",
         "On the validation episodes",
         "Drift of singular values, mean of a layer's |S - S0| / S0",
@@ -253,6 +253,26 @@ def test_an_index_that_leads_elsewhere_or_is_broken_gives_no_picture(made, tmp_p
     assert "not a readable index" in caplog.text
 
 
+def test_the_gallery_names_results_by_what_differs(made, tmp_path):
+    def shown(*results):
+        return re.findall(r'<option value="([^"]+)"', of(*results).split('id="by-result"')[1].split("</select>")[0])
+
+    def changed(place, shot=1, **options):
+        shutil.copytree(tmp_path / "gallery", tmp_path / place / "gallery")
+        here = {**result(0.2, shot=shot, **options), "dataset": "toy", "path": str(tmp_path / place / "result.json")}
+        here["checkpoint"]["path"] = str(tmp_path / place)
+        return here
+
+    ranks = [changed("a", **{"tuning.rank": 4}), changed("b", **{"tuning.rank": 8})]
+    assert shown(ranks[0]) == ["baseline, svf"]
+    assert shown(*ranks) == ["baseline, svf, tuning.rank=4", "baseline, svf, tuning.rank=8"]
+    five = changed("five", shot=5, **{"tuning.rank": 4})
+    assert shown(ranks[0], five) == ["baseline, svf, 1-shot", "baseline, svf, 5-shot"]
+    # The same measurement once more: the folders differ.
+    again = changed("again", **{"tuning.rank": 4})
+    assert shown(ranks[0], again) == [f"baseline, svf, {tmp_path / place}" for place in ("a", "again")]
+
+
 def test_too_many_pictures_are_thinned_and_counted(made, monkeypatch):
     monkeypatch.setattr(gallery, "MOST", 2)
     text = of(made)
@@ -320,7 +340,7 @@ def test_the_gallery_filters_sorts_pairs_and_enlarges_in_a_browser(made, tmp_pat
         [["baseline", 9], ["panet", 9], ["baseline", 4], ["panet", 4]],
     ]
     assert counts[1] == "5 of 6 episodes"
-    assert counts[9].startswith("2 episodes that both results show, baseline, svf, ")
+    assert counts[9].startswith("2 episodes that both results show, baseline, svf first")
     assert addresses[0] == "?class=cat&order=best"
     assert addresses[2] == "?order=best&controls=1"
     assert "beside=panet" in addresses[10]

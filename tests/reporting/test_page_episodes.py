@@ -145,6 +145,16 @@ def test_intervals_of_classes_are_those_of_the_bootstrap(tmp_path, monkeypatch):
         assert values[name] == (one["per_class"][name], interval(resamples[:, c]))
 
 
+def test_a_class_without_episodes_has_no_line_in_the_plot(tmp_path):
+    one = evaluated(tmp_path / "a")
+    first, *others = CLASSES
+    one["per_class"] = {**one["per_class"], first: None}
+    text = page(make_tables([one]), [one]).html
+    assert f"Classes of fold 0, 1-shot; without episodes: {first}<" in text
+    drawing = re.search(r'aria-label="Classes of fold.*?</svg>', text, re.DOTALL)[0]
+    assert [name for name in re.findall(r">([^<]+)</text>", drawing) if name in CLASSES] == others
+
+
 def test_sizes_are_shares_of_the_counted_pixels(tmp_path):
     one = evaluated(tmp_path / "a")
     measured = read_episodes([one])[one["path"]]
@@ -164,6 +174,9 @@ def test_older_and_damaged_files_leave_plots_out(tmp_path, caplog):
     made = page(make_tables([damaged]), [damaged])
     assert "expected the columns" in caplog.text
     assert "the report has no plots of these episodes" in caplog.text
+    caplog.clear()
+    read_episodes([damaged] * 5)
+    assert [record.getMessage()[:21] for record in caplog.records[3:]] == ["nor of 2 more results"]
     assert [name.split("-")[0] for name in made.figures] == ["classes"]
 
 

@@ -110,8 +110,8 @@ def test_masks_and_order_of_coco_are_noted(data, note):
         ({"dataset": "folder"}, "papers print none for dataset folder"),
         ({"way": 2}, "of one class at once"),
         ({"data": {"class_partition": "mod4"}}, "class_partition=contiguous, this mod4"),
-        ({"tuning": "lora"}, "bam, lora, resnet50 at 1 shots"),
-        ({"shot": 3}, "at 3 shots"),
+        ({"tuning": "lora"}, "bam, lora, resnet50, 1-shot"),
+        ({"shot": 3}, "svf, resnet50, 3-shot"),
     ],
 )
 def test_what_compares_with_none_says_so(change, why):

@@ -274,6 +274,11 @@ def test_latex_has_a_note_where_rows_were_trained_differently():
     assert r"\textsuperscript{2}training: 5-shot, svf, seed 321, last step" in text
 
 
+def test_a_long_name_of_a_column_has_two_lines_in_latex():
+    text = latex(make_tables([with_reliance(result(0.4), 0.1, 0.2)]))
+    assert r"FB-IoU & reliance & \shortstack[r]{reliance,\\random class} \\" in text
+
+
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex here")
 def test_latex_compiles(tmp_path):
     folds = [result(0.1 + fold / 10, fold, shot, tuning) for fold in (0, 1) for shot in (1, 5) for tuning in ("a", "b")]

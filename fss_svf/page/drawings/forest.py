@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def forest(name: str, caption: str, pairs: Sequence[tuple[Look, Paired]]) -> Plot:
     """Thick: the interval over episodes; thin: Student's over trainings, where there are several."""
     # Names have a part of the width, not all of it.
-    names = [wrapped(look.name, 30) for look, _ in pairs]
+    names = [wrapped(look.name, 26) for look, _ in pairs]
     most = max(text.count("\n") + 1 for text in names)
 
     def paint(axes: Axes) -> None:

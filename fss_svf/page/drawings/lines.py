@@ -37,6 +37,7 @@ def line_plot(name: str, caption: str, series: Sequence[Lines], unit: str = "") 
                     marker="o" if len(curve) < 3 else None, alpha=1 if len(lines.curves) == 1 else 0.75,
                     label=None if number else lines.look.name,
                 )  # fmt: skip
+        axes.set_xlim(left=0)
         axes.locator_params(axis="x", integer=True)
         axes.set_xlabel("step")
         axes.set_ylabel(unit)

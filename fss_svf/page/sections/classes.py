@@ -32,13 +32,14 @@ def _plot(content: Content, table: Table, shot: int, fold: int) -> Plot | None:
     rows = [row for row in table.rows if any(r.get("per_class") for r in row.of(shot, fold))]
     if not rows:
         return None
-    names = list(dict.fromkeys(name for row in rows for r in row.of(shot, fold) for name in r["per_class"]))
+    every = list(dict.fromkeys(name for row in rows for r in row.of(shot, fold) for name in r["per_class"]))
     drawn = [
         (content.look(row), _values(row.of(shot, fold), of_row(content.episodes, row, shot, fold))) for row in rows
     ]
-    return class_plot(
-        name_of("classes", table, f"{shot}shot", f"fold{fold}"), f"Classes of fold {fold}, {shot}-shot", names, drawn
-    )
+    names = [name for name in every if any(name in values and values[name][0] is not None for _, values in drawn)]
+    without = ", ".join(name for name in every if name not in names)
+    caption = f"Classes of fold {fold}, {shot}-shot" + (f"; without episodes: {without}" if without else "")
+    return class_plot(name_of("classes", table, f"{shot}shot", f"fold{fold}"), caption, names, drawn) if names else None
 
 
 def _values(results: Sequence[Result], episodes: Mapping[Any, Measured]) -> Values:

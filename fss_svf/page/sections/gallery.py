@@ -11,6 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from fss_svf.methods.controls import CONTROLS
+from fss_svf.page.content import Content, names_of_results
 from fss_svf.reporting.gallery import Entry, read_gallery
 from fss_svf.reporting.rows import Result
 
@@ -18,9 +19,10 @@ from fss_svf.reporting.rows import Result
 MOST = 600
 
 
-def gallery(results: Sequence[tuple[Result, Path]]) -> str:
+def gallery(content: Content) -> str:
     """The pictures of each result's gallery folder; equally many of each result if there are too many for a page."""
-    galleries = [(result, folder, entries) for result, folder in results if (entries := read_gallery(folder))]
+    folders = [(r, Path(r["path"]).parent / "gallery") for r in content.results if "path" in r]
+    galleries = [(result, folder, entries) for result, folder in folders if (entries := read_gallery(folder))]
     if not galleries:
         return "<p>No pictures: no result has a gallery folder; evaluate with pictures=N writes one.</p>"
     each = max(1, MOST // len(galleries))
@@ -28,15 +30,16 @@ def gallery(results: Sequence[tuple[Result, Path]]) -> str:
     # The controls are there to be beaten, and few want to look at them. Alone, they are all there is.
     controls = {result["method"] for result, _, _ in kept} & set(CONTROLS)
     controls = controls if any(result["method"] not in controls for result, _, _ in kept) else set()
+    names = names_of_results(content, [result for result, _, _ in kept])
     figures = [
-        _figure(result, folder, entry, result["method"] in controls)
-        for result, folder, entries in kept
+        _figure(name, result, folder, entry, result["method"] in controls)
+        for name, (result, folder, entries) in zip(names, kept)
         for entry in entries
     ]
     classes = sorted({name for _, _, entries in kept for entry in entries for name in entry.classes})
     left_out = sum(len(entries) for _, _, entries in galleries) - len(figures)
     more = f" {left_out:,} more are in the results' gallery folders." if left_out else ""
-    names = [(name_of_result(result), name_of_result(result)) for result, _, _ in kept]
+    by_name = [(name, name) for name in names]
     sorts = [("worst", "lowest IoU first"), ("best", "highest IoU first"), ("number", "by number")]
     sorts.append(("difference", "largest difference first, of two results"))
     with_controls = (
@@ -49,8 +52,8 @@ def gallery(results: Sequence[tuple[Result, Path]]) -> str:
         '<p class="soft">The first episodes, the best, the worst, and the best and worst of each class. Each picture: one '
         f"support of each class, the query, the true mask, the predicted mask. IoU is that of the foreground.{more}</p>\n"
         '<form class="controls" id="controls" hidden>'
-        + _select("by-result", "Result", [("", "all results"), *names])
-        + _select("beside", "Beside, on the same episodes", [("", "nothing"), *names])
+        + _select("by-result", "Result", [("", "all results"), *by_name])
+        + _select("beside", "Beside, on the same episodes", [("", "nothing"), *by_name])
         + _select("by-class", "Class", [("", "all classes"), *((name, name) for name in classes)])
         + _select("by-order", "Order", sorts)
         + with_controls
@@ -71,17 +74,8 @@ def _spread(entries: Sequence[Entry], most: int) -> list[Entry]:
     return [*first, *(ranked[i * len(ranked) // more] for i in range(more))]
 
 
-def name_of_result(result: Result) -> str:
-    trained = result["checkpoint"]
-    seed = f", seed {trained['seed']}" if trained else ""
-    return (
-        f"{result['method']}, {result['tuning']}, {result['dataset']} fold {result['fold']}, {result['shot']}-shot{seed} "
-        f"({result['protocol_hash']})"
-    )
-
-
-def _figure(result: Result, folder: Path, entry: Entry, control: bool) -> str:
-    path, name = folder / entry.file, name_of_result(result)
+def _figure(name: str, result: Result, folder: Path, entry: Entry, control: bool) -> str:
+    path = folder / entry.file
     image = b64encode(path.read_bytes()).decode()
     with Image.open(path) as opened:
         width, height = opened.size

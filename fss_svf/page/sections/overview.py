@@ -18,10 +18,9 @@ from fss_svf.reporting.table import Table
 _BASE, _NOVEL = "val/base_miou", "val/novel_miou"
 
 
-def overview(content: Content) -> str:
-    """Empty where no table has rows that differ in what trains."""
-    plots = [_trainable(content, table, shot) for table in content.tables for shot in shots_of_table(table)]
-    return content.show(*plots, *(_steps(content, table) for table in content.tables))
+def overview(content: Content, table: Table) -> str:
+    """Empty where the rows train equally many values and have no such courses."""
+    return content.show(*(_trainable(content, table, shot) for shot in shots_of_table(table)), _steps(content, table))
 
 
 def _trainable(content: Content, table: Table, shot: int) -> Plot | None:

@@ -1,4 +1,7 @@
-"""The tables. The numbers follow the first column, so that a narrow screen shows them; what describes a row is last."""
+"""The tables. The numbers follow the first column, so that a narrow screen shows them; what describes a row is last.
+
+The plots of a table are below it.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from html import escape
 from itertools import groupby
 
 from fss_svf.page.content import Content, swatch
+from fss_svf.page.sections.overview import overview
 from fss_svf.reporting.table import Line, Table, shots_of
 
 # Method and tuning are one column.
@@ -13,7 +17,7 @@ _FIRST = 2
 
 
 def results(content: Content) -> str:
-    return "\n".join(_table(content, table) for table in content.tables)
+    return "\n".join(_table(content, table) + overview(content, table) for table in content.tables)
 
 
 def _table(content: Content, table: Table) -> str:

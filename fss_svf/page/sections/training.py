@@ -12,7 +12,7 @@ from fss_svf.page.content import Content, folded, name_of, note, own_rows
 from fss_svf.page.curves import Curve, read_curves, read_log, run_folder
 from fss_svf.page.drawings.drift import drift_plot
 from fss_svf.page.drawings.lines import Lines, line_plot
-from fss_svf.page.looks import COLOURS, Look, parts_of, told_apart
+from fss_svf.page.looks import COLOURS, Look, told_apart
 from fss_svf.page.plots import Plot
 from fss_svf.reporting.rows import Result, Row
 from fss_svf.reporting.table import Table
@@ -81,16 +81,7 @@ def _with_curves(row: Row, fold: int, read: Mapping[str, Curves]) -> list[str]:
 
 def _titles(content: Content, runs: Mapping[str, Result]) -> list[str]:
     """A title for each run; equal ones are followed by what differs in their rows, or else by the name of the folder."""
-    rows = {
-        id(r): row
-        for table in content.tables
-        for row in own_rows(table)
-        for cell in row.cells.values()
-        for r in cell.values()
-    }
-    # Of two results of one cell a table has one.
-    parts = [parts_of(rows[id(r)]) if id(r) in rows else [] for r in runs.values()]
-    titles = told_apart(list(map(_title, runs.values())), parts)
+    titles = told_apart(list(map(_title, runs.values())), [content.parts_of_result(r) for r in runs.values()])
     return told_apart(titles, [[Path(run).name] for run in runs])
 
 
