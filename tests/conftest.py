@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 
 from fss_svf import cli, provenance
+from fss_svf.reporting import pictures
 
 # No test writes to the cache folder of whoever runs it.
 os.environ["FSS_SVF_CACHE"] = "off"
+# Of a tiny training or evaluation, half the time would go into pictures of episodes at their full size.
+pictures._CELL = 60
 
 SMALL_TOY = {"train_images": 180, "val_images": 120, "seed": 3}  # every class in enough images
 TOY = ("dataset=toy", *(f"dataset.{key}={value}" for key, value in SMALL_TOY.items()))
