@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra._internal.hydra import Hydra
 
 from fss_svf import cli, provenance
 from fss_svf.reporting import pictures
@@ -50,6 +51,8 @@ def toy_options(root: Path, **changes):
 def fss(monkeypatch, tmp_path, capsys):
     """Call `fss-svf` with arguments in an empty folder; returns (exit status, standard output, standard error)."""
     monkeypatch.chdir(tmp_path)
+    # Hydra composes everything twice, first to see whether hydra.mode is set, which no file or test does.
+    monkeypatch.setattr(Hydra, "get_mode", lambda *_, **__: None)
 
     def call(*arguments: str):
         monkeypatch.setattr(sys, "argv", ["fss-svf", *map(str, arguments)])
