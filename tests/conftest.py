@@ -69,6 +69,16 @@ def fss(monkeypatch, tmp_path, capsys):
     return call
 
 
+def trained(folder, *arguments):
+    """The folder of a run, after `fss-svf train` with these arguments; for fixtures of a module, which have no `fss`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["fss-svf", "train", *arguments, f"hydra.run.dir={folder}"])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+    assert end.value.code == 0
+    return folder
+
+
 @pytest.fixture(scope="module")
 def one_thread():
     """For small matrices: on shared cores torch's SVD threads wait for each other (20 times slower)."""
