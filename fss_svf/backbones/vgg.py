@@ -82,9 +82,9 @@ def _network(name: str) -> VGG:
         net: VGG = torchvision.models.get_model(name, weights=None)
     net.to_empty(device=device)
     for layer in net.features:
-        if isinstance(layer, nn.Conv2d):
+        if isinstance(layer, nn.Conv2d) and layer.bias is not None:  # as each of them has
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+            nn.init.zeros_(layer.bias)
         elif isinstance(layer, nn.BatchNorm2d):
             layer.reset_parameters()
     return net
