@@ -166,10 +166,10 @@ def test_weights_are_known_by_their_content(tmp_path):
 
 @pytest.mark.parametrize("prefix", ["module.", "encoder.", "module.encoder.", "backbone."])
 def test_weights_under_prefixes_and_nests(tmp_path, prefix):
-    reference, _ = resnet50(ResNetOptions(stem="deep"))
+    reference, _ = tiny(TinyOptions())
     plain = {k.removeprefix("layer0."): v for k, v in reference.state_dict().items()}
     path = save(tmp_path, {"epoch": 3, "state_dict": {prefix + k: v for k, v in plain.items()}})
-    backbone, _ = resnet50(ResNetOptions(stem="deep", weights=path))
+    backbone, _ = tiny(TinyOptions(weights=path))
     for name, value in reference.state_dict().items():
         assert torch.equal(backbone.state_dict()[name], value), name
 
