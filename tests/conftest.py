@@ -6,11 +6,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra._internal.hydra import Hydra
 
 from fss_svf import cli, provenance
+from fss_svf.reporting import pictures
 
 # No test writes to the cache folder of whoever runs it.
 os.environ["FSS_SVF_CACHE"] = "off"
+# Of a tiny training or evaluation, half the time would go into pictures of episodes at their full size.
+pictures._CELL = 60
 
 SMALL_TOY = {"train_images": 180, "val_images": 120, "seed": 3}  # every class in enough images
 TOY = ("dataset=toy", *(f"dataset.{key}={value}" for key, value in SMALL_TOY.items()))
@@ -47,6 +51,8 @@ def toy_options(root: Path, **changes):
 def fss(monkeypatch, tmp_path, capsys):
     """Call `fss-svf` with arguments in an empty folder; returns (exit status, standard output, standard error)."""
     monkeypatch.chdir(tmp_path)
+    # Hydra composes everything twice, first to see whether hydra.mode is set, which no file or test does.
+    monkeypatch.setattr(Hydra, "get_mode", lambda *_, **__: None)
 
     def call(*arguments: str):
         monkeypatch.setattr(sys, "argv", ["fss-svf", *map(str, arguments)])
@@ -61,6 +67,16 @@ def fss(monkeypatch, tmp_path, capsys):
         return status, out, err
 
     return call
+
+
+def trained(folder, *arguments):
+    """The folder of a run, after `fss-svf train` with these arguments; for fixtures of a module, which have no `fss`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["fss-svf", "train", *arguments, f"hydra.run.dir={folder}"])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+    assert end.value.code == 0
+    return folder
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import torch
 import torchvision
 from torch import nn
+from torchvision.models import VGG
 
 from fss_svf.backbones.backbone import Backbone, Sizes, Tap
 from fss_svf.backbones.joined import join_units
@@ -30,7 +32,7 @@ class VGGOptions:
 @BACKBONES.register("vgg16", VGGOptions)
 def vgg16(options: VGGOptions) -> tuple[Backbone, LoadReport]:
     """VGG16-bn: 64, 128, 256, 512, 512 channels; layer2 at 1/8, layer3 and layer4 at 1/16. Pools round up (semseg)."""
-    net = torchvision.models.vgg16_bn(weights=None)
+    net = _network("vgg16_bn")
     report = load_weights(net, options.weights, "vgg16")
     for layer in net.features:
         if isinstance(layer, nn.MaxPool2d):
@@ -46,7 +48,7 @@ def vgg16_plain(options: VGGOptions) -> tuple[Backbone, LoadReport]:
     without ReLU, so that its features have both signs: PANet's feature map. `weights` may also be a PANet checkpoint.
     Source: PANet (ICCV 2019, arXiv 1908.06391), and the behaviour of its encoder.
     """
-    net = torchvision.models.vgg16(weights=None)
+    net = _network("vgg16")
     report = load_weights(net, options.weights, "vgg16_plain")
     pools = [layer for layer in net.features if isinstance(layer, nn.MaxPool2d)]
     for pool, stride in zip(pools, (2, 2, 2, 1)):
@@ -66,10 +68,26 @@ def vgg16_hsnet(options: VGGOptions) -> tuple[Backbone, LoadReport]:
 
     Source: HSNet (ICCV 2021, arXiv 2104.01538), and the behaviour of its code.
     """
-    net = torchvision.models.vgg16(weights=None)
+    net = _network("vgg16")
     report = load_weights(net, options.weights, "vgg16_hsnet")
     cuts = list(zip(VGG16_BLOCKS, (*VGG16_BLOCKS[1:], len(net.features))))
     return _cut(net.features, cuts, strides=(2, 4, 8, 16, 32), sizes=Sizes()), report
+
+
+def _network(name: str) -> VGG:
+    """torchvision's network, whose layers start as torchvision's do. Its classifier stays without values: a backbone drops
+    it, and to draw its 120 million values would take seconds."""
+    device = torch.empty(0).device
+    with torch.device("meta"):
+        net: VGG = torchvision.models.get_model(name, weights=None)
+    net.to_empty(device=device)
+    for layer in net.features:
+        if isinstance(layer, nn.Conv2d) and layer.bias is not None:  # as each of them has
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.BatchNorm2d):
+            layer.reset_parameters()
+    return net
 
 
 def _cut(

@@ -5,6 +5,7 @@ import hashlib
 import pytest
 import torch
 import torchvision
+from torchvision.models.vgg import cfgs, make_layers
 
 from fss_svf.backbones.resnet import ResNetOptions, TinyOptions, resnet18, resnet50, resnet101, tiny
 from fss_svf.backbones.stages import STAGES
@@ -165,10 +166,10 @@ def test_weights_are_known_by_their_content(tmp_path):
 
 @pytest.mark.parametrize("prefix", ["module.", "encoder.", "module.encoder.", "backbone."])
 def test_weights_under_prefixes_and_nests(tmp_path, prefix):
-    reference, _ = resnet50(ResNetOptions(stem="deep"))
+    reference, _ = tiny(TinyOptions())
     plain = {k.removeprefix("layer0."): v for k, v in reference.state_dict().items()}
     path = save(tmp_path, {"epoch": 3, "state_dict": {prefix + k: v for k, v in plain.items()}})
-    backbone, _ = resnet50(ResNetOptions(stem="deep", weights=path))
+    backbone, _ = tiny(TinyOptions(weights=path))
     for name, value in reference.state_dict().items():
         assert torch.equal(backbone.state_dict()[name], value), name
 
@@ -186,7 +187,7 @@ def test_weights_with_the_numbered_stem_of_official_checkpoints(tmp_path):
 
 
 def test_weights_of_plain_vgg_by_torchvisions_and_panets_names(tmp_path):
-    reference = torchvision.models.vgg16().features
+    reference = make_layers(cfgs["D"])
     firsts = {0: 0, 2: 5, 4: 10, 6: 17, 8: 24}  # of PANet's blocks, as torchvision numbers them
     panet = {
         f"module.encoder.backbone.features.{block}.{2 * i}.{kind}": getattr(reference[first + 2 * i], kind)
@@ -202,6 +203,20 @@ def test_weights_of_plain_vgg_by_torchvisions_and_panets_names(tmp_path):
             assert torch.equal(value, reference.state_dict()[name.split(".", 1)[1]]), name
     with pytest.raises(WeightsError, match="does not fit backbone=vgg16 "):
         vgg16(VGGOptions(weights=save(tmp_path, panet)))
+
+
+@pytest.mark.parametrize("build", [vgg16, vgg16_plain, vgg16_hsnet])
+def test_a_vgg_without_weights_starts_as_torchvisions(seeded, build):
+    layers = [module for module in build(VGGOptions())[0].modules() if not list(module.children())]
+    convs = [layer for layer in layers if isinstance(layer, torch.nn.Conv2d)]
+    norms = [layer for layer in layers if isinstance(layer, torch.nn.BatchNorm2d)]
+    assert (len(convs), len(norms)) == (13, 13 if build is vgg16 else 0)
+    for conv in convs:
+        assert float(conv.weight.detach().std()) == pytest.approx((2 / (9 * conv.out_channels)) ** 0.5, rel=0.06)
+        assert not conv.bias.any()
+    for norm in norms:
+        assert all((value == 1).all() for value in (norm.weight, norm.running_var))
+        assert not any(value.any() for value in (norm.bias, norm.running_mean, norm.num_batches_tracked))
 
 
 @pytest.mark.parametrize("build", [vgg16, vgg16_plain, vgg16_hsnet])

@@ -310,7 +310,7 @@ def test_pictures_are_of_the_same_query_with_three_supports(toy_root, tmp_path):
         assert not np.array_equal(wrong.supports[0][0], right.supports[0][0])
         assert not (none.supports[0][1] == 1).any()
     assert len({spec.query for spec in chosen["right"].specs}) == 3
-    assert draw_exchanged(**drawn).shape == (22 + 3 * 268, 7 * 246 + 6, 3)
+    assert draw_exchanged(**drawn).shape == (22 + 3 * 88, 7 * 66 + 6, 3)
 
 
 def test_pictures_reach_the_report(fss, toy_root, tmp_path):

@@ -14,7 +14,7 @@ import torch
 import fss_svf
 from fss_svf.checkpoint import load_checkpoint
 from fss_svf.errors import ConfigError, DataError, WeightsError
-from tests.conftest import SMALL_TOY, TOY
+from tests.conftest import SMALL_TOY, TOY, trained
 from tests.examples import DOCS, blocks
 
 SMALL = ("experiment=toy", *TOY, "recipe.size=65", "recipe.batch_size=2", "recipe.max_steps=2",
@@ -30,18 +30,6 @@ def run(toy_root, tmp_path_factory):
     """The folder of a short training on the small toy dataset."""
     folder = tmp_path_factory.mktemp("run") / "train"
     return trained(folder, *SMALL, f"dataset.root={toy_root}")
-
-
-def trained(folder, *arguments):
-    """`fss-svf train` with these arguments into a folder."""
-    from fss_svf import cli
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["fss-svf", "train", *arguments, f"hydra.run.dir={folder}"])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-    assert end.value.code == 0
-    return folder
 
 
 def drawn(episodes, protocol="svf", runs=1):

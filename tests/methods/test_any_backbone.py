@@ -36,8 +36,17 @@ def build(name, backbone, shot):
     return entry.build(BACKBONES[backbone]().requires_grad_(True), options)
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
-@pytest.mark.parametrize("name", [name for name in METHODS.names() if name != "background"])
+# Larger networks, whose maps have the strides of the others: a method of priors and one of many levels show them.
+LARGE, SHOWN = ("efficientnet_lite0, 1/16", "undilated"), ("pfenet", "hsnet")
+EVERY = [
+    pytest.param(name, backbone, marks=[pytest.mark.long] if backbone in LARGE and name not in SHOWN else [])
+    for name in METHODS.names()
+    if name != "background"
+    for backbone in BACKBONES
+]
+
+
+@pytest.mark.parametrize(("name", "backbone"), EVERY)
 def test_encoding_apart_equals_forward(name, backbone):
     method, e = build(name, backbone, 2).eval().double(), in_float64(episode(shot=2, size=SIZE))
     with torch.no_grad():

@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -312,8 +310,3 @@ def test_a_base_learner_of_other_classes_is_refused(fss, toy_root, tmp_path):
 def choices(content):
     config = from_mapping(TrainConfig, content["config"])
     return config.method, config.backbone, config.tuning
-
-
-def test_importing_the_package_imports_no_torch():
-    source = "import sys, fss_svf; assert 'torch' not in sys.modules; from fss_svf import load_official, Episode"
-    assert subprocess.run([sys.executable, "-c", source]).returncode == 0

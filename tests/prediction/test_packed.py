@@ -14,14 +14,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import fss_svf
-from fss_svf import cli, packed
+from fss_svf import packed
 from fss_svf.checkpoint import load_checkpoint, save_checkpoint
 from fss_svf.errors import ConfigError, WeightsError
 from fss_svf.packing import pack
 from fss_svf.prediction.loading import load_segmenter, model_name
 from fss_svf.prediction.segmenter import Segmenter
 from tests.cli.test_config import compose
-from tests.conftest import TOY
+from tests.conftest import TOY, trained
 from tests.prediction.test_predict import picture, save, square_mask
 
 ROOT = Path(__file__).parents[2]
@@ -32,18 +32,12 @@ NAME = "stand-in"
 @pytest.fixture(scope="module")
 def run(toy_root, kept_factors, tmp_path_factory):
     """The run folder of two steps of PANet with SVF on EfficientNet-Lite0, at rates that move every singular value."""
-    folder = tmp_path_factory.mktemp("packed") / "run"
-    arguments = (
+    return trained(
+        tmp_path_factory.mktemp("packed") / "run",
         *("experiment=quickstart", "tuning=svf", *TOY, f"dataset.root={toy_root}", "recipe.size=65", "workers=0"),
         *("recipe.max_steps=2", "recipe.batch_size=2", "recipe.optimizer.backbone_lr=0.1", "validate.every=2"),
-        *("validate.episodes=2", f"hydra.run.dir={folder}"),
+        "validate.episodes=2",
     )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["fss-svf", "train", *arguments])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-    assert end.value.code == 0
-    return folder
 
 
 @pytest.fixture(scope="module")

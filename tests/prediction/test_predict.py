@@ -1,6 +1,7 @@
 """A person's own photographs: masks equal an evaluation's, and every mistake is one line."""
 
 import csv
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -24,6 +25,7 @@ from fss_svf.prediction.photos import find_photos, read_mask, read_photo
 from fss_svf.prediction.support import SupportFeatures
 from tests.cli.test_cli import SMALL
 from tests.cli.test_cli import one_line as only_line
+from tests.conftest import trained
 from tests.evaluation.test_engine import SIZE, engine_of, lists_of, task_of
 from tests.one_line import data_error
 from tests.pixels import allowed
@@ -305,14 +307,8 @@ def test_a_wrong_folder_of_examples_is_one_line(tmp_path, examples):
 @pytest.fixture(scope="module")
 def runs(toy_root, tmp_path_factory):
     """The folder of a training, and another that differs from it in a single weight."""
-    import shutil
-
     folder = tmp_path_factory.mktemp("runs")
-    subprocess.run(
-        [sys.executable, "-m", "fss_svf", "train", *SMALL, f"dataset.root={toy_root}", "fold=0",
-         f"hydra.run.dir={folder / 'one'}"],
-        check=True,
-    )  # fmt: skip
+    trained(folder / "one", *SMALL, f"dataset.root={toy_root}", "fold=0")
     shutil.copytree(folder / "one", folder / "other")
     path = folder / "other" / "checkpoints" / "last.pt"
     content = torch.load(path)

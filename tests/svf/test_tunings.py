@@ -158,9 +158,23 @@ def pretrained(backbone):
     return net.eval()
 
 
-@pytest.mark.parametrize("tuning", OF_STAGES)
-@pytest.mark.parametrize("backbone", [name for name in BACKBONES.names() if name not in ("tiny", *TIMM)])
-def test_every_backbone_starts_unchanged_and_gets_gradients(kept_factors, backbone, tuning):
+# Every tuning on bottlenecks, on a VGG without BatchNorm and on inverted blocks; of the networks with their blocks or
+# those of tiny, the tunings that add modules. A ResNet-101 has a ResNet-50's blocks.
+EACH, ADDED = ("resnet50", "vgg16_plain", "efficientnet_lite0"), ("adapter", "lora")
+PAIRS = [
+    pytest.param(
+        backbone,
+        tuning,
+        marks=[] if backbone in EACH or (tuning in ADDED and backbone != "resnet101") else [pytest.mark.long],
+    )
+    for backbone in BACKBONES.names()
+    if backbone not in ("tiny", *TIMM)
+    for tuning in OF_STAGES
+]
+
+
+@pytest.mark.parametrize(("backbone", "tuning"), PAIRS)
+def test_every_backbone_starts_unchanged_and_gets_gradients(backbone, tuning):
     net, x = copy.deepcopy(pretrained(backbone)), torch.randn(1, 3, 33, 33)
     with torch.no_grad():
         before = net(x)["deep"]

@@ -205,7 +205,10 @@ def test_bfloat16_by_autocast(tuning):
         assert all(p.grad is None or p.grad.isfinite().all() for p in net.parameters())
 
 
-@pytest.mark.parametrize("tuning", ["svf", "usv", "lora", "adapter", "bias"])
+# Every form of SVF's own: test_svf_forms.py. A bias is no layer of a tuning.
+@pytest.mark.parametrize(
+    "tuning", ["svf", "lora", "adapter", *(pytest.param(name, marks=pytest.mark.long) for name in ("usv", "bias"))]
+)
 def test_compiled_in_one_graph(tuning):
     net, x = moved(tuning), images()
     expected = net(x)[-1]

@@ -82,7 +82,7 @@ def wait_for(groups, folder, process):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [3, pytest.param(2, marks=pytest.mark.long)])
+@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.long)])
 def test_the_result_is_that_of_one_process(fss, start, control, tmp_path, processes):
     assert fss(*control, "hydra.run.dir=alone")[0] == 0
     # The time of the start is in the folder's name: process 0's.
