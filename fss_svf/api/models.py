@@ -18,7 +18,7 @@ from fss_svf.api.choosing import Named, compose
 from fss_svf.backbones.backbone import Backbone
 from fss_svf.backbones.weights import LoadReport
 from fss_svf.config import EvaluateConfig, from_mapping
-from fss_svf.evaluation.subject import Subject, make_subject
+from fss_svf.evaluation.subject import Subject, changed_options, make_subject
 from fss_svf.evaluation.untrained import choose
 from fss_svf.methods.base_classes import BaseClassMethod
 from fss_svf.methods.method import FewShotMethod
@@ -70,14 +70,15 @@ def build_model(
     torch.Size([1, 2, 65, 65])
     """
     values = compose("train", {"method": method, "backbone": backbone, "tuning": tuning}, {"shot": shot})
-    choices = [choose(registry, values[registry.kind]) for registry in (METHODS, BACKBONES, TUNINGS)]
-    model, report = model_building.build_model(*choices)
+    choices = {registry.kind: choose(registry, values[registry.kind]) for registry in (METHODS, BACKBONES, TUNINGS)}
+    model, report = model_building.build_model(*choices.values())
     log.info("%s", report)
     origins[model] = {
-        **{registry.kind: choice.name for registry, choice in zip((METHODS, BACKBONES, TUNINGS), choices)},
+        **{kind: choice.name for kind, choice in choices.items()},
         "weights": report.label,
         "weights_hash": report.digest,
         "trained_on": model.trained_on if isinstance(model, BaseClassMethod) else report.trained_on,
+        "options": changed_options(choices),
     }
     return model.eval()
 

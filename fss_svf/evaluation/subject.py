@@ -34,7 +34,7 @@ class Subject:
     trainable     values of the backbone that trained
     checkpoint    for result.json
     classes_seen  tested classes that the model was trained on in another dataset
-    options       of a method without training: those of it and of its backbone that are not as in their YAML
+    options       of a method without training, or of a model of fss_svf.build_model: those that are not as in their YAML
     """
 
     dataset: Choice
@@ -219,15 +219,18 @@ def _from_config(config: EvaluateConfig) -> tuple[FewShotMethod, Subject]:
         trainable=trainable_values(model.backbone),
         checkpoint=None,
         trained_on=report.trained_on,
-        options={**_changed("method", method), **_changed("backbone", backbone)},
+        options=changed_options({"method": method, "backbone": backbone}),
     )
 
 
-def _changed(group: str, choice: Choice) -> dict[str, Any]:
-    """The options that are not as in conf/GROUP/NAME.yaml, by key; weights are told by their hash."""
-    usual, options = plain_values(group, choice.name, resolve=False) or {}, to_mapping(choice)
-    keys = [key for key in usual if key != "weights" and options.get(key) != usual[key]]
-    return {f"{group}.{key}": options.get(key) for key in keys}
+def changed_options(choices: Mapping[str, Choice]) -> dict[str, Any]:
+    """The options of the components, by group, that are not as in conf/GROUP/NAME.yaml; weights are told by their hash."""
+    found = {}
+    for group, choice in choices.items():
+        usual, options = plain_values(group, choice.name, resolve=False) or {}, to_mapping(choice)
+        keys = [key for key in usual if key != "weights" and options.get(key) != usual[key]]
+        found.update({f"{group}.{key}": options.get(key) for key in keys})
+    return found
 
 
 def base_classes(model: FewShotMethod, subject: Subject, fold: Fold, protocol: Protocol) -> tuple[int, ...] | None:
