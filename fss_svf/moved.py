@@ -7,17 +7,14 @@ data.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from fss_svf import config
 from fss_svf.config import EvaluateConfig
 from fss_svf.registry import DATASETS, Choice
+from fss_svf.relocation import move_of, replaced
 
 _PLACE = ("root", "prepared")
 
@@ -40,31 +37,8 @@ def differing(then: Any, now: Any, folder: Path, dataset: Choice | None) -> list
 
 def relocated(then: Any, folder: Path) -> Any:
     """The config with paths as they lie now: what was copied along with its run folder has moved as that has."""
-    try:
-        ran_in = Path(OmegaConf.load(folder / ".hydra" / "hydra.yaml").hydra.runtime.output_dir)
-    except (OSError, OmegaConfBaseException, AttributeError, ValueError):
-        return then
-    old, new = list(ran_in.parts), list(folder.absolute().parts)
-    while old and new and old[-1] == new[-1]:
-        old.pop()
-        new.pop()
-    if not old or old == new:
-        return then
-    return config.from_mapping(type(then), _replaced(config.to_mapping(then), _prefix(old), _prefix(new)))
-
-
-def _prefix(parts: list[str]) -> str:
-    """What paths below this folder begin with; below the root that is one slash."""
-    return f"{Path(*parts)}".rstrip("/") + "/"
-
-
-def _replaced(tree: Any, old: str, new: str) -> Any:
-    """The tree, in which `new` stands for `old` at the start of every text."""
-    if isinstance(tree, Mapping):
-        return {key: _replaced(value, old, new) for key, value in tree.items()}
-    if isinstance(tree, list):
-        return [_replaced(value, old, new) for value in tree]
-    return new + tree.removeprefix(old) if isinstance(tree, str) and tree.startswith(old) else tree
+    move = move_of(folder)
+    return then if move is None else config.from_mapping(type(then), replaced(config.to_mapping(then), *move))
 
 
 def _without_place(run: Any) -> Any:

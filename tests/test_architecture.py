@@ -23,6 +23,7 @@ LAYERS = [
         "machine",
         "plugins",
         "precision",
+        "relocation",
         "tuned",
     },
     {"backbones", "svf"},
@@ -83,6 +84,7 @@ def test_the_svf_library_knows_nothing_of_segmentation():
         "errors",
         "files",
         "precision",
+        "relocation",
         "tuned",
     }
 

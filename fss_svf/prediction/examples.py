@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from fss_svf.data.annotation import annotate
 from fss_svf.data.file_names import image_files, plain, require_utf8
 from fss_svf.errors import ConfigError, DataError, did_you_mean
 from fss_svf.prediction.cutout import cut_out
-from fss_svf.prediction.photos import MASK_ENDING, find_masks, find_photos, read_mask, read_photo
+from fss_svf.prediction.photos import MASK_ENDING, find_masks, find_photos, masks_of_folder, read_mask, read_photo
+
+log = logging.getLogger(__name__)
 
 MARKS = "annotations.yaml"
 # The name of the one class of a plain folder of examples, or of a file of before there were several.
@@ -92,7 +95,15 @@ def read_examples(folder: Path) -> list[Example]:
     if unknown:
         close = did_you_mean(unknown[0], [photo.name for photo in photos])
         raise DataError(f"{folder / MARKS}: {unknown[0]}: no such image in the folder{close}; name it with its ending")
+    _warn_of_masks_alone(folder, photos)
     return [_example(photo, marks.get(plain(photo.name))) for photo in photos]
+
+
+def _warn_of_masks_alone(folder: Path, photos: list[Path]) -> None:
+    of_photos = {mask for photo in photos for mask in find_masks(photo)}
+    alone = [mask for mask in masks_of_folder(folder) if mask not in of_photos]
+    if alone:
+        log.warning("%d masks have no photograph and are not used, first %s", len(alone), alone[0])
 
 
 def read_classes(folder: Path) -> dict[str, list[Example]]:

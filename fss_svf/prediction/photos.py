@@ -48,12 +48,22 @@ def find_photos(path: Path, key: str) -> list[Path]:
 
 def find_masks(photo: Path) -> list[Path]:
     """The masks of a photograph: NAME.mask.png beside it and masks/NAME.png, in whatever spelling of NAME and ending."""
-    beside, below = photo.parent, photo.parent / "masks"
+    masks = _masks(photo.parent)
+    return [mask for mask, ending in masks if plain(mask.name[: -len(ending)]) == plain(photo.stem)]
+
+
+def masks_of_folder(folder: Path) -> list[Path]:
+    """The masks of all photographs of a folder, and those of none."""
+    return [mask for mask, _ in _masks(folder)]
+
+
+def _masks(folder: Path) -> list[tuple[Path, str]]:
+    """Each mask, and the ending that follows the photograph's name in its own."""
     return [
-        mask
-        for folder, ending in ((beside, MASK_ENDING), (below, ".png"))
-        for mask in (image_files(folder, (".png",)) if folder.is_dir() else ())
-        if mask.name.lower().endswith(ending) and plain(mask.name[: -len(ending)]) == plain(photo.stem)
+        (mask, ending)
+        for place, ending in ((folder, MASK_ENDING), (folder / "masks", ".png"))
+        for mask in (image_files(place, (".png",)) if place.is_dir() else ())
+        if mask.name.lower().endswith(ending)
     ]
 
 

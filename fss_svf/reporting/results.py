@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fss_svf.errors import DataError
+from fss_svf.relocation import relocated_path
 from fss_svf.reporting.rows import method_of
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,16 @@ def read_result(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: not a readable result ({error}); delete it and evaluate again") from None
     if missing:
         raise DataError(f"{path}: not a result of 'fss-svf evaluate', it has no {', '.join(sorted(missing))}")
-    return {**result, "path": str(path)}
+    return {**result, "path": str(path), "checkpoint": _as_it_lies(result["checkpoint"], path)}
+
+
+def _as_it_lies(checkpoint: dict[str, Any] | None, path: Path) -> dict[str, Any] | None:
+    """The checkpoint with the path that it has now, if it was copied along with the evaluation: its curves are shown."""
+    if not checkpoint or not checkpoint.get("path"):
+        return checkpoint
+    runs = (path.parent, path.parent.parent)  # of one number of shots, or of several
+    run = next((run for run in runs if (run / ".hydra").is_dir()), path.parent)
+    return {**checkpoint, "path": relocated_path(checkpoint["path"], run)}
 
 
 def newest(results: list[dict[str, Any]]) -> list[dict[str, Any]]:

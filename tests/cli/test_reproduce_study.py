@@ -12,6 +12,7 @@ import yaml
 from fss_svf import config
 from fss_svf.errors import ConfigError, TrainingError
 from fss_svf.moved import relocated
+from fss_svf.relocation import relocated_path
 from fss_svf.reproduction.choosing import choices_table, chosen, score
 from fss_svf.reproduction.jobs import make_jobs
 from fss_svf.reproduction.machines import machines_table
@@ -371,7 +372,13 @@ def test_paths_of_a_copy_are_those_of_its_new_place(tmp_path, ran_in):
     _, now = in_place(new, data)
     assert config.differing(then.config, now.config) == ["checkpoint"]
     there = relocated(then.config, new / "evaluate" / "a")
-    assert there.checkpoint == new / "train" / "panet-svf-fold0-1shot-seed1" == now.config.checkpoint
+    train = new / "train" / "panet-svf-fold0-1shot-seed1"
+    assert there.checkpoint == train == now.config.checkpoint
+    # A report reads a training's curves where they are.
+    recorded = str(then.config.checkpoint)
+    assert relocated_path(recorded, new / "evaluate" / "a") == recorded
+    train.mkdir(parents=True)
+    assert relocated_path(recorded, new / "evaluate" / "a") == str(train)
 
 
 def test_a_copy_of_another_study_is_refused(fss, toy_root, tmp_path):

@@ -214,6 +214,18 @@ def test_names_of_any_letters_are_found_whatever_their_spelling(tmp_path):
     assert np.array_equal(example.mask, square_mask(1))
 
 
+def test_masks_without_a_photograph_are_warned_of(tmp_path, caplog):
+    save(tmp_path / "a.png", picture())
+    save(tmp_path / "a.mask.png", square_mask(1))
+    assert len(read_examples(tmp_path)) == 1
+    assert not caplog.messages
+    (tmp_path / "masks").mkdir()
+    save(tmp_path / "b.mask.png", square_mask(1))
+    save(tmp_path / "masks" / "c.png", square_mask(1))
+    assert len(read_examples(tmp_path)) == 1
+    assert caplog.messages == [f"2 masks have no photograph and are not used, first {tmp_path / 'b.mask.png'}"]
+
+
 # Boxes and points
 
 
