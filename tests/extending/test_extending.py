@@ -149,7 +149,7 @@ def test_encoding_apart_equals_forward(method, monkeypatch):
 
 @pytest.mark.parametrize("tuning", ["layers", "bias", "adapter", "lora"])
 def test_tunings_of_stages_start_unchanged(tuning):
-    test_tunings.test_every_backbone_starts_unchanged_and_gets_gradients(None, "resnet34", tuning)
+    test_tunings.test_every_backbone_starts_unchanged_and_gets_gradients("resnet34", tuning)
 
 
 def test_svf_trains_one_value_a_channel():
@@ -184,7 +184,7 @@ def test_it_keeps_the_promises_of_every_tuning(announced):
 
 @pytest.mark.parametrize("backbone", ["resnet18", "resnet34", "vgg16", "vgg16_plain"])
 def test_it_trains_on_every_backbone(announced, backbone):
-    test_tunings.test_every_backbone_starts_unchanged_and_gets_gradients(None, backbone, "first_conv")
+    test_tunings.test_every_backbone_starts_unchanged_and_gets_gradients(backbone, "first_conv")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
