@@ -11,6 +11,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -261,12 +262,14 @@ def _run_in_folder(verb: str, cfg: DictConfig, values: dict[str, Any]) -> Any:
     if verb in _NOWHERE:
         return _run(verb, checked, out)
     values["hydra.run.dir"] = str(out)
-    with locked(out):
+    plans = getattr(checked, "plan", False)  # it can be asked for while the jobs run
+    with nullcontext() if plans else locked(out):
         start = begin(verb, checked, out, alone)
         if start.score is not None:
             log.info("finished already, nothing to do: %s (score %.4f)", out, start.score)
             return start.score
-        keep_command(verb, cfg, out, start.new)
+        if not plans:
+            keep_command(verb, cfg, out, start.new)
         return _run(verb, *distributed.broadcast((start.config, out)))
 
 

@@ -10,7 +10,7 @@ from fss_svf.errors import ConfigError, DataError
 from fss_svf.prediction.examples import class_folders, read_classes
 from fss_svf.prediction.loading import check_model
 from fss_svf.prediction.output import SHOWN
-from fss_svf.prediction.photos import find_photos
+from fss_svf.prediction.photos import find_photos, read_photo
 
 _NEEDED = {
     "support": "a folder of annotated examples, or of one for each class, or the support.pt of an earlier predict",
@@ -47,7 +47,9 @@ def predict(config: PredictConfig, _: Path) -> None:
 
 
 def _require_an_image(photos: list[Path]) -> None:
-    """Raise DataError of the first photograph where none can be opened, before anything is computed."""
+    """Raise DataError of the first photograph where none can be opened (one alone: read), before anything is computed."""
+    if len(photos) == 1:
+        read_photo(photos[0])
     failed = []
     for photo in photos:
         try:

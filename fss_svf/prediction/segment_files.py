@@ -43,10 +43,10 @@ def segment_files(
         draw_examples(out / SHOWN, examples)
         count = sum(map(len, examples.values()))
         of_classes = f" of {len(classes)} classes" if UNNAMED not in classes else ""
-        log.info("%d examples%s encoded into %s; support=%s the next time", count, of_classes, saved, saved)
+        log.info("examples encoded%s: %d, into %s; support=%s the next time", of_classes, count, saved, saved)
     found, failed = _segment_all(segmenter, classes, photos, out, config.batch_size)
     told = listing([f"{name or 'the class'} found in {count} of them" for name, count in found.items()], 10)
-    log.info("%d images segmented, %s: %s", len(photos) - len(failed), told, out)
+    log.info("images segmented: %d, %s: %s", len(photos) - len(failed), told, out)
     if marked := sum(example.marked for given in examples.values() for example in given):
         shown = out / SHOWN
         log.info("masks made of boxes or points: %d; look at them in %s (docs/predict.md)", marked, shown)

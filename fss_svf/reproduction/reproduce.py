@@ -33,6 +33,8 @@ def reproduce(config: ReproduceConfig, out: Path) -> None:
         rates_of(config.device_model)  # a wrong name is an error at once
     jobs, times = make_jobs(config, out), out / "seconds.json"
     missing = [job for job in jobs if not job.done]
+    if not config.plan:
+        _require_datasets(missing)
     plan = _plan(config, jobs, missing, times)
     print(plan)
     (out / "plan.md").write_text(plan + "\n", encoding="utf-8")
@@ -41,10 +43,6 @@ def reproduce(config: ReproduceConfig, out: Path) -> None:
         finished = len(jobs) - len(missing)
         log.info("%d of %d jobs are finished; the others' commands: %s", finished, len(jobs), out / "commands.txt")
         return
-    for split in ("train", "val"):
-        datasets = {str(job.dataset): job.dataset for job in missing if split == "val" or job.stage != "evaluate"}
-        for dataset in datasets.values():
-            DATASETS.build(dataset).split(split)  # one that is not prepared is an error here, not in every job
     failed = _run(config, out, missing, times)
     if not missing:
         log.info("all %d jobs are finished, nothing to run", len(jobs))
@@ -61,6 +59,14 @@ def reproduce(config: ReproduceConfig, out: Path) -> None:
             f"{len(failed)} of {len(missing)} jobs failed or lacked what failed: {listing(job.name for job in failed)}; "
             f"what stands above says where to look, the same command runs what is missing"
         )
+
+
+def _require_datasets(jobs: Sequence[Job]) -> None:
+    """Raise DataError of the first dataset that is not prepared: here, not in every job."""
+    for split in ("train", "val"):
+        datasets = {str(job.dataset): job.dataset for job in jobs if split == "val" or job.stage != "evaluate"}
+        for dataset in datasets.values():
+            DATASETS.build(dataset).split(split)
 
 
 def _plan(config: ReproduceConfig, jobs: Sequence[Job], missing: Sequence[Job], times: Path) -> str:

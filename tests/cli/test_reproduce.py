@@ -306,7 +306,7 @@ def test_an_unprepared_dataset_is_told_before_anything_runs(fss, tmp_path):
     status, _, err = fss("reproduce", "table=toy", "--", f"dataset.root={tmp_path}")
     assert status == 1
     assert "fss-svf prepare" in err
-    assert not (tmp_path / "outputs/reproduce/toy/pretrain").exists()
+    assert not (tmp_path / "outputs/reproduce/toy/plan.md").exists()
 
 
 @pytest.mark.long
@@ -323,6 +323,10 @@ def test_sigterm_ends_its_jobs_and_says_so(toy_root, tmp_path):
         second = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
         assert second.returncode == 1
         assert second.stderr.strip().endswith("another process works in this run folder; end it, or wait for its end")
+        command.insert(command.index("--"), "plan=true")
+        plan = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+        assert plan.returncode == 0, plan.stderr
+        assert "0 of " in plan.stderr
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 75, err.decode()[-2000:]

@@ -341,6 +341,11 @@ def test_predict_writes_masks_overlays_and_a_table(fss, runs, examples, tmp_path
     assert "2 of 5 images were left out; the first: " in err
     assert "a link to nowhere.jpg" in err
     assert err.count("trained on the drawings of dataset=toy, not on photographs") == 1
+    alone = (f"query={queries / 'broken.jpg'}", f"support={examples}", "out=alone")
+    status, _, err = fss("predict", f"checkpoint={runs[0]}", *alone)
+    assert status == 1
+    assert "broken.jpg: " in one_line(err)
+    assert not (tmp_path / "alone").exists()
     (queries / "broken.jpg").unlink()
     (queries / "a link.jpg").unlink()
     first, second = tmp_path / "first", tmp_path / "second"
