@@ -27,7 +27,7 @@ from fss_svf.evaluation.ways import choose_rule
 from fss_svf.methods.base_classes import BaseClassMethod
 from fss_svf.methods.method import FewShotMethod
 from fss_svf.reporting.pictures import draw_episodes
-from fss_svf.training.drift import drift_by_stage
+from fss_svf.training.drift import drift_by_size, drift_by_stage
 from fss_svf.training.loggers import Logger
 from fss_svf.training.selection import Selection
 
@@ -129,5 +129,6 @@ class Validation:
         logger.image("episodes", draw_episodes(episode_pictures(self.task, self.options, first)), step)
         backbone = self.model.backbone
         logger.scalars({f"drift/{line.name}": line.drift_mean for line in svf.report(backbone)}, step)
+        logger.scalars({f"spectrum_{key}": value for key, value in drift_by_size(backbone).items()}, step)
         for stage, values in drift_by_stage(backbone).items():
             logger.histogram(f"relative_drift/{stage}", values, step)

@@ -61,6 +61,9 @@ def made(tmp_path):
     with SummaryWriter(str(run / "tensorboard")) as writer:
         for step in range(1, 11):
             values = {"loss/main": 1 / step, "miou": step / 20, "fb_iou": 0.5, "drift/layer2.0.conv1": step / 100}
+            values |= {
+                f"spectrum_{key}/{tenth}": step * tenth / 1000 for key in ("mean", "std") for tenth in range(1, 11)
+            }
             for name, value in values.items():
                 writer.add_scalar(name, value, step)
         writer.add_scalar("loss/aux", float("nan"), 1)
@@ -94,6 +97,7 @@ def test_everything_is_there_and_nothing_is_loaded(made):
         "On the validation episodes",
         "Drift of singular values, mean of a layer's |S - S0| / S0",
         "Drift at the end, by layer",
+        "Change S / S0 - 1 of large and small singular values at the end: mean, and standard deviation as a band",
     ]
     assert "<small>20.00 to 30.00</small>" in text
     ids = [a["id"] for _, a in tags if "id" in a]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from fss_svf import svf
 from fss_svf.backbones.resnet import TinyOptions, tiny
 from fss_svf.data.images import PALETTE
 from fss_svf.data.loading import LabelBatch
@@ -17,7 +18,7 @@ from fss_svf.errors import ConfigError
 from fss_svf.registry import TUNINGS
 from fss_svf.training import tracking
 from fss_svf.training.batch_picture import draw_episode_batch, draw_label_batch
-from fss_svf.training.drift import drift_by_stage
+from fss_svf.training.drift import drift_by_size, drift_by_stage
 from fss_svf.training.loggers import make_logger, require_package
 from fss_svf.training.loggers.mlflow import MlflowLogger
 from fss_svf.training.pretrain import pretrain
@@ -329,6 +330,22 @@ def test_drift_is_that_of_the_layers_that_train_s(tuning, stages):
             parameter.data *= 1.25
     for values in drift_by_stage(backbone).values():
         assert np.allclose(values, 0.25, atol=1e-5)
+
+
+def test_drift_by_size_tells_large_from_small_singular_values():
+    backbone, _ = tiny(TinyOptions(width=20))
+    TUNINGS.build(shipped_tuning("svf"), backbone)
+    assert drift_by_size(backbone) == {}  # nothing has moved
+    moved = {name: layer for name, layer in svf.layers(backbone) if "S" in layer.form.train}
+    assert len(moved) > 2
+    for layer in list(moved.values())[::2]:  # the others stay, and are left out
+        s, order = layer.S.data.view(-1), layer.S0.flatten().argsort(descending=True)
+        assert len(s) % 10 == 0
+        s[order[: len(s) // 2]] *= 1.5
+        s[order[len(s) // 2 :]] *= 0.75
+    found = drift_by_size(backbone)
+    assert [found[f"mean/{tenth}"] for tenth in range(1, 11)] == pytest.approx([0.5] * 5 + [-0.25] * 5, abs=1e-5)
+    assert [found[f"std/{tenth}"] for tenth in range(1, 11)] == pytest.approx([0] * 10, abs=1e-5)
 
 
 def test_memory_is_the_peak_since_the_last_reading(monkeypatch):

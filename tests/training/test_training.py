@@ -423,7 +423,7 @@ def test_tensorboard_has_one_run_with_everything(toy_root, tmp_path):
     tags = set(events.Tags()["scalars"])
     assert {"loss/main", "rate/head", "rate/backbone", "time/data_wait_share", "time/seconds_a_step", "miou", "fb_iou",
             "score", "drift/layer3.0.conv1", "grad_norm/head", "grad_norm/backbone", "grad_norm/total", "val/loss",
-            "memory/host_mb"} <= tags  # fmt: skip
+            "memory/host_mb", "spectrum_mean/1", "spectrum_std/10"} <= tags  # fmt: skip
     assert [e.step for e in events.Images("batch")] == [1]
     assert [e.step for e in events.Histograms("relative_drift/layer3")] == [4]  # the reader keeps the last one
     assert any(tag.startswith("iou/") for tag in tags)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
+from itertools import count, takewhile
 from pathlib import Path
 from statistics import fmean
 
@@ -12,6 +13,7 @@ from fss_svf.page.content import Content, folded, name_of, note, own_rows
 from fss_svf.page.curves import Curve, read_curves, read_log, run_folder
 from fss_svf.page.drawings.drift import drift_plot
 from fss_svf.page.drawings.lines import Lines, line_plot
+from fss_svf.page.drawings.spectrum import spectrum_plot
 from fss_svf.page.looks import COLOURS, Look, told_apart
 from fss_svf.page.plots import Plot
 from fss_svf.reporting.rows import Result, Row
@@ -19,6 +21,7 @@ from fss_svf.reporting.table import Table
 
 Curves = Mapping[str, Curve]
 
+_SPECTRUM = "Change S / S0 - 1 of large and small singular values at the end: mean, and standard deviation as a band"
 _LOG_ONLY = "From log.csv, without TensorBoard files: the drift of singular values is not in it."
 
 
@@ -64,11 +67,13 @@ def _compared(table: Table, fold: int, rows: Sequence[tuple[Look, Sequence[Curve
     losses = [Lines(look, [c["loss/main"] for c in of if "loss/main" in c]) for look, of in rows]
     scores = [Lines(look, [_percent(c["miou"]) for c in of if "miou" in c]) for look, of in rows]
     drifts = [(look, mean) for look, of in rows if (mean := _mean_drift(of))]
+    spectra = [(look, *of_tenths) for look, of in rows if (of_tenths := _spectrum(of))]
     caption = "Drift of singular values at the end, mean of a layer's |S - S0| / S0"
     return [
         line_plot(name_of("loss", table, f"fold{fold}"), "Main loss", losses),
         line_plot(name_of("validation", table, f"fold{fold}"), "mIoU on the validation episodes", scores, "mIoU (%)"),
         drift_plot(name_of("drift", table, f"fold{fold}"), caption, drifts) if drifts else None,
+        spectrum_plot(name_of("spectrum", table, f"fold{fold}"), _SPECTRUM, spectra) if spectra else None,
     ]
 
 
@@ -101,7 +106,7 @@ def _of_run(name: str, curves: Curves) -> list[Plot | None]:
     stages: dict[str, list[Curve]] = defaultdict(list)
     for layer, curve in _drifts(curves).items():
         stages[layer.split(".")[0]].append(_percent(curve))
-    last = _mean_drift([curves])
+    last, spectrum = _mean_drift([curves]), _spectrum([curves])
     return [
         line_plot(f"{name}-loss", "Loss", _coloured(losses)),
         line_plot(f"{name}-scores", "On the validation episodes", _coloured(scores), "%"),
@@ -109,6 +114,7 @@ def _of_run(name: str, curves: Curves) -> list[Plot | None]:
         drift_plot(f"{name}-layers", "Drift at the end, by layer", [(Look("at the end", 0, 0), last)])
         if last
         else None,
+        spectrum_plot(f"{name}-spectrum", _SPECTRUM, [(Look("at the end", 0, 0), *spectrum)]) if spectrum else None,
     ]
 
 
@@ -124,6 +130,16 @@ def _mean_drift(runs: Sequence[Curves]) -> dict[str, float]:
             if curve:
                 ends[layer].append(curve[-1][1])
     return {layer: fmean(values) for layer, values in ends.items()}
+
+
+def _spectrum(runs: Sequence[Curves]) -> tuple[list[float], list[float]] | None:
+    """The last spectrum_mean and spectrum_std of each tenth, means over runs; None where no run has any."""
+    found: dict[str, list[float]] = {}
+    for key in ("mean", "std"):
+        tenths = (f"spectrum_{key}/{number}" for number in count(1))
+        ends = takewhile(bool, ([c[tenth][-1][1] for c in runs if c.get(tenth)] for tenth in tenths))
+        found[key] = [fmean(values) for values in ends]
+    return (found["mean"], found["std"]) if found["mean"] else None
 
 
 def _drifts(curves: Curves) -> dict[str, Curve]:
