@@ -43,7 +43,7 @@ def segment_files(
         draw_examples(out / SHOWN, examples)
         count = sum(map(len, examples.values()))
         of_classes = f" of {len(classes)} classes" if UNNAMED not in classes else ""
-        log.info("examples encoded%s: %d, into %s; support=%s the next time", of_classes, count, saved, saved)
+        log.info("examples%s encoded: %d, into %s; support=%s the next time", of_classes, count, saved, saved)
     found, failed = _segment_all(segmenter, classes, photos, out, config.batch_size)
     told = listing([f"{name or 'the class'} found in {count} of them" for name, count in found.items()], 10)
     log.info("images segmented: %d, %s: %s", len(photos) - len(failed), told, out)

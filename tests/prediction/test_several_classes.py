@@ -126,7 +126,7 @@ def test_a_folder_of_folders_gives_labels_a_legend_and_a_row_for_each_class(fss,
     save(tmp_path / "queries" / "red.png", patch(RIGHT, RED)[0])
     status, _, err = fss(*VERB, f"support={classes}", "query=queries", "out=out")
     assert status == 0, err
-    assert "3 examples of 2 classes" in err
+    assert "examples of 2 classes encoded: 3, into" in err
     assert "green found in " in err
     out = tmp_path / "out"
     assert (out / "classes.txt").read_text().split() == ["green", "red"]
