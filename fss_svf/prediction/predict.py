@@ -48,12 +48,11 @@ def predict(config: PredictConfig, _: Path) -> None:
 
 def _require_an_image(photos: list[Path]) -> None:
     """Raise DataError of the first photograph where none can be opened (one alone: read), before anything is computed."""
-    if len(photos) == 1:
-        read_photo(photos[0])
+    check = read_photo if len(photos) == 1 else image_size
     failed = []
     for photo in photos:
         try:
-            image_size(photo)
+            check(photo)
             return
         except DataError as error:
             failed.append(error)

@@ -19,9 +19,9 @@ def drift_by_size(backbone: Backbone) -> dict[str, float]:
     Empty where there is none.
     """
     means, deviations = [], []
-    for _, layer in svf.layers(backbone):
+    for layer in (layer for _, layer in svf.layers(backbone) if "S" in layer.form.train):
         drift = svf.relative_drift(layer).flatten()
-        if "S" in layer.form.train and len(drift) >= _TENTHS and drift.any() and drift.isfinite().all():
+        if len(drift) >= _TENTHS and drift.any() and drift.isfinite().all():
             tenths = drift[layer.S0.flatten().argsort(descending=True)].tensor_split(_TENTHS)
             means.append(torch.stack([tenth.mean() for tenth in tenths]))
             deviations.append(torch.stack([tenth.std(correction=0) for tenth in tenths]))

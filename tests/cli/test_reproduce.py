@@ -306,6 +306,7 @@ def test_an_unprepared_dataset_is_told_before_anything_runs(fss, tmp_path):
     status, _, err = fss("reproduce", "table=toy", "--", f"dataset.root={tmp_path}")
     assert status == 1
     assert "fss-svf prepare" in err
+    assert not (tmp_path / "outputs/reproduce/toy/pretrain").exists()
     assert not (tmp_path / "outputs/reproduce/toy/plan.md").exists()
 
 
